@@ -1,0 +1,172 @@
+"""The one owner of frames: voxels, cells, tokens, planes, ångström. All other modules ask here.
+
+Voxel indices are (z, y, x), zero-based; an integer is the voxel's centre. Cell k of ratio r covers voxels
+[k·r, (k+1)·r), the last one possibly fewer. A slice of axis z has rows y and columns x; of y: z, x; of x: z, y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.types import AXES, Array, Axis, Float32, Point, Shape3
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""(start, stop) along z, y, x."""
+
+
+def axis_index(axis: Axis) -> int:
+    return AXES.index(axis)
+
+
+def plane_axes(axis: Axis) -> tuple[int, int]:
+    """Indices in (z, y, x) of the rows and the columns of a slice of `axis`."""
+    rows, columns = (i for i in range(3) if i != axis_index(axis))
+    return rows, columns
+
+
+def plane_shape(shape: Shape3, axis: Axis) -> tuple[int, int]:
+    rows, columns = plane_axes(axis)
+    return shape[rows], shape[columns]
+
+
+def to_view(volume: Array, axis: Axis) -> Array:
+    """A (z, y, x) volume as slices of `axis`: (slices, rows, columns), a view of the same memory."""
+    return np.moveaxis(volume, axis_index(axis), 0)
+
+
+def from_view(slices: Array, axis: Axis) -> Array:
+    """The inverse of `to_view`."""
+    return np.moveaxis(slices, 0, axis_index(axis))
+
+
+def box_of(volume_box: Box, axis: Axis) -> Box:
+    """A (z, y, x) box as (slices, rows, columns) of `axis`."""
+    rows, columns = plane_axes(axis)
+    return volume_box[axis_index(axis)], volume_box[rows], volume_box[columns]
+
+
+def to_plane(point: Sequence[float], axis: Axis) -> tuple[float, float, float]:
+    """A (z, y, x) point as (slice, row, column) of `axis`."""
+    rows, columns = plane_axes(axis)
+    return point[axis_index(axis)], point[rows], point[columns]
+
+
+def from_plane(index: float, row: float, column: float, axis: Axis) -> Point:
+    """The inverse of `to_plane`."""
+    rows, columns = plane_axes(axis)
+    point = [0.0, 0.0, 0.0]
+    point[axis_index(axis)], point[rows], point[columns] = index, row, column
+    return point[0], point[1], point[2]
+
+
+def cell_count(length: int, ratio: int) -> int:
+    return -(-length // ratio)
+
+
+def cell_grid(shape: Shape3, ratio: int) -> Shape3:
+    z, y, x = (cell_count(n, ratio) for n in shape)
+    return z, y, x
+
+
+def cell_centers(length: int, ratio: int) -> NDArray[np.float64]:
+    """Voxel positions of the cells' centres along one axis; a short last cell has the centre of what it covers."""
+    start = np.arange(cell_count(length, ratio)) * ratio
+    return (start + np.minimum(start + ratio, length) - 1) / 2
+
+
+def slabs(length: int, thickness: int) -> list[tuple[int, int]]:
+    """Cut [0, length) into runs of `thickness`, the last one possibly shorter."""
+    return [(start, min(start + thickness, length)) for start in range(0, length, thickness)]
+
+
+def boxes(shape: Shape3, size: Shape3) -> Iterator[Box]:
+    """Tile a volume with boxes of `size`, in (z, y, x) order; those at the ends may be smaller."""
+    z, y, x = (slabs(n, s) for n, s in zip(shape, size, strict=True))
+    return ((a, b, c) for a in z for b in y for c in x)
+
+
+def box_slices(box: Box) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(a, b) for a, b in box)
+    return z, y, x
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The common part of two boxes, or None."""
+    z, y, x = ((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
+    return (z, y, x) if all(p < q for p, q in (z, y, x)) else None
+
+
+def image_size(length: int, patch: int, slice_size: int | None) -> int:
+    """Pixels of an encoder's input along one side: the side itself, or `slice_size`, up to a multiple of `patch`."""
+    return cell_count(slice_size or length, patch) * patch
+
+
+def token_count(length: int, patch: int, slice_size: int | None) -> int:
+    return image_size(length, patch, slice_size) // patch
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Bilinear interpolation from tokens to positions along one axis, half-pixel centres, edges clamped.
+
+    Attributes
+    ----------
+    start, stop : the tokens that the positions touch
+    lower : (n,) index of the lower token, from `start`
+    fraction : (n,) weight of the token above it; 0 where there is none
+    """
+
+    start: int
+    stop: int
+    lower: NDArray[np.intp]
+    fraction: NDArray[np.float64]
+
+    @property
+    def weights(self) -> Float32:
+        """(n, stop − start) matrix that interpolates."""
+        out = np.zeros((len(self.lower), self.stop - self.start), np.float32)
+        rows = np.arange(len(self.lower))
+        out[rows, self.lower] = 1 - self.fraction
+        above = self.fraction > 0
+        out[rows[above], self.lower[above] + 1] = self.fraction[above]
+        return out
+
+    @property
+    def pairs(self) -> Float32:
+        """(n, stop − start) matrix of w_lower · w_upper at the lower token: the mixed term of a squared interpolation."""
+        out = np.zeros((len(self.lower), self.stop - self.start), np.float32)
+        out[np.arange(len(self.lower)), self.lower] = self.fraction * (1 - self.fraction)
+        return out
+
+
+def interpolation(positions: NDArray[np.float64], length: int, tokens: int) -> Interpolation:
+    """Interpolate `tokens` tokens that stand for `length` voxels at voxel `positions` (as `align_corners=False`)."""
+    source = np.clip((positions + 0.5) * (tokens / length) - 0.5, 0, tokens - 1)
+    lower = np.floor(source).astype(np.intp)
+    fraction = source - lower
+    start = int(lower.min())
+    stop = int(lower.max()) + 2 if np.any(fraction[lower == lower.max()] > 0) else int(lower.max()) + 1
+    return Interpolation(start, stop, lower - start, fraction)
+
+
+def to_angstrom(
+    points: NDArray[np.float64], voxel_size: Sequence[float], origin: Sequence[float]
+) -> NDArray[np.float64]:
+    """Voxel positions (…, 3) to ångström, z y x."""
+    return points * np.asarray(voxel_size) + np.asarray(origin)
+
+
+def axis_coordinates(length: int, voxel_size: float, origin: float, ratio: int = 1) -> NDArray[np.float64]:
+    """Ångström positions along one axis of voxels (ratio 1) or of cells."""
+    return cell_centers(length, ratio) * voxel_size + origin
+
+
+def token_coordinates(
+    length: int, tokens: int, voxel_size: float, origin: float
+) -> NDArray[np.float64]:
+    """Ångström positions of the tokens' centres along one axis."""
+    return ((np.arange(tokens) + 0.5) * (length / tokens) - 0.5) * voxel_size + origin

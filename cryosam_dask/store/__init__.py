@@ -1,0 +1,1 @@
+"""The store: what is where, done marks, and the views that people read it through."""

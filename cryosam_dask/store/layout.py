@@ -1,0 +1,138 @@
+"""Where everything is in a run's store: array names, shapes, chunks, dimension names. Nothing else spells a path.
+
+    RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
+      scale0/tomogram, scale1/…      the tomogram and its 2× levels
+      statistics                     per slab of the ingest
+      features/r1, r4, r8, r16       latent views z, y, x (float16) and their Gram maps (float32)
+      features/dense/r16             3C-channel features, where `dense_ratios` asks for them
+      features/standardization       per view mean and linear map of the tokens
+      embeddings/z, y, x             the segmenter's plane embeddings, one chunk a plane
+      queries/NAME                   prompts, their instances, the query feature
+      similarity/NAME/r16, r8, …     similarity on the cells of each ratio
+      proposals/NAME                 prompts found by matching
+      instances/NAME                 masks of the proposals, by group
+      picks/NAME                     kept instances, one row each
+      labels/NAME, NAME_semantic     OME-Zarr labels
+      marks/STAGE                    done marks: one byte a unit
+"""
+
+from __future__ import annotations
+
+from cryosam_dask.types import AXES, Axis, Shape3
+
+FORMAT = 1
+CHUNK: Shape3 = (32, 64, 64)
+SLAB = 16
+"""Slices in a unit of the feature stage: a multiple of every ratio, so that no unit depends on another."""
+
+INGEST_SLAB = CHUNK[0]
+STATISTICS = "statistics"
+TOMOGRAM_VARIABLE = "tomogram"
+LABELS_VARIABLE = "labels"
+STANDARDIZATION = "features/standardization"
+GRAM_MAPS = ("self", "down", "right", "cross")
+CHUNK_BYTES = 4 << 20
+
+
+def level_group(level: int) -> str:
+    """Group of one resolution level; level 0 is full resolution."""
+    return f"scale{level}"
+
+
+def tomogram(level: int = 0) -> str:
+    return f"{level_group(level)}/{TOMOGRAM_VARIABLE}"
+
+
+def labels_group(name: str) -> str:
+    return f"labels/{name}"
+
+
+def labels(name: str, level: int = 0) -> str:
+    return f"{labels_group(name)}/{level_group(level)}/{LABELS_VARIABLE}"
+
+
+def semantic_name(name: str) -> str:
+    return f"{name}_semantic"
+
+
+def features_group(ratio: int) -> str:
+    return f"features/r{ratio}"
+
+
+def latents(ratio: int, axis: Axis) -> str:
+    return f"{features_group(ratio)}/{axis}"
+
+
+def gram(ratio: int, axis: Axis) -> str:
+    return f"{features_group(ratio)}/{axis}_gram"
+
+
+def dense(ratio: int) -> str:
+    return f"features/dense/r{ratio}/features"
+
+
+def feature_sums(axis: Axis) -> str:
+    return f"features/sums/{axis}"
+
+
+def embeddings(axis: Axis) -> str:
+    return f"embeddings/{axis}"
+
+
+def query(name: str) -> str:
+    return f"queries/{name}"
+
+
+def similarity_group(name: str, ratio: int) -> str:
+    return f"similarity/{name}/r{ratio}"
+
+
+def similarity(name: str, ratio: int) -> str:
+    return f"{similarity_group(name, ratio)}/similarity"
+
+
+def proposals(name: str) -> str:
+    return f"proposals/{name}"
+
+
+def instances(name: str) -> str:
+    return f"instances/{name}"
+
+
+def picks(name: str) -> str:
+    return f"picks/{name}"
+
+
+def marks(stage: str) -> str:
+    return f"marks/{stage}"
+
+
+def level_count(shape: Shape3) -> int:
+    """Levels of the image pyramid: 2× steps until the longest side is at most 256; a slab still divides by each."""
+    count = 1
+    while max(shape) > 256 << (count - 1) and (INGEST_SLAB >> count) >= 1:
+        count += 1
+    return count
+
+
+def level_shape(shape: Shape3, level: int) -> Shape3:
+    step = 1 << level
+    z, y, x = (-(-n // step) for n in shape)
+    return z, y, x
+
+
+def level_chunks(level: int) -> Shape3:
+    """Chunks of a level: as many slices as an ingest slab gives on it, so that a slab always writes whole chunks."""
+    return INGEST_SLAB >> level, CHUNK[1], CHUNK[2]
+
+
+def view_dims(axis: Axis) -> tuple[str, str, str]:
+    """Dimension names of a latent view's first three axes: slices, token rows, token columns."""
+    rows, columns = (a for a in AXES if a != axis)
+    return axis, f"token_{rows}", f"token_{columns}"
+
+
+def latent_chunks(slices: int, grid: tuple[int, int], channels: int) -> tuple[int, int, int, int]:
+    """Chunks of a latent array: the slices of one slab, all channels, and a square of tokens of about `CHUNK_BYTES`."""
+    side = max(8, int((CHUNK_BYTES / (2 * channels * max(slices, 4))) ** 0.5) // 8 * 8)
+    return slices, min(side, grid[0]), min(side, grid[1]), channels

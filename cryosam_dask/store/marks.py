@@ -1,0 +1,70 @@
+"""Done marks: what a stage has finished, under the fingerprint of its settings and inputs.
+
+A stage owns one array `marks/STAGE`, one byte a unit and one unit a chunk: marking is one small write that no other
+unit touches. The array's attributes hold the fingerprint and the settings it stands for; they are written before the
+stage's first unit. Chunks of data are never taken as marks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cryosam_dask.errors import StoreError
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Bool
+
+
+def found_stage(store: RunStore, stage: str) -> dict[str, Any] | None:
+    """Attributes of a stage's marks (`fingerprint`, `settings`, …), or None if it never began."""
+    path = layout.marks(stage)
+    return dict(store.array(path).attrs) if path in store else None
+
+
+def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, Any], count: int) -> bool:
+    """Make sure that marks for this fingerprint exist; True if they are new, False if the stage is being continued.
+
+    `StoreError` if the stage was begun with other settings: the message names those that differ.
+    """
+    found = found_stage(store, stage)
+    if found is None:
+        store.new_array(
+            layout.marks(stage),
+            shape=(count,),
+            dtype="uint8",
+            chunks=(1,),
+            dims=("unit",),
+            attributes={"fingerprint": fingerprint, "settings": settings},
+        )
+        return True
+    if found["fingerprint"] == fingerprint:
+        return False
+    differing = differences(found["settings"], settings) or ["what it was made from"]
+    raise StoreError(
+        f"{store.url}: {stage} was made with other settings ({'; '.join(differing)}); "
+        "use the same settings, another --out or --name, or --overwrite"
+    )
+
+
+def done(store: RunStore, stage: str) -> Bool:
+    """Which units are done, (units,) bool."""
+    return np.asarray(store.array(layout.marks(stage))[:]).astype(bool)
+
+
+def mark(store: RunStore, stage: str, index: int) -> None:
+    """Mark one unit as done; the last thing a unit does."""
+    store.array(layout.marks(stage))[index] = 1
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The settings that differ, as `name: old → new`, nested ones by their dotted name."""
+    out: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a} → {b}")
+    return out
