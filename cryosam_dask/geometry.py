@@ -137,7 +137,7 @@ class Interpolation:
 
     @property
     def pairs(self) -> Float32:
-        """(n, stop − start) matrix of w_lower · w_upper at the lower token: the mixed term of a squared interpolation."""
+        """(n, stop − start) matrix of w_lower · w_upper at the lower token: the mixed term of a square."""
         out = np.zeros((len(self.lower), self.stop - self.start), np.float32)
         out[np.arange(len(self.lower)), self.lower] = self.fraction * (1 - self.fraction)
         return out
@@ -165,8 +165,44 @@ def axis_coordinates(length: int, voxel_size: float, origin: float, ratio: int =
     return cell_centers(length, ratio) * voxel_size + origin
 
 
-def token_coordinates(
-    length: int, tokens: int, voxel_size: float, origin: float
-) -> NDArray[np.float64]:
+def token_coordinates(length: int, tokens: int, voxel_size: float, origin: float) -> NDArray[np.float64]:
     """Ångström positions of the tokens' centres along one axis."""
     return ((np.arange(tokens) + 0.5) * (length / tokens) - 0.5) * voxel_size + origin
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A run of tokens along one axis of a tiled slice: [first, last) is read, [start, stop) of it is kept."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+    def read(self, patch: int) -> slice:
+        """Pixels to read."""
+        return slice(self.first * patch, self.last * patch)
+
+    @property
+    def crop(self) -> slice:
+        """What to keep of the tile's own tokens."""
+        return slice(self.start - self.first, self.stop - self.first)
+
+    @property
+    def keep(self) -> slice:
+        """Where it goes among all tokens."""
+        return slice(self.start, self.stop)
+
+
+def tiles(tokens: int, size: int, halo: int) -> list[Tile]:
+    """Cover `tokens` tokens with tiles of at most `size`, overlapping so that `halo` tokens around each are cropped."""
+    if tokens <= size:
+        return [Tile(0, tokens, 0, tokens)]
+    out, start = [], 0
+    while start < tokens:
+        first = max(0, min(start - halo, tokens - size))
+        last = first + size
+        stop = tokens if last >= tokens else last - halo
+        out.append(Tile(first, min(last, tokens), start, stop))
+        start = stop
+    return out

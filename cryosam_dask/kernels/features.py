@@ -61,9 +61,10 @@ def squared_norm(block: ViewBlock) -> Float32:
     """‖up(latents)‖² at the block's positions, (n, rows, columns), from the Gram maps."""
     assert block.gram is not None
     wr, wc = block.rows.weights**2, block.columns.weights**2
-    pr, pc = 2 * block.rows.pairs, 2 * block.columns.pairs
+    pr, pc = block.rows.pairs, block.columns.pairs
     self_, down, right, cross = np.moveaxis(block.gram, -1, 0)
-    return wr @ (self_ @ wc.T + right @ pc.T) + pr @ (down @ wc.T + cross @ pc.T)
+    out: Float32 = wr @ (self_ @ wc.T + 2 * right @ pc.T) + 2 * pr @ (down @ wc.T + cross @ pc.T)
+    return out
 
 
 def project(block: ViewBlock, vectors: Float32) -> Float32:
@@ -116,5 +117,4 @@ def average_slices(tokens: Float32, ratio: int) -> Float32:
     starts = np.arange(0, len(tokens), ratio)
     counts = np.diff(np.append(starts, len(tokens)))
     sums = np.add.reduceat(tokens, starts, axis=0)
-    out: Float32 = sums / counts[:, None, None, None].astype(np.float32)
-    return out
+    return (sums / counts[:, None, None, None]).astype(np.float32)

@@ -35,8 +35,8 @@ class WalkParameters:
     edge : intensity step, in deviations of the local differences, across which the walk hardly goes
     """
 
-    data: float = 0.15
-    temper: float = 0.7
+    data: float = 0.3
+    temper: float = 0.5
     memory: float = 0.5
     edge: float = 2.0
 
@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
     """One mask on a window of the plane.
 
     row, col : the window's first pixel; mask : (a, b) bool; logits : (a, b) float32, > 0 inside the mask and
-    ≤ 0 outside; score : 0 to 1, the part of the local variance that the mask explains.
+    ≤ 0 outside; score : 0 to 1, its `quality`.
     """
 
     row: int
@@ -133,27 +133,34 @@ def _component(mask: Bool, row: int, col: int) -> Bool:
     return filled
 
 
-def explained(image: Float32, mask: Bool) -> float:
-    """Part of the variance that the mask explains, in the mask and a ring of about its own area around it.
+def quality(image: Float32, mask: Bool) -> float:
+    """How good a mask is by itself, 0 to 1: variance explained × sharpness of the outline × compactness.
 
-    Otsu's effectiveness of a threshold (1979), on the mask's own neighbourhood: a mask too small has a ring
-    that is like itself, a mask too large is not like itself. 0 to 1.
+    Variance explained, in the mask and a ring of about its own area around it: Otsu's effectiveness of a threshold
+    (1979) on the mask's neighbourhood; a mask too small has a ring like itself, one too large is not like itself.
+    Sharpness: the step across the outline against that step and the deviation in the ring. Compactness: the second
+    moment of a disc of the same area over the mask's. The last two only break near ties, so they enter by a root.
     """
-    area = int(mask.sum())
-    if area < 3 or area == mask.size:
+    area = int(np.count_nonzero(mask))
+    if area < 4 or area == mask.size:
         return 0.0
     distance = ndimage.distance_transform_edt(~mask)
     width = max(2.0, 0.42 * np.sqrt(area / np.pi))
-    ring = image[(distance > 0.5) & (distance <= width)]
-    inside = image[mask]
-    n, m = inside.size, ring.size
-    if m == 0:
+    inside, ring = image[mask], image[(distance > 0.5) & (distance <= width)]
+    beside = image[(distance > 1.2) & (distance <= 2.5)]
+    rim = image[mask & ~ndimage.binary_erosion(mask, border_value=1)]
+    if ring.size == 0 or beside.size == 0 or rim.size == 0:
         return 0.0
+    n, m = inside.size, ring.size
     gap = float(inside.mean() - ring.mean())
     between = n * m / (n + m) ** 2 * gap**2
     within = (n * float(inside.var()) + m * float(ring.var())) / (n + m)
-    share = between / (between + within + 1e-9)
-    return float(share) * area / (area + 12.0)
+    step = max(float(rim.mean() - beside.mean()) * np.sign(gap), 0.0)
+    sharp = step / (step + float(ring.std()) + 1e-6)
+    rows, cols = np.nonzero(mask)
+    compact = min(1.0, area / (2 * np.pi) / float(rows.var() + cols.var() + 1 / 6))
+    small = area / (area + 12.0)
+    return float(small * between / (between + within + 1e-9) * np.sqrt(sharp) * compact**0.25)
 
 
 class _Window(NamedTuple):
@@ -207,10 +214,24 @@ def _finish(window: _Window, coarse: Float32, row: float, col: float) -> Candida
     mask = _component(inside > 0.5, *at)
     logits = np.log(inside / (1 - inside)).astype(np.float32)
     logits = np.where(mask, np.maximum(logits, 1e-3), np.minimum(logits, 0)).astype(np.float32)
-    return Candidate(window.row, window.col, mask, logits, explained(window.image, mask))
+    return Candidate(window.row, window.col, mask, logits, quality(window.image, mask))
 
 
-def from_point(plane: Float32, row: float, col: float, radius: float, how: WalkParameters) -> Candidate:
+def from_point(plane: Float32, row: float, col: float, how: WalkParameters) -> list[Candidate]:
+    """Segment what lies under a point: one candidate for each of `SCALES`.
+
+    A point is seldom at the middle: each scale is walked again from the centre of the best mask of the first round.
+    """
+    first = [_at_scale(plane, row, col, radius, how) for radius in SCALES]
+    best = max(first, key=lambda c: c.score)
+    rows, cols = np.nonzero(best.mask)
+    if rows.size == 0:
+        return first
+    centre = float(rows.mean()) + best.row, float(cols.mean()) + best.col
+    return [_at_scale(plane, *centre, radius, how) for radius in SCALES]
+
+
+def _at_scale(plane: Float32, row: float, col: float, radius: float, how: WalkParameters) -> Candidate:
     """Segment what lies under a point, taken to be about `radius` pixels in radius.
 
     The class means come from a disc and a ring around the point first, then from the mask that these gave. Pixels

@@ -28,9 +28,7 @@ class RandomWalkerSegmenter:
     name = "random-walker"
     batch = 16
 
-    def __init__(
-        self, smoothing: float = 1.0, parameters: walker.WalkParameters | None = None
-    ) -> None:
+    def __init__(self, smoothing: float = 1.7, parameters: walker.WalkParameters | None = None) -> None:
         self.smoothing = smoothing
         self.parameters = parameters or walker.WalkParameters()
         self.identity = f"random-walker-1 smoothing={smoothing} {self.parameters}"
@@ -53,9 +51,7 @@ class RandomWalkerSegmenter:
         smooth = ndimage.gaussian_filter(planes.astype(np.float32), (0, self.smoothing, self.smoothing))
         return smooth.astype(np.float16)
 
-    def predict(
-        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None
-    ) -> Prediction:
+    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         """Segment B points (row, column) on one plane; see `PromptedSegmenter.predict`."""
         count = len(walker.SCALES) if logits is None else 1
         shape = (len(points), count, *plane)
@@ -63,7 +59,7 @@ class RandomWalkerSegmenter:
         scores = np.zeros(shape[:2], np.float32)
         for b, (row, col) in enumerate(np.asarray(points, float)):
             if logits is None:
-                found = [walker.from_point(embedding, row, col, s, self.parameters) for s in walker.SCALES]
+                found = walker.from_point(embedding, row, col, self.parameters)
             else:
                 one = walker.from_mask(embedding, row, col, logits[b], self.parameters)
                 found = [] if one is None else [one]

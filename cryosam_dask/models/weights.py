@@ -242,7 +242,9 @@ def _read(path: Path) -> Any:
     import pickle
 
     import torch
+    from safetensors import SafetensorError
 
+    malformed = (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, OSError)
     try:
         with path.open("rb") as stream:
             head = stream.read(9)
@@ -251,18 +253,12 @@ def _read(path: Path) -> Any:
 
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, OSError, _safetensors_error()) as error:
+    except malformed as error:
         size = path.stat().st_size if path.is_file() else 0
         raise ModelError(
             f"weights file {path} ({size:,} bytes) is cut or is no checkpoint ({type(error).__name__}); expected a "
             f"PyTorch or safetensors file, download it again"
         ) from error
-
-
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
 
 
 def _unwrap(read: Any) -> dict[str, torch.Tensor]:
@@ -276,8 +272,12 @@ def _unwrap(read: Any) -> dict[str, torch.Tensor]:
     return {key: value for key, value in read.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
-def load_into(module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path) -> None:
+def load_into(
+    module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path, assign: bool = False
+) -> None:
     """Load all of `module`'s weights from `tensors`; a classifier (`head…`) in the file is left out.
+
+    `assign` puts the tensors themselves into the module, as one built on the meta device needs.
 
     Raises
     ------
@@ -285,7 +285,7 @@ def load_into(module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: s
         A tensor is missing, has another shape, or has no place in the model.
     """
     try:
-        missing, unexpected = module.load_state_dict(tensors, strict=False)
+        missing, unexpected = module.load_state_dict(tensors, strict=False, assign=assign)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         detail = lines[0] if lines else str(error).splitlines()[0]

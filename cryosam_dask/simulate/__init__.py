@@ -27,6 +27,8 @@ __all__ = [
 
 Float64 = NDArray[np.float64]
 
+_LEAFLET_DENSITY = np.float32(0.7)  # to the solvent, relative to that of a protein
+
 
 class Particle(NamedTuple):
     """A particle of the truth: its mask's centre of mass in voxels, its label, its species."""
@@ -167,6 +169,6 @@ def _add_membrane(
     voxel = settings.voxel_size / 10
     width = max(0.8, 0.5 * voxel) / voxel
     for leaflet in (-LEAFLET_NM / voxel, LEAFLET_NM / voxel):
-        density += np.exp(-0.5 * np.square((distance - leaflet) / width), dtype=np.float32)
+        density += _LEAFLET_DENSITY * np.exp(-0.5 * np.square((distance - leaflet) / width), dtype=np.float32)
     inside = tuple(slice(o, o + n) for o, n in zip(offset, mask.shape, strict=True))
     mask |= np.abs(distance[inside]) <= membrane_half_thickness(settings)

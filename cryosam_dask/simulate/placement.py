@@ -27,7 +27,7 @@ class Vesicle:
 
 
 def place_vesicles(settings: SimulationSettings, rng: np.random.Generator) -> list[Vesicle]:
-    """Vesicles of 20 to 45 nm radius whose shell crosses the volume; they don't touch each other."""
+    """Vesicles of 20 to 45 nm radius, less in a small volume, centred in or near it; they don't touch each other."""
     shape = np.asarray(settings.shape, dtype=float)
     nm = 10 / settings.voxel_size
     clearance = 2 * (_MEMBRANE_HALF_NM * nm + GAP_VOXELS)
@@ -35,17 +35,17 @@ def place_vesicles(settings: SimulationSettings, rng: np.random.Generator) -> li
     found: list[Vesicle] = []
     for _ in range(_TRIES):
         if len(found) == settings.membranes:
-            return found
+            break
         radius = float(rng.uniform(min(20.0 * nm, 0.7 * largest), largest))
         centre = rng.uniform(-0.3 * radius, shape - 1 + 0.3 * radius)
         if all(np.linalg.norm(centre - v.centre) > radius + v.radius + clearance for v in found):
             found.append(Vesicle((float(centre[0]), float(centre[1]), float(centre[2])), radius))
-    if len(found) == settings.membranes:
-        return found
-    raise SettingsError(
-        f"simulation: only {len(found)} of {settings.membranes} membranes fit in {settings.shape} voxels; "
-        "ask for fewer membranes or a larger shape"
-    )
+    if len(found) < settings.membranes:
+        raise SettingsError(
+            f"simulation: only {len(found)} of {settings.membranes} membranes fit in {settings.shape} voxels; "
+            "ask for fewer membranes or a larger shape"
+        )
+    return found
 
 
 def membrane_half_thickness(settings: SimulationSettings) -> float:

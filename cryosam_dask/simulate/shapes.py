@@ -16,14 +16,16 @@ Float64 = NDArray[np.float64]
 
 # (z, y, x, radius) in units of the particle's rough diameter
 _RIBOSOME_LARGE = (
-    (0.0, 0.0, -0.12, 0.29), (0.16, 0.18, -0.10, 0.17), (-0.20, 0.12, -0.14, 0.16), (0.05, -0.24, -0.16, 0.15),
+    (0.0, 0.0, -0.12, 0.31), (0.16, 0.18, -0.10, 0.17), (-0.20, 0.12, -0.14, 0.16), (0.05, -0.24, -0.16, 0.15),
     (0.28, -0.08, -0.14, 0.10), (-0.05, 0.33, -0.16, 0.08),
 )  # fmt: skip
 _RIBOSOME_SMALL = (
     (-0.16, 0.0, 0.27, 0.15), (0.0, 0.06, 0.29, 0.14), (0.17, 0.02, 0.28, 0.12), (0.28, -0.06, 0.24, 0.10),
     (-0.26, -0.10, 0.25, 0.09),
 )  # fmt: skip
-_TETRAMER = ((0.2, 0.2, 0.2, 0.235), (0.2, -0.2, -0.2, 0.235), (-0.2, 0.2, -0.2, 0.235), (-0.2, -0.2, 0.2, 0.235))
+_TETRAMER = (
+    (0.16, 0.16, 0.16, 0.25), (0.16, -0.16, -0.16, 0.25), (-0.16, 0.16, -0.16, 0.25), (-0.16, -0.16, 0.16, 0.25),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ def _distances(shape: str, points: Float64) -> tuple[Float64, Float64]:
         return _barrel(points)
     if shape == "tetramer":
         surface = _balls(points, _TETRAMER)
-        return surface, np.minimum(surface, _balls(points, ((0.0, 0.0, 0.0, 0.26),)))
-    scaled = np.sqrt((points[0] / 0.5) ** 2 + (points[1] / 0.42) ** 2 + (points[2] / 0.36) ** 2)
-    ellipsoid = (scaled - 1) * 0.42
+        return surface, np.minimum(surface, _balls(points, ((0.0, 0.0, 0.0, 0.28),)))
+    scaled: Float64 = np.sqrt((points[0] / 0.5) ** 2 + (points[1] / 0.42) ** 2 + (points[2] / 0.36) ** 2)
+    ellipsoid: Float64 = (scaled - 1) * 0.42
     return ellipsoid, ellipsoid
 
 
@@ -94,7 +96,8 @@ def _texture(shape: str, nanometres: Float64) -> Float64:
     total: Float64 = np.zeros(nanometres.shape[1:])
     for wave, phase in zip(waves, phases, strict=True):
         total += np.cos(np.tensordot(wave, nanometres, axes=1) + phase)
-    return total / np.sqrt(12.0)
+    total /= np.sqrt(12.0)  # 24 cosines, each of variance 1/2
+    return total
 
 
 def template(species: Species, voxel_size: float) -> Template:

@@ -1,19 +1,19 @@
 """Where everything is in a run's store: array names, shapes, chunks, dimension names. Nothing else spells a path.
 
-    RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
-      scale0/tomogram, scale1/…      the tomogram and its 2× levels
-      statistics                     per slab of the ingest
-      features/r1, r4, r8, r16       latent views z, y, x (float16) and their Gram maps (float32)
-      features/dense/r16             3C-channel features, where `dense_ratios` asks for them
-      features/standardization       per view mean and linear map of the tokens
-      embeddings/z, y, x             the segmenter's plane embeddings, one chunk a plane
-      queries/NAME                   prompts, their instances, the query feature
-      similarity/NAME/r16, r8, …     similarity on the cells of each ratio
-      proposals/NAME                 prompts found by matching
-      instances/NAME                 masks of the proposals, by group
-      picks/NAME                     kept instances, one row each
-      labels/NAME, NAME_semantic     OME-Zarr labels
-      marks/STAGE                    done marks: one byte a unit
+RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
+  scale0/tomogram, scale1/…      the tomogram and its 2× levels
+  statistics                     per slab of the ingest
+  features/r1, r4, r8, r16       latent views z, y, x (float16) and their Gram maps (float32)
+  features/dense/r16             3C-channel features, where `dense_ratios` asks for them
+  features/standardization       per view mean and linear map of the tokens
+  embeddings/z, y, x             the segmenter's plane embeddings, one chunk a plane; planes/: what they are of
+  queries/NAME                   prompts, their instances, the query feature
+  similarity/NAME/r16, r8, …     similarity on the cells of each ratio
+  proposals/NAME                 prompts found by matching
+  instances/NAME                 masks of the proposals, by group
+  picks/NAME                     kept instances, one row each
+  labels/NAME, NAME_semantic     OME-Zarr labels
+  marks/STAGE                    done marks: one byte a unit
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def embeddings(axis: Axis) -> str:
     return f"embeddings/{axis}"
 
 
+def planes(axis: Axis) -> str:
+    return f"embeddings/planes/{axis}"
+
+
 def query(name: str) -> str:
     return f"queries/{name}"
 
@@ -97,6 +101,16 @@ def proposals(name: str) -> str:
 
 def instances(name: str) -> str:
     return f"instances/{name}"
+
+
+def group(where: str, index: int) -> str:
+    """Instances of one group of prompts of a query or of its proposals."""
+    return f"{where}/group{index:05d}"
+
+
+def state(where: str, index: int) -> str:
+    """What a group that waits for planes has done so far."""
+    return f"{where}/state{index:05d}"
 
 
 def picks(name: str) -> str:
@@ -129,7 +143,7 @@ def level_chunks(level: int) -> Shape3:
 def view_dims(axis: Axis) -> tuple[str, str, str]:
     """Dimension names of a latent view's first three axes: slices, token rows, token columns."""
     rows, columns = (a for a in AXES if a != axis)
-    return axis, f"token_{rows}", f"token_{columns}"
+    return f"slice_{axis}", f"token_{rows}", f"token_{columns}"
 
 
 def latent_chunks(slices: int, grid: tuple[int, int], channels: int) -> tuple[int, int, int, int]:

@@ -122,6 +122,10 @@ class RunStore:
             raise StoreError(f"{self.url}: no array {path!r}; the stage that makes it has not run")
         return found
 
+    def read(self, path: str, part: Any = ...) -> Array:
+        """A part of an array, in memory."""
+        return np.asarray(self.array(path)[part])
+
     def group(self, path: str) -> zarr.Group:
         """A group of the store, made if it is not there."""
         return self.root.require_group(path)

@@ -1,0 +1,284 @@
+"""What an executor is, and the one loop around it: memory check, done marks, retries, errors.
+
+execute ── skip what is marked ── check memory ── executor.run ──▶ run_unit on a worker: work, then marks
+   ▲                                                  │
+   └───────── retry what failed, round by round ◀─────┘ report(unit, outcome)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from cryosam_dask.errors import CryosamError, ExecutionError, StoreError
+from cryosam_dask.executors.memory import PeakMemory, check_memory
+from cryosam_dask.executors.progress import NullProgress, Progress, StageProgress
+from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult, Work
+from cryosam_dask.store import marks
+from cryosam_dask.store.run_store import RunStore
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+PATIENCE = 32
+"""Failures in a row after which a round ends: what is broken for all units should not be tried on all of them."""
+
+RETRY_PAUSE = 0.5
+"""Seconds before the first retry, doubled before each further one: file systems and networks recover."""
+
+_NO_USE_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a unit took.
+
+    Attributes
+    ----------
+    seconds : wall time on its worker; worker : host and process id
+    memory : resident bytes of the worker's process when the unit began; peak : the most while it ran
+    """
+
+    unit: str
+    seconds: float
+    worker: str
+    memory: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit's result, with what it took."""
+
+    result: UnitResult
+    timing: Timing
+
+
+Report = Callable[[Unit, Finished | BaseException], None]
+
+
+class Executor(Protocol):
+    """Runs independent units somewhere.
+
+    Attributes
+    ----------
+    name : "serial" or "dask"
+    device : the torch device that models run on
+    worker_memory : bytes that a unit may use on the smallest worker, None if there is no limit to go by
+    """
+
+    name: str
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def worker_memory(self) -> int | None: ...
+
+    def describe(self) -> str:
+        """For people: "2 local workers, CPU"."""
+        ...
+
+    def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
+        """Run each unit once through `run_unit` and report each outcome, in any order, on the calling thread.
+
+        A unit's exception is reported, not raised, and the others go on. What `report` raises ends the run: units
+        that have not begun are dropped, and the exception passes through.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the executor itself opened. Closing twice is allowed."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What `execute` did: results and timings of the units it ran, and how many were done before."""
+
+    results: dict[str, UnitResult]
+    timings: tuple[Timing, ...]
+    skipped: int
+
+    @property
+    def peak(self) -> int:
+        """The most resident bytes that a worker's process had in any unit, its libraries included."""
+        return max((timing.peak for timing in self.timings), default=0)
+
+
+def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Unit) -> Finished:
+    """Run one unit where it stands and set its marks last. Every executor runs units through this."""
+    logger.debug("%s: %s begins", stage, unit.name)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    start, watch = time.perf_counter(), PeakMemory()
+    try:
+        store = RunStore.open(context.url, "r+")
+    except StoreError as error:
+        raise StoreError(
+            f"worker {worker} can't open the store ({error}); it must stand where all workers can write"
+        ) from error
+    try:
+        result = work(context, settings, unit)
+        result = UnitResult() if result is None else result
+        if result.done:
+            for index in unit.marks:
+                marks.mark(store, stage, index)
+    except OSError as error:
+        if error.errno not in _NO_USE_GOING_ON:
+            raise
+        raise StoreError(
+            f"{context.url}: {os.strerror(error.errno or 0)} while {stage} ran {unit.name}; make room and run the same "
+            "command again, finished units are kept"
+        ) from error
+    timing = Timing(unit.name, time.perf_counter() - start, worker, watch.before, watch.peak)
+    logger.debug("%s: %s ends after %.2f s", stage, unit.name, timing.seconds)
+    return Finished(result, timing)
+
+
+def execute(
+    stage: Stage,
+    store: RunStore,
+    executor: Executor,
+    progress: Progress | None = None,
+    *,
+    units: Iterable[Unit] | None = None,
+    retries: int = RETRIES,
+) -> Execution:
+    """Run the units of a stage that are not marked done; `units` restricts it to some of the stage's units.
+
+    Raises
+    ------
+    StoreError : the stage was begun with other settings, or the store can't be written
+    MemoryLimitError : the largest unit does not fit in a worker; nothing ran and nothing was written
+    ExecutionError : units failed `retries` + 1 times; the others ran, and are not run again next time
+    CryosamError : of a unit, as it is and without a retry: bad input stays bad
+    """
+    wanted = tuple(stage.units if units is None else units)
+    if len({unit.name for unit in wanted}) < len(wanted):
+        raise ValueError(f"{stage.name}: two units have the same name")
+    todo = _begin(stage, store, wanted, executor)
+    skipped = len(wanted) - len(todo)
+    if not todo:
+        return Execution({}, (), skipped)
+    device = executor.device if stage.uses_model else "cpu"
+    context = Context(_absolute(store.url), device)
+    sink = NullProgress() if progress is None else progress
+    with contextlib.closing(sink.stage(stage.name, len(wanted), skipped, device)) as bar:
+        ledger = _Ledger(stage.name, todo, bar)
+        for attempt in range(retries + 1):
+            if attempt:
+                time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
+            with contextlib.suppress(_RoundOverError):
+                executor.run(stage, context, ledger.next_round(), ledger.report)
+            if ledger.settled:
+                break
+    ledger.raise_failures(executor)
+    return Execution(ledger.results, tuple(ledger.timings), skipped)
+
+
+def _begin(stage: Stage, store: RunStore, units: Sequence[Unit], executor: Executor) -> list[Unit]:
+    """Compare settings, find the units that are not done, check that they fit, and lay the marks out, in this order."""
+
+    def begin() -> None:
+        marks.begin(store, stage.name, fingerprint=stage.fingerprint, settings=stage.settings, count=stage.count)
+
+    todo = list(units)
+    fresh = marks.found_stage(store, stage.name) is None
+    if not fresh:
+        begin()
+        done = marks.done(store, stage.name)
+        todo = [unit for unit in units if not all(done[index] for index in unit.marks)]
+    if todo:
+        check_memory(stage, todo, executor.worker_memory)
+    if fresh:
+        begin()
+    return todo
+
+
+def _absolute(url: str) -> str:
+    """A path that means the same in a worker with another working directory."""
+    return url if "://" in url else str(Path(url).absolute())
+
+
+class _RoundOverError(Exception):
+    """Raised through `Executor.run` to end a round early; never leaves `execute`."""
+
+
+class _Ledger:
+    """What became of each unit of one `execute`."""
+
+    def __init__(self, stage: str, units: Sequence[Unit], bar: StageProgress) -> None:
+        self.results: dict[str, UnitResult] = {}
+        self.timings: list[Timing] = []
+        self._stage = stage
+        self._bar = bar
+        self._open = {unit.name: unit for unit in units}
+        self._failures: dict[str, BaseException] = {}
+        self._in_a_row = 0
+        self._hopeless = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether another round has nothing to try."""
+        return self._hopeless or not self._open
+
+    def next_round(self) -> list[Unit]:
+        """Units that are neither finished nor failed for good."""
+        self._in_a_row = 0
+        return list(self._open.values())
+
+    def report(self, unit: Unit, outcome: Finished | BaseException) -> None:
+        if isinstance(outcome, Finished):
+            self._in_a_row = 0
+            self._failures.pop(unit.name, None)
+            del self._open[unit.name]
+            self.results[unit.name] = outcome.result
+            self.timings.append(outcome.timing)
+            if outcome.result.done:
+                self._bar.advance(1)
+            return
+        logger.warning("%s: %s failed: %s", self._stage, unit.name, one_line(outcome))
+        logger.debug("%s: %s", self._stage, unit.name, exc_info=outcome)
+        self._failures[unit.name] = outcome
+        if isinstance(outcome, CryosamError):
+            del self._open[unit.name]
+        self._hopeless = isinstance(outcome, StoreError)
+        self._in_a_row += 1
+        if self._hopeless or self._in_a_row >= PATIENCE:
+            raise _RoundOverError
+
+    def raise_failures(self, executor: Executor) -> None:
+        """Raise the error that stands for all failures, if there are any."""
+        if not self._failures:
+            return
+        for cause in self._failures.values():
+            if isinstance(cause, CryosamError):
+                raise cause
+        names = list(self._failures)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        first = self._failures[names[0]]
+        raise ExecutionError(
+            f"{self._stage}: {len(names)} of {len(names) + len(self.results)} units failed on {executor.describe()} "
+            f"({shown}), the first with {one_line(first)}; finished units are kept, run the same command again to go on"
+        ) from first
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as `Type: first line of its message`."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,91 @@
+"""What is being done, how far it is, and how long it will take: one line a stage, on stderr.
+
+Where stderr is not a terminal nothing is drawn, and each stage leaves two lines in the log at level INFO.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+logger = logging.getLogger(__name__)
+
+SPEED_PERIOD = 1800.0
+"""Seconds of the past that the speed is taken from: units of minutes must give an estimate too."""
+
+
+class StageProgress:
+    """One stage's line. `close` it when the stage ends, however it ends."""
+
+    def __init__(self, name: str, total: int, done: int, device: str, bars: Bars | None = None) -> None:
+        self._name, self._total, self._done, self._device = name, total, done, device
+        self._bars = bars
+        self._start = time.monotonic()
+        self._task: TaskID | None = None
+        if bars is not None:
+            bars.start()
+            self._task = bars.add_task(name, total=total, completed=done, device=device)
+        before = f", {done} of them done before" if done else ""
+        logger.info("%s: %d units%s, on %s", name, total, before, device)
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more units are done."""
+        self._done += count
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task, count)
+
+    def close(self) -> None:
+        """End the line. It stays on the terminal as it is."""
+        if self._bars is not None and self._task is not None:
+            self._bars.stop_task(self._task)
+            self._bars.stop()
+        seconds = time.monotonic() - self._start
+        logger.info("%s: %d of %d units done after %.1f s", self._name, self._done, self._total, seconds)
+
+
+class Progress:
+    """Lines of the stages of one run; stages follow each other, one at a time."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = Console(stderr=True) if console is None else console
+
+    def stage(self, name: str, total: int, done: int, device: str) -> StageProgress:
+        """Begin a stage of `total` units, `done` of them from an earlier run, with models on `device`."""
+        return StageProgress(name, total, done, device, self._bars())
+
+    def _bars(self) -> Bars | None:
+        if not self._console.is_terminal:
+            return None
+        return Bars(
+            TextColumn("{task.description:<20}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[device]}", markup=False),
+            console=self._console,
+            speed_estimate_period=SPEED_PERIOD,
+        )
+
+    def close(self) -> None:
+        """Nothing is left open between stages."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class NullProgress(Progress):
+    """Draws nothing, wherever it runs; the log lines stay."""
+
+    def _bars(self) -> Bars | None:
+        return None

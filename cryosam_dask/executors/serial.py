@@ -1,0 +1,52 @@
+"""One unit after the other in this process: the reference that other executors are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from cryosam_dask.executors.base import Report, run_unit
+from cryosam_dask.executors.memory import available_memory
+from cryosam_dask.stages.base import Context, Stage, Unit
+
+
+class SerialExecutor:
+    """Runs units here. `device` is a torch device that is known to be there."""
+
+    name = "serial"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    @property
+    def worker_memory(self) -> int | None:
+        return available_memory()
+
+    def describe(self) -> str:
+        return f"this process, {device_name(self.device)}"
+
+    def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
+        for unit in units:
+            try:
+                finished = run_unit(stage.name, stage.work, stage.settings, context, unit)
+            except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
+                report(unit, error)
+            else:
+                report(unit, finished)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def device_name(device: str) -> str:
+    """A torch device as people call it: "CPU", "GPU"."""
+    return "GPU" if device.startswith("cuda") else device.upper()

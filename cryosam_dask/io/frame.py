@@ -1,0 +1,117 @@
+"""What every tomogram reader shares: the source contract, blocks, voxel sizes and axis order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.types import AXES, Array, Point, Shape3
+
+Block = tuple[slice, slice, slice]
+
+ASK_VOXEL_SIZE = "give it with --voxel-size ÅNGSTRÖM"
+# No microscope gives voxels outside these bounds (Å): such a number is an unset or damaged header.
+_SMALLEST, _LARGEST = 1e-2, 1e5
+
+
+@runtime_checkable
+class TomogramSource(Protocol):
+    """A 3D tomogram that is read block by block and never held whole.
+
+    Sources pickle to a few hundred bytes: the file is opened again where the source arrives.
+
+    Attributes
+    ----------
+    shape : (z, y, x); dtype : native byte order
+    voxel_size : Å along (z, y, x)
+    origin : Å (z, y, x), the position of voxel (0, 0, 0), as the header gives it
+    identity : JSON-able; equal for equal content read in the same way, wherever the file lies
+    notes : oddities of the file that did not stop the reading, a sentence each
+    """
+
+    @property
+    def shape(self) -> Shape3: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def voxel_size(self) -> Point: ...
+    @property
+    def origin(self) -> Point: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def read(self, slices: Block) -> Array:
+        """The block `slices` (z, y, x) as a C-contiguous array that owns its memory.
+
+        Raises InputError where the file was moved, cut or damaged since it was opened.
+        """
+        ...
+
+
+def describe(source: TomogramSource) -> str:
+    """One line for people: shape, type, voxel size."""
+    size = " x ".join(str(n) for n in source.shape)
+    voxel = sorted(set(source.voxel_size))
+    angstrom = f"{voxel[0]:g}" if len(voxel) == 1 else " x ".join(f"{v:g}" for v in source.voxel_size)
+    return f"{size} voxels (z, y, x), {source.dtype}, {angstrom} Å"
+
+
+def parse_voxel_size(value: float | Sequence[float] | None) -> Point | None:
+    """The `voxel_size` option, one number or (z, y, x) in Å, as (z, y, x); None stays None.
+
+    Raises InputError for anything but one or three plausible numbers.
+    """
+    if value is None:
+        return None
+    try:
+        numbers = [float(v) for v in np.atleast_1d(np.asarray(value, dtype=float)).ravel()]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not all(map(plausible_voxel, numbers)):
+        raise InputError(
+            f"voxel size {value!r}: expected one number, or three for z, y, x, from {_SMALLEST:g} to {_LARGEST:g} Å"
+        )
+    return (numbers[0], numbers[1], numbers[2])
+
+
+def plausible_voxel(size: float) -> bool:
+    """Whether a voxel's side of `size` Å can be meant."""
+    return math.isfinite(size) and _SMALLEST <= size <= _LARGEST
+
+
+def check_volume(where: str, shape: Sequence[int]) -> None:
+    """Raise InputError unless the (z, y, x) `shape` is a volume: at least two voxels along each axis."""
+    thin = [axis for axis, n in zip(AXES, shape, strict=True) if n < 2]
+    if thin:
+        raise InputError(
+            f"{where}: not 3D: one voxel along {', '.join(thin)} (shape z, y, x = {tuple(shape)}); "
+            "a tomogram needs at least two along each axis"
+        )
+
+
+def check_block(slices: Block, shape: Shape3) -> Block:
+    """`slices` with explicit bounds inside `shape`; ValueError for steps and for wrong dimensions."""
+    if len(slices) != 3 or any(s.step not in (None, 1) for s in slices):
+        raise ValueError(f"a block is three slices (z, y, x) without steps, found {slices}")
+    bounds = [s.indices(n) for s, n in zip(slices, shape, strict=True)]
+    z, y, x = (slice(start, max(start, stop)) for start, stop, _ in bounds)
+    return (z, y, x)
+
+
+def native(dtype: DTypeLike) -> np.dtype[Any]:
+    """`dtype` in this machine's byte order."""
+    return np.dtype(dtype).newbyteorder("=")
+
+
+def owned(block: NDArray[Any], dtype: np.dtype[Any]) -> Array:
+    """A C-contiguous copy of `block` as plain array of `dtype`, cut loose from any memory map."""
+    return np.array(block, dtype=dtype, order="C", copy=True, subok=False)

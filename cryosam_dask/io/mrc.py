@@ -1,0 +1,276 @@
+"""MRC tomograms, read slab by slab from a read-only memory map.
+
+The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 146, 2015) with IMOD's two extra words (`imodStamp`
+and `imodFlags`, https://bio3d.colorado.edu/imod/doc/mrc_format.txt). A file is never flipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mrcfile import utils
+from mrcfile.dtypes import HEADER_DTYPE
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.frame import (
+    ASK_VOXEL_SIZE,
+    Block,
+    check_block,
+    check_volume,
+    native,
+    owned,
+    plausible_voxel,
+)
+from cryosam_dask.types import Array, Point, Shape3
+
+HEADER_BYTES = 1024
+READABLE = "0 (int8), 1 (int16), 2 (float32), 6 (uint16), 12 (float16)"
+_DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_UNREADABLE = {
+    3: "complex int16, a transform",
+    4: "complex float32, a transform",
+    16: "RGB colour",
+    101: "packed 4-bit integers",
+}
+_IMOD_STAMP = 1146047817
+_IMOD_SIGNED, _IMOD_FOUR_BIT = 1, 16
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "gzip-compressed: decompress it first (gunzip)",
+    b"BZh": "bzip2-compressed: decompress it first (bunzip2)",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"II*\x00": "a TIFF: convert it first (tif2mrc)",
+    b"MM\x00*": "a TIFF: convert it first (tif2mrc)",
+    b"\x89HDF": "HDF5: convert it to MRC or OME-Zarr first",
+}
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+
+
+@dataclass(frozen=True)
+class MrcSource:
+    """A tomogram in an MRC file; see `TomogramSource`.
+
+    Besides the contract's attributes: `path`, `offset` (bytes before the voxels), `stored` (dtype in the file's
+    byte order), `order` (the file axes, of sections, rows, columns, that are z, y, x).
+    """
+
+    path: Path
+    shape: Shape3
+    dtype: np.dtype[Any]
+    voxel_size: Point
+    origin: Point
+    identity: dict[str, Any]
+    notes: tuple[str, ...]
+    offset: int
+    stored: np.dtype[Any]
+    order: tuple[int, int, int]
+
+    def read(self, slices: Block) -> Array:
+        """See `TomogramSource.read`. The map lives for this call only, so its pages never add up."""
+        block = check_block(slices, self.shape)
+        on_disk = [0, 0, 0]
+        for axis, n in zip(self.order, self.shape, strict=True):
+            on_disk[axis] = n
+        try:
+            voxels = np.memmap(self.path, self.stored, mode="r", offset=self.offset, shape=tuple(on_disk))
+        except (OSError, ValueError) as err:
+            raise InputError(f"{self.path}: can't be read any more, it was there when opened: {err}") from err
+        return owned(voxels.transpose(self.order)[block], self.dtype)
+
+
+def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | None = None) -> MrcSource:
+    """Read and check the header of the MRC file at `path`; no voxel is loaded.
+
+    Parameters
+    ----------
+    path : an uncompressed MRC file on a local or mounted disk
+    voxel_size : Å (z, y, x), instead of the header's
+    unsigned : how to read mode 0, instead of what the header says
+
+    Raises InputError for a file that is missing, empty, truncated, no MRC, not one real-valued volume, or that
+    does not tell its voxel size when `voxel_size` is None.
+    """
+    raw, found = _read_start(path)
+    header, notes = _parse_header(path, raw)
+    stored = _voxel_dtype(path, header, unsigned)
+    on_disk = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
+    offset = HEADER_BYTES + int(header["nsymbt"])
+    notes += _check_bytes(path, on_disk, stored, offset, found)
+    _check_kind(path, header)
+    order = _axis_order(path, header)
+    z, y, x = (on_disk[axis] for axis in order)
+    check_volume(str(path), (z, y, x))
+    voxel_size = voxel_size or _header_voxel_size(path, header)
+    dtype = native(stored)
+    identity = {
+        "format": "mrc",
+        "name": path.name,
+        "bytes": found,
+        "sha256_sampled": _sampled_hash(path, found),
+        "shape": [z, y, x],
+        "dtype": dtype.name,
+        "voxel_size": list(voxel_size),
+    }
+    return MrcSource(
+        path=path.absolute(),
+        shape=(z, y, x),
+        dtype=dtype,
+        voxel_size=voxel_size,
+        origin=_header_origin(header, voxel_size, order),
+        identity=identity,
+        notes=notes,
+        offset=offset,
+        stored=stored,
+        order=order,
+    )
+
+
+def _read_start(path: Path) -> tuple[bytes, int]:
+    """The header's bytes and the file's size."""
+    try:
+        found = path.stat().st_size
+        with path.open("rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except FileNotFoundError as err:
+        raise InputError(f"{path}: no such file") from err
+    except OSError as err:
+        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
+    if len(raw) < HEADER_BYTES:
+        state = "empty" if not raw else "truncated or not an MRC"
+        raise InputError(f"{path}: {state}: expected a header of {HEADER_BYTES} bytes, found {len(raw)}")
+    return raw, found
+
+
+def _parse_header(path: Path, raw: bytes) -> tuple[Any, tuple[str, ...]]:
+    """The header in the byte order that makes sense of it, with notes on a wrong or missing stamp."""
+    header = np.frombuffer(raw, HEADER_DTYPE)[0]
+    named = bytes(header["map"])[:3] == b"MAP"
+    notes: tuple[str, ...] = () if named else ("the header has no MAP stamp",)
+    try:
+        stamped = utils.byte_order_from_machine_stamp(header["machst"])
+    except ValueError:
+        stamped = None
+    orders = [stamped, ">" if stamped == "<" else "<"] if stamped else ["<", ">"]
+    for order in orders:
+        candidate = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
+        if _plausible(candidate):
+            if order != stamped:
+                end = "little" if order == "<" else "big"
+                notes += (f"the machine stamp is wrong, the header is {end}-endian",)
+            return candidate, notes
+    if named:
+        # Everything says MRC; the checks that follow say which field is wrong.
+        return np.frombuffer(raw, HEADER_DTYPE.newbyteorder(orders[0]))[0], notes
+    what = next((text for magic, text in _OTHER_FORMATS.items() if raw.startswith(magic)), None)
+    raise InputError(f"{path}: {what or 'not an MRC file: no MAP stamp and no plausible header'}")
+
+
+def _plausible(header: Any) -> bool:
+    axes = sorted(int(header[name]) for name in ("mapc", "mapr", "maps"))
+    return (
+        all(int(header[name]) > 0 for name in ("nx", "ny", "nz"))
+        and int(header["mode"]) in _DTYPES | _UNREADABLE
+        and int(header["nsymbt"]) >= 0
+        and axes in ([1, 2, 3], [0, 0, 0])
+    )
+
+
+def _voxel_dtype(path: Path, header: Any, unsigned: bool | None) -> np.dtype[Any]:
+    """The stored dtype. Mode 0 is signed (MRC2014) unless IMOD's flags say otherwise."""
+    mode = int(header["mode"])
+    extra = header["extra2"].tobytes()
+    stamp, flags = np.frombuffer(extra[40:48], header.dtype["mode"])
+    flags = int(flags) if stamp == _IMOD_STAMP else None
+    if mode == 0 and flags is not None and flags & _IMOD_FOUR_BIT:
+        mode = 101
+    if mode not in _DTYPES:
+        what = _UNREADABLE.get(mode, "unknown")
+        raise InputError(f"{path}: MRC mode {mode} ({what}) can't be read; readable modes: {READABLE}")
+    if mode != 0:
+        if unsigned is not None:
+            raise InputError(f"{path}: 'unsigned' applies to MRC mode 0 only, found mode {mode}")
+        return np.dtype(_DTYPES[mode]).newbyteorder(header.dtype["mode"].byteorder)
+    if unsigned is None:
+        unsigned = flags is not None and not flags & _IMOD_SIGNED
+    return np.dtype("u1" if unsigned else "i1")
+
+
+def _check_bytes(path: Path, shape: tuple[int, ...], stored: np.dtype[Any], offset: int, found: int) -> tuple[str, ...]:
+    """Compare what the header promises with the file's size, before anything is allocated."""
+    if min(shape) < 1 or offset < HEADER_BYTES:
+        raise InputError(
+            f"{path}: damaged header: sections, rows, columns = {shape}, "
+            f"extended header of {offset - HEADER_BYTES} bytes"
+        )
+    expected = offset + math.prod(shape) * stored.itemsize
+    if found < expected:
+        size = " x ".join(map(str, shape))
+        raise InputError(
+            f"{path}: truncated: expected {expected} bytes (headers of {offset} and {size} voxels of "
+            f"{stored.itemsize} bytes), found {found}; copy the file again"
+        )
+    return (f"the file is {found - expected} bytes longer than its header says",) if found > expected else ()
+
+
+def _check_kind(path: Path, header: Any) -> None:
+    group, sections = int(header["ispg"]), int(header["nz"])
+    if utils.spacegroup_is_volume_stack(group):
+        raise InputError(
+            f"{path}: a stack of volumes (space group {group}), expected one volume: save one of them alone"
+        )
+    if group == 0 and int(header["mz"]) == 1 and sections > 1:
+        raise InputError(
+            f"{path}: a stack of {sections} images (space group 0, mz 1), expected a volume; "
+            "if it is one, mark it so: mrcfile.mmap(path, 'r+').set_volume()"
+        )
+
+
+def _axis_order(path: Path, header: Any) -> tuple[int, int, int]:
+    """Which file axis (0 sections, 1 rows, 2 columns) is z, y, x. Unset axes (all 0) mean the usual order."""
+    axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    if axes == [0, 0, 0]:
+        return (0, 1, 2)
+    if sorted(axes) != [1, 2, 3]:
+        raise InputError(
+            f"{path}: damaged header: mapc, mapr, maps = {tuple(axes[::-1])}, expected an order of 1, 2, 3"
+        )
+    return (axes.index(3), axes.index(2), axes.index(1))
+
+
+def _header_voxel_size(path: Path, header: Any) -> Point:
+    """Å (z, y, x): the cell divided by its sampling. Six digits, which is what its float32 can tell."""
+    sizes = []
+    for axis in "zyx":
+        cell, samples = float(header["cella"][axis]), int(header[f"m{axis}"])
+        sizes.append(float(f"{cell / samples:.6g}") if samples > 0 else 0.0)
+    if not all(map(plausible_voxel, sizes)):
+        found = ", ".join(f"{size:g}" for size in sizes)
+        raise InputError(f"{path}: the header gives no usable voxel size (z, y, x: {found}); {ASK_VOXEL_SIZE}")
+    return (sizes[0], sizes[1], sizes[2])
+
+
+def _header_origin(header: Any, voxel_size: Point, order: tuple[int, int, int]) -> Point:
+    """Å (z, y, x): the header's `origin`, and where that is zero, its start indices times the voxel size."""
+    z, y, x = (float(header["origin"][axis]) for axis in "zyx")
+    if (z, y, x) == (0.0, 0.0, 0.0) or not all(map(math.isfinite, (z, y, x))):
+        starts = [int(header[name]) for name in ("nzstart", "nystart", "nxstart")]
+        z, y, x = (starts[axis] * size for axis, size in zip(order, voxel_size, strict=True))
+    return (z, y, x)
+
+
+def _sampled_hash(path: Path, size: int) -> str:
+    """SHA-256 of the size and of `_SAMPLES` blocks of 64 KiB spread from the first byte to the last."""
+    digest = hashlib.sha256(str(size).encode())
+    last = max(size - _SAMPLE_BYTES, 0)
+    try:
+        with path.open("rb") as file:
+            for start in sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)}):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    except OSError as err:
+        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
+    return digest.hexdigest()

@@ -1,0 +1,234 @@
+"""Points and picks: CSV and RELION STAR, and the check that a point lies in the tomogram.
+
+Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `star` owns RELION's conventions.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.atomic import write_text
+from cryosam_dask.io.frame import parse_voxel_size
+from cryosam_dask.io.star import read_star, star_text
+from cryosam_dask.types import AXES, Pick, Shape3
+
+COLUMNS = ["z", "y", "x", "score", "instance"]
+# Format names and the suffixes that stand for them; `star` is RELION 4's convention when written, either when read.
+PICK_FORMATS = {"csv": (".csv",), "star": (".star",), "relion4": (), "relion5": ()}
+
+
+def write_picks(
+    picks: pd.DataFrame | Sequence[Pick],
+    path: str | PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002
+    voxel_size: float | Sequence[float] | None = None,
+    shape: Shape3 | None = None,
+    tomogram_name: str = "tomogram",
+) -> None:
+    """Write picks to a file that is complete or absent.
+
+    Parameters
+    ----------
+    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels
+    path : the file; one that exists is replaced
+    format : csv, star (= relion4) or relion5; None takes it from the suffix
+    voxel_size, shape : the tomogram's, Å and voxels; only relion5 needs them
+    tomogram_name : what STAR files call the tomogram
+
+    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written.
+    CSV numbers read back bit for bit; STAR numbers have six decimals.
+    """
+    path = Path(path)
+    kind = _format(path, format)
+    if isinstance(picks, pd.DataFrame):
+        table = picks
+    else:
+        table = pd.DataFrame([asdict(pick) for pick in picks], columns=COLUMNS)
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise ValueError(f"picks lack the columns {missing}")
+    table = table[COLUMNS].astype({"z": float, "y": float, "x": float, "score": float, "instance": np.int64})
+    if not np.isfinite(table.to_numpy(dtype=float)).all():
+        raise ValueError("picks hold NaN or infinite numbers")
+    if kind == "csv":
+        text = table.to_csv(index=False, lineterminator="\n")
+    else:
+        text = star_text(
+            table,
+            centred=kind == "relion5",
+            tomogram_name=tomogram_name,
+            voxel_size=parse_voxel_size(voxel_size),
+            shape=shape,
+        )
+    write_text(path, text)
+
+
+def read_points(
+    path: str | PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002
+    voxel_size: float | Sequence[float] | None = None,
+    shape: Shape3 | None = None,
+    tomogram_name: str | None = None,
+) -> pd.DataFrame:
+    """Points of a CSV or STAR file, in voxels of the tomogram.
+
+    Parameters
+    ----------
+    path : a CSV with a header that has z, y, x in any order, or a RELION STAR file
+    format : csv, star, relion4 or relion5; None takes it from the suffix. STAR files tell their own convention
+    voxel_size, shape : the tomogram's, Å and voxels, where the file's convention needs them
+    tomogram_name : which of several tomograms in a STAR file
+
+    Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then a
+    CSV's other columns. Raises InputError for a file that can't be read, has no points, or holds anything but finite,
+    non-negative coordinates.
+    """
+    path = Path(path)
+    if _format(path, format) == "csv":
+        columns = _read_csv(path, _read_text(path))
+    else:
+        _read_text(path)
+        size = parse_voxel_size(voxel_size)
+        columns = read_star(path, voxel_size=size, shape=shape, tomogram_name=tomogram_name)
+    if not len(columns["z"]):
+        raise InputError(f"{path}: holds no points")
+    table = pd.DataFrame({axis: _floats(path, axis, columns.pop(axis), lowest=0.0) for axis in AXES})
+    if "score" in columns:
+        table["score"] = _floats(path, "score", columns.pop("score"))
+    if "instance" in columns:
+        table["instance"] = _integers(path, "instance", columns.pop("instance"))
+    for name, values in columns.items():
+        table[name] = _tidy(values)
+    return table
+
+
+def check_points(points: ArrayLike | pd.DataFrame, shape: Shape3) -> NDArray[np.float64]:
+    """`points` as (N, 3) float64 (z, y, x), all in the tomogram of `shape`: 0 ≤ coordinate ≤ size − 1.
+
+    Raises InputError that names the first point outside, the valid range of each axis, and notices x,y,z order.
+    """
+    if isinstance(points, pd.DataFrame):
+        points = points[list(AXES)].to_numpy()
+    try:
+        array = np.array(points, dtype=np.float64, ndmin=2)
+    except (TypeError, ValueError) as err:
+        raise InputError(f"points {points!r}: expected numbers Z,Y,X") from err
+    if array.ndim != 2 or array.shape[1] != 3 or not len(array):
+        raise InputError(f"points of shape {array.shape}: expected three numbers Z,Y,X for each of one or more points")
+    top = np.asarray(shape) - 1
+    inside = _inside(array, top)
+    if inside.all():
+        return array
+    worst = int(np.flatnonzero(~inside)[0])
+    ranges = ", ".join(f"{axis} 0 to {limit}" for axis, limit in zip(AXES, top, strict=True))
+    message = f"point {_show(array[worst])} is outside the tomogram (valid: {ranges})"
+    if len(array) > 1:
+        message += f"; {int((~inside).sum())} of {len(array)} points are"
+    if _inside(array[:, ::-1], top).all():
+        swapped = _show(array[worst][::-1])
+        message += f"; it looks like x,y,z order, cryosam takes Z,Y,X: try {swapped}"
+    raise InputError(message)
+
+
+def _inside(points: NDArray[np.float64], top: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.asarray(np.all((points >= 0) & (points <= top), axis=1), dtype=np.bool_)
+
+
+def _show(point: Iterable[float]) -> str:
+    return ",".join(f"{v:g}" for v in point)
+
+
+def _format(path: Path, asked: str | None) -> str:
+    if asked is not None:
+        if asked.lower() not in PICK_FORMATS:
+            raise InputError(f"unknown format {asked!r} for points; known: {', '.join(PICK_FORMATS)}")
+        return asked.lower()
+    for name, suffixes in PICK_FORMATS.items():
+        if path.suffix.lower() in suffixes:
+            return name
+    known = ", ".join(suffix for suffixes in PICK_FORMATS.values() for suffix in suffixes)
+    raise InputError(
+        f"{path}: the suffix {path.suffix!r} tells no format for points (known: {known}); "
+        f"give one with --format: {', '.join(PICK_FORMATS)}"
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+            if b"\0" in start:  # before the rest is loaded: it may be a tomogram
+                raise InputError(f"{path}: not a text file, expected points as CSV or STAR")
+            text = (start + file.read()).decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise InputError(f"{path}: not a text file in UTF-8 (byte {err.start}), expected CSV or STAR") from err
+    except FileNotFoundError as err:
+        raise InputError(f"{path}: no such file") from err
+    except OSError as err:
+        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
+    if not text.strip():
+        raise InputError(f"{path}: empty, expected points as CSV or STAR")
+    return text
+
+
+def _read_csv(path: Path, text: str) -> dict[str, list[Any]]:
+    """Columns by lower-case name, values as text: `float` reads them exactly, pandas' fast parser does not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # rows longer than the header only warn, and lose a column
+            table = pd.read_csv(
+                io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True, comment="#", index_col=False
+            )
+    except (ValueError, pd.errors.ParserWarning) as err:
+        raise InputError(f"{path}: not a readable CSV: {' '.join(str(err).split())}") from err
+    columns = {str(name).strip().lower(): table[name].tolist() for name in table.columns}
+    missing = [axis for axis in AXES if axis not in columns]
+    if missing:
+        found = ", ".join(list(columns)[:8])[:200]
+        raise InputError(f"{path}: no column {', '.join(missing)}: expected a header with z,y,x, found {found!r}")
+    return columns
+
+
+def _floats(path: Path, name: str, values: Iterable[Any], lowest: float = -math.inf) -> NDArray[np.float64]:
+    numbers = []
+    for row, value in enumerate(values, start=1):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"{path}: row {row}: {name} is {value!r}, expected a number")
+        if number < lowest:
+            raise InputError(f"{path}: row {row}: {name} is {number:g}, outside the tomogram (voxels count from 0)")
+        numbers.append(number)
+    return np.array(numbers, dtype=np.float64)
+
+
+def _integers(path: Path, name: str, values: Iterable[Any]) -> NDArray[np.int64]:
+    numbers = _floats(path, name, values)
+    if (numbers != np.round(numbers)).any() or (np.abs(numbers) > 2**53).any():
+        raise InputError(f"{path}: column {name}: expected whole numbers")
+    return numbers.astype(np.int64)
+
+
+def _tidy(values: Iterable[Any]) -> Any:
+    """A further column: numbers where all of it is numbers, else text."""
+    text = pd.Series(values)
+    try:
+        return pd.to_numeric(text)
+    except (TypeError, ValueError):
+        return text

@@ -1,0 +1,131 @@
+"""Masks of one object: patches on planes, and the instance that patches of three axes merge into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from cryosam_dask.types import AXES, Axis, Bool, Point, Shape3
+
+
+class Patch(NamedTuple):
+    """A mask on one plane, cut to its bounding box.
+
+    plane : the plane's index; row, col : the box's first pixel; mask : (a, b) bool; score : the segmenter's
+    """
+
+    plane: int
+    row: int
+    col: int
+    mask: Bool
+    score: float
+
+    @classmethod
+    def crop(cls, mask: Bool, plane: int, score: float) -> Patch | None:
+        """Cut a whole plane's mask; None when it is empty."""
+        rows = np.flatnonzero(mask.any(1))
+        if rows.size == 0:
+            return None
+        band = mask[rows[0] : rows[-1] + 1]
+        cols = np.flatnonzero(band.any(0))
+        return cls(plane, int(rows[0]), int(cols[0]), band[:, cols[0] : cols[-1] + 1].copy(), score)
+
+    @property
+    def area(self) -> int:
+        """Number of pixels in the mask."""
+        return int(np.count_nonzero(self.mask))
+
+    def centre(self) -> tuple[float, float]:
+        """Centre of mass (row, column) on the plane."""
+        rows, cols = np.nonzero(self.mask)
+        return float(rows.mean()) + self.row, float(cols.mean()) + self.col
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One segmented object.
+
+    prompt : which point it came from
+    box : (z0, y0, x0, z1, y1, x1), the last ones excluded; mask : (z1−z0, y1−y0, x1−x0) bool
+    score : 0 to 1, the segmenter's mean score times how well the axes' stacks agree
+    planes : number of planes segmented per axis
+    """
+
+    prompt: int
+    box: tuple[int, int, int, int, int, int]
+    mask: Bool
+    score: float
+    planes: dict[Axis, int]
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return int(np.count_nonzero(self.mask))
+
+
+def _extent(patches: dict[Axis, list[Patch]]) -> tuple[list[int], list[int]]:
+    low, high = [2**31] * 3, [0] * 3
+    for a, axis in enumerate(AXES):
+        rows, cols = (i for i in range(3) if i != a)
+        for p in patches[axis]:
+            for i, start, stop in (
+                (a, p.plane, p.plane + 1),
+                (rows, p.row, p.row + p.mask.shape[0]),
+                (cols, p.col, p.col + p.mask.shape[1]),
+            ):
+                low[i], high[i] = min(low[i], start), max(high[i], stop)
+    return low, high
+
+
+def stacks(patches: dict[Axis, list[Patch]]) -> tuple[list[int], Bool]:
+    """Lay the patches of each axis into its own volume: the box's first voxel, and (3, dz, dy, dx) bool."""
+    low, high = _extent(patches)
+    volumes = np.zeros((3, *(b - a for a, b in zip(low, high, strict=True))), bool)
+    for a, axis in enumerate(AXES):
+        rows, cols = (i for i in range(3) if i != a)
+        planes = np.moveaxis(volumes[a], a, 0)
+        for p in patches[axis]:
+            r, c = p.row - low[rows], p.col - low[cols]
+            planes[p.plane - low[a], r : r + p.mask.shape[0], c : c + p.mask.shape[1]] |= p.mask
+    return low, volumes
+
+
+def _connected(mask: Bool, at: tuple[int, int, int]) -> Bool:
+    """The component that holds the voxel `at`, else the largest; its holes filled."""
+    labels, count = ndimage.label(mask)
+    if count > 1:
+        inside = all(0 <= i < n for i, n in zip(at, mask.shape, strict=True))
+        label = int(labels[at]) if inside else 0
+        if label == 0:
+            label = int(np.bincount(labels.ravel())[1:].argmax()) + 1
+        mask = labels == label
+    filled: Bool = ndimage.binary_fill_holes(mask)
+    return filled
+
+
+def merge_patches(
+    prompt: int, point: Point, patches: dict[Axis, list[Patch]], shape: Shape3, votes: int
+) -> Instance | None:
+    """Merge the patches of the three axes: voxels that at least `votes` axes hold, connected, holes filled."""
+    every = [p for axis in AXES for p in patches[axis]]
+    if not every:
+        return None
+    low, volumes = stacks(patches)
+    count = volumes.sum(0, dtype=np.uint8)
+    mask = count >= votes
+    if not mask.any():
+        return None
+    z, y, x = (round(v) - a for v, a in zip(point, low, strict=True))
+    mask = _connected(mask, (z, y, x))
+    held = [np.flatnonzero(mask.any(tuple(j for j in range(3) if j != i))) for i in range(3)]
+    cut = tuple(slice(int(h[0]), int(h[-1]) + 1) for h in held)
+    box = [a + s.start for a, s in zip(low, cut, strict=True)] + [a + s.stop for a, s in zip(low, cut, strict=True)]
+    union = int((count > 0).sum())
+    agreement = float(np.count_nonzero(count >= 2)) / union
+    quality = float(np.mean([p.score for p in every]))
+    score = quality * agreement
+    planes = {axis: len(patches[axis]) for axis in AXES}
+    return Instance(prompt, (box[0], box[1], box[2], box[3], box[4], box[5]), mask[cut], score, planes)

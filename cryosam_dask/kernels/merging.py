@@ -1,0 +1,54 @@
+"""From many overlapping instances to a set of distinct ones, and their centres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.types import Array, Bool, Float32
+
+
+def distinct(
+    boxes: NDArray[np.int64], sizes: NDArray[np.int64], scores: Float32, mask: Callable[[int], Bool], overlap: float
+) -> NDArray[np.intp]:
+    """Indices of the instances to keep, best first: greedy, dropping each one largely inside a better one.
+
+    Parameters
+    ----------
+    boxes : (n, 6) z0 y0 x0 z1 y1 x1, the last ones excluded; sizes : (n,) voxels; scores : (n,)
+    mask : gives the mask of an instance in its box
+    overlap : an instance is dropped if more than this share of its voxels, or of a better one's where that is the
+        smaller of the two, is common to both
+
+    Ties of the score go to the larger instance, then to the lower (z, y, x).
+    """
+    order = np.lexsort((boxes[:, 2], boxes[:, 1], boxes[:, 0], -sizes, -scores))
+    kept: list[int] = []
+    for i in order:
+        others = np.asarray(kept, np.intp)
+        touching = np.all(
+            np.minimum(boxes[others, 3:], boxes[i, 3:]) > np.maximum(boxes[others, :3], boxes[i, :3]), axis=1
+        )
+        own = mask(int(i)) if touching.any() else None
+        if own is not None and any(
+            _common(boxes[i], own, boxes[j], mask(int(j))) > overlap * min(sizes[i], sizes[j]) for j in others[touching]
+        ):
+            continue
+        kept.append(int(i))
+    return np.asarray(kept, np.intp)
+
+
+def _common(box: Array, mask: Bool, other_box: Array, other: Bool) -> int:
+    """Voxels common to two masks, each given in its box."""
+    low, high = np.maximum(box[:3], other_box[:3]), np.minimum(box[3:], other_box[3:])
+    a = tuple(slice(p, q) for p, q in zip(low - box[:3], high - box[:3], strict=True))
+    b = tuple(slice(p, q) for p, q in zip(low - other_box[:3], high - other_box[:3], strict=True))
+    return int((mask[a] & other[b]).sum())
+
+
+def center_of_mass(box: Array, mask: Bool) -> NDArray[np.float64]:
+    """Centre of mass in voxels (z, y, x) of a mask in its box."""
+    out: NDArray[np.float64] = np.argwhere(mask).mean(0) + box[:3]
+    return out

@@ -1,0 +1,146 @@
+"""Settings: frozen, validated, JSON-able. A preset is a pair of models with the settings that serve them.
+
+A setting that changes a stage's result is part of that stage's fingerprint; nothing else in the program is tunable.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cryosam_dask.errors import SettingsError
+
+Ratio = Literal[2, 4, 8, 16]
+Odd = Annotated[int, Field(ge=1, le=31)]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _check_odd(name: str, value: int) -> None:
+    if value % 2 == 0:
+        raise ValueError(f"{name} must be odd (so many slices around each), got {value}")
+
+
+class FeatureSettings(_Settings):
+    """How slices become tokens.
+
+    encoder : name of the slice encoder, optionally `NAME=PATH` of its weights
+    slice_size : side of the encoder's square input in pixels; None for one pixel per voxel
+    ratios : pyramid ratios that are stored; dense_ratios : those also written as 3C-channel arrays
+    thickness : slices averaged into each (1: none), against noise
+    standardize : "none"; "scale": unit deviation per channel over the tomogram; "whiten": also uncorrelated
+    tile, halo : tokens of a side in one forward pass, and extra ones around that are cropped
+    batch : slices in one forward pass
+    """
+
+    encoder: str
+    slice_size: int | None = Field(default=None, ge=16)
+    ratios: tuple[Ratio, ...] = (4, 8, 16)
+    dense_ratios: tuple[Ratio, ...] = (16,)
+    thickness: Odd = 1
+    standardize: Literal["none", "scale", "whiten"] = "none"
+    tile: int = Field(default=96, ge=8)
+    halo: int = Field(default=8, ge=0)
+    batch: int = Field(default=4, ge=1)
+    precision: Precision = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_odd("thickness", self.thickness)
+        if missing := set(self.dense_ratios) - set(self.ratios):
+            raise ValueError(f"dense_ratios {sorted(missing)} are not among ratios {self.ratios}")
+        if self.halo * 2 >= self.tile:
+            raise ValueError(f"halo {self.halo} must be less than half of tile {self.tile}")
+        return self
+
+
+class PropagationSettings(_Settings):
+    """How a point becomes a 3D mask. Field meanings stand in `kernels.propagation`."""
+
+    segmenter: str
+    tau_iou: float = Field(default=0.5, ge=0, le=1)
+    max_area: int | None = Field(default=None, ge=1)
+    plane_thickness: Odd = 1
+    precision: Precision = "float32"
+    group: int = Field(default=16, ge=1)
+    """Prompts in one unit of work."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_odd("plane_thickness", self.plane_thickness)
+        return self
+
+
+class MatchSettings(_Settings):
+    """How the query finds its like.
+
+    ratios : from coarse to fine; `(1,)` is the naive matching
+    tau_sim : similarity that a cell must reach to be looked at on the next ratio, and to become a proposal
+    count : K, the prompts to keep, or "auto": a cut found from the scores
+    center : cosine of F − μ and F_Q − μ instead of F and F_Q
+    nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size
+    """
+
+    ratios: tuple[Literal[1, 2, 4, 8, 16], ...] = (16, 8, 4)
+    tau_sim: float = Field(default=0.5, ge=-1, lt=1)
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = 512
+    center: bool = False
+    nms_radius: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.ratios or list(self.ratios) != sorted(set(self.ratios), reverse=True):
+            raise ValueError(f"ratios go from coarse to fine, each once, as 16,8,4; got {self.ratios}")
+        return self
+
+
+class LabelSettings(_Settings):
+    """Which instances are kept.
+
+    overlap : an instance with more than this share of its voxels inside a better one is a duplicate
+    verify : drop instances unlike the prompted one, by their own mean feature and size
+    """
+
+    overlap: float = Field(default=0.5, gt=0, le=1)
+    verify: bool = False
+
+
+class Settings(_Settings):
+    """All settings of a run."""
+
+    preset: str
+    features: FeatureSettings
+    propagation: PropagationSettings
+    match: MatchSettings = MatchSettings()
+    label: LabelSettings = LabelSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if missing := set(self.match.ratios) - {1} - set(self.features.ratios):
+            raise ValueError(f"match.ratios {sorted(missing)} are not among features.ratios {self.features.ratios}")
+        return self
+
+    def replace(self, values: dict[str, Any]) -> Settings:
+        """A copy with dotted settings changed: `{"match.tau_sim": 0.4}`. `SettingsError` for a wrong name or value."""
+        data = self.model_dump()
+        for name, value in values.items():
+            section, _, key = name.partition(".")
+            if section not in data or not key or not isinstance(data[section], dict) or key not in data[section]:
+                known = ", ".join(f"{s}.{k}" for s, v in data.items() if isinstance(v, dict) for k in v)
+                raise SettingsError(f"no setting {name!r}; known: {known}")
+            data[section][key] = value
+        return _validated(data)
+
+
+def _validated(data: dict[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"setting {where or '(combination)'}: {message}, got {first['input']!r:.80}") from None

@@ -1,0 +1,193 @@
+"""Segment: groups of prompts → instance masks, by cross-plane self-prompting.
+
+A unit is a group of prompts that stand near each other; prompts of it that stand before the same plane are decoded
+together. It works with the planes that are embedded and, where it comes to one that is not, keeps its state in the
+store and says which planes it waits for. The driver has those embedded and runs the waiting units again, so that each
+plane that some prompt visits is embedded once and no other plane ever is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask import geometry
+from cryosam_dask.kernels.features import cosine
+from cryosam_dask.kernels.instance import Instance
+from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.models.cache import get_segmenter
+from cryosam_dask.models.registry import segmenter_info, weights_identity
+from cryosam_dask.settings import PropagationSettings
+from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.embed import Plane, mark_of
+from cryosam_dask.store import instances as stored
+from cryosam_dask.store import layout
+from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import AXES, Array, Float32, Point, Shape3
+
+
+def stage_name(where: str) -> str:
+    """Name of the stage that segments the prompts of a query or of its proposals."""
+    return f"segment/{where}"
+
+
+def group_prompts(points: NDArray[np.float64], size: int) -> list[list[int]]:
+    """Indices of the prompts of each group: neighbours along a Z-order curve of 32-voxel cells, `size` of them."""
+    cells = np.maximum(points, 0).astype(np.int64) // 32
+    code = np.zeros(len(points), np.int64)
+    for bit in range(16):
+        for i in range(3):
+            code |= ((cells[:, i] >> bit) & 1) << (3 * bit + 2 - i)
+    order = np.argsort(code, kind="stable")
+    return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+
+
+def plan(
+    shape: Shape3,
+    settings: PropagationSettings,
+    upstream: str,
+    where: str,
+    points: NDArray[np.float64],
+    query: str | None,
+) -> Stage:
+    """One unit per group of prompts.
+
+    Parameters
+    ----------
+    where : the place in the store that the instances go under (`layout.query(name)`, `layout.instances(name)`)
+    points : (n, 3) prompts in voxels
+    query : place of the query whose similarity each instance is given, or None
+    """
+    info = segmenter_info(settings.segmenter)
+    largest = max((geometry.plane_shape(shape, axis) for axis in AXES), key=lambda s: s[0] * s[1])
+    units = []
+    for index, members in enumerate(group_prompts(points, settings.group)):
+        units.append(
+            Unit(
+                name=f"prompts {index}",
+                marks=(index,),
+                params={
+                    "index": index,
+                    "prompts": members,
+                    "points": [[float(v) for v in points[i]] for i in members],
+                },
+                writes=(Region(layout.group(where, index), (), ()),),
+                memory=unit_memory(settings, largest, len(members)),
+            )
+        )
+    digest = hashlib.sha256(np.ascontiguousarray(points, "<f8").tobytes()).hexdigest()
+    described = {**settings.model_dump(mode="json"), "weights": weights_identity(settings.segmenter)}
+    return Stage(
+        stage_name(where),
+        work,
+        {"propagation": described, "points": digest, "where": where, "query": query},
+        upstream,
+        tuple(units),
+        len(units),
+        uses_model=True,
+        model_memory=info.weights_bytes,
+        advice="set propagation.group lower, or give each worker more memory",
+    )
+
+
+def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: int) -> int:
+    """One plane with its embedding, a predict call for the group, and the walkers' logits."""
+    info = segmenter_info(settings.segmenter)
+    logits = int(np.prod(info.logits_shape(plane))) * 4
+    embedding = int(np.prod(info.embedding_shape(plane))) * 8
+    walkers = 6 * prompts
+    return embedding + plane[0] * plane[1] * 4 + info.predict_bytes(plane, prompts) + walkers * logits + (64 << 20)
+
+
+def start_planes(shape: Shape3, points: NDArray[np.float64]) -> set[Plane]:
+    """The planes that prompts begin on."""
+    empty = PropagationSettings(segmenter="random-walker")
+    work = Propagation.start([_point(p) for p in points], shape, empty)
+    return set(work.needed())
+
+
+def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
+    """Carry a group on as far as the embedded planes reach; write its instances when all have ended."""
+    store = RunStore.open(context.url, "r+")
+    chosen = PropagationSettings.model_validate({k: v for k, v in settings["propagation"].items() if k != "weights"})
+    where, index = settings["where"], unit.params["index"]
+    points = [_point(p) for p in unit.params["points"]]
+    state = layout.state(where, index)
+    propagation = (
+        Propagation.from_arrays(_read_state(store, state), points, store.shape, chosen)
+        if state in store
+        else Propagation.start(points, store.shape, chosen)
+    )
+    waiting = _advance(context, store, chosen, propagation, frozenset(unit.params.get("embedded", ())))
+    if waiting:
+        _write_state(store, state, propagation.to_arrays())
+        return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)
+    found = propagation.instances()
+    kept = [(prompt, one) for prompt, one in zip(unit.params["prompts"], found, strict=True) if one is not None]
+    query = settings["query"]
+    similarity = [_similarity(store, one, query) if query else 1.0 for _, one in kept]
+    stored.write(
+        store,
+        layout.group(where, index),
+        stored.collect(
+            [prompt for prompt, _ in kept],
+            [one.box for _, one in kept],
+            [one.mask for _, one in kept],
+            [one.score for _, one in kept],
+            similarity,
+        ),
+    )
+    store.delete(state)
+    return UnitResult({"found": len(kept), "lost": len(found) - len(kept)})
+
+
+def _advance(
+    context: Context,
+    store: RunStore,
+    settings: PropagationSettings,
+    propagation: Propagation,
+    embedded: frozenset[int],
+) -> set[Plane]:
+    """Step through the planes that are embedded; the planes that are waited for in the end."""
+    segmenter = get_segmenter(settings.segmenter, context.device, settings.precision)
+    while True:
+        need = propagation.needed()
+        ready = [plane for plane in sorted(need) if mark_of(store.shape, plane) in embedded]
+        if not ready:
+            return set(need)
+        for axis, plane in ready:
+            image = store.read(layout.planes(axis), plane)
+            embedding = store.read(layout.embeddings(axis), plane)
+            propagation.step(segmenter, axis, plane, embedding, image)
+
+
+def _similarity(store: RunStore, instance: Instance, query: str) -> float:
+    """Cosine of the instance's own mean feature with the query's, in the frame that the query was made for."""
+    feature = store.read(f"{query}/feature")
+    mean = store.read(f"{query}/mean")
+    box = stored.as_box(np.asarray(instance.box))
+    pooled = FeatureVolume(store).pool_block(instance.mask, box) / instance.size
+    return float(_cosine(pooled - mean, feature - mean))
+
+
+def _cosine(a: Float32, b: Float32) -> float:
+    numerator, squared = np.asarray(a @ b, np.float32), np.asarray(a @ a, np.float32)
+    return float(cosine(numerator, squared, float(np.linalg.norm(b))))
+
+
+def _point(values: Sequence[float] | Array) -> Point:
+    z, y, x = (float(v) for v in values)
+    return z, y, x
+
+
+def _write_state(store: RunStore, path: str, arrays: dict[str, Array]) -> None:
+    for name, values in arrays.items():
+        store.put(f"{path}/{name}", values, tuple(f"{name}_{i}" for i in range(values.ndim)))
+
+
+def _read_state(store: RunStore, path: str) -> dict[str, Array]:
+    return {name: np.asarray(array[...]) for name, array in store.group(path).arrays()}

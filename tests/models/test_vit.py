@@ -1,0 +1,100 @@
+"""The timm encoder against plain timm, on random weights of small models of the same classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cryosam_dask.errors import ModelError, SettingsError
+from cryosam_dask.models import vit
+
+from .contract import SliceEncoderContract, noise
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+TINY = {
+    "dinov2": ("vit_small_patch14_dinov2.lvd142m", {**SMALL, "img_size": 70}),
+    "dinov2-reg": ("vit_small_patch14_reg4_dinov2.lvd142m", {**SMALL, "img_size": 70}),
+    "dino": ("vit_small_patch16_224.dino", {**SMALL, "img_size": 64}),
+    "dinov3": ("vit_small_patch16_dinov3.lvd1689m", SMALL),
+    "sam": ("samvit_base_patch16.sa1b", {**SMALL, "img_size": 128, "global_attn_indexes": (1,), "window_size": 3}),
+}
+
+
+def tiny(kind: str) -> torch.nn.Module:
+    """A small model of a class, with random weights everywhere (some start at zero)."""
+    torch.manual_seed(0)
+    architecture, settings = TINY[kind]
+    module = vit.build(architecture, **settings)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1) * 0.5)
+    return module.eval()
+
+
+@pytest.mark.parametrize("kind", list(TINY))
+class TestContract(SliceEncoderContract):
+    @pytest.fixture
+    def encoder(self, kind: str) -> vit.TimmEncoder:
+        return vit.TimmEncoder(tiny(kind), kind, "random")
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (7, 4), (1, 1)])
+@pytest.mark.parametrize("kind", list(TINY))
+def test_tokens_equal_a_plain_forward_pass(kind: str, grid: tuple[int, int]) -> None:
+    module = tiny(kind)
+    encoder = vit.TimmEncoder(module, kind, "random")
+    slices = noise(2, grid[0] * encoder.patch, grid[1] * encoder.patch)
+    tokens = encoder.encode(slices)
+
+    with torch.no_grad():
+        features = module.forward_features(torch.from_numpy(np.stack([slices] * 3, 1)))
+    for n, i, j in np.ndindex(2, *grid):
+        if kind == "sam":
+            expected = features[n, :, i, j]
+        else:
+            prefix = {"dinov2": 1, "dinov2-reg": 5, "dino": 1, "dinov3": 5}[kind]
+            expected = features[n, prefix + i * grid[1] + j]
+        np.testing.assert_allclose(tokens[n, i, j], expected.numpy(), atol=1e-5)
+
+
+def test_many_slices_pass_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = vit.TimmEncoder(tiny("dinov2"), "tiny", "random")
+    slices = noise(5, 28, 42)
+    at_once = encoder.encode(slices)
+    monkeypatch.setitem(vit.PASS_TOKENS, "cpu", 12)
+    assert vit.slices_per_pass((2, 3), "cpu") == 2
+    np.testing.assert_allclose(encoder.encode(slices), at_once, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 30), (2, 13, 28), (1, 0, 14)])
+def test_slices_that_are_no_multiples_of_the_patch_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="multiples of patch 14"):
+        vit.TimmEncoder(tiny("dinov2"), "tiny", "random").encode(np.zeros(shape, np.float32))
+
+
+def test_bfloat16_is_near_float32_and_tokens_stay_float32() -> None:
+    slices = noise(1, 28, 42)
+    exact = vit.TimmEncoder(tiny("dinov2"), "tiny", "random").encode(slices)
+    rough = vit.TimmEncoder(tiny("dinov2"), "tiny", "random", dtype="bfloat16").encode(slices)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(SettingsError, match="float64"):
+        vit.TimmEncoder(tiny("dinov2"), "tiny", "random", dtype="float64")
+
+
+def test_tokens_that_overflow_are_an_error() -> None:
+    module = tiny("dinov2")
+    with torch.no_grad():
+        module.norm.weight.fill_(np.inf)
+    with pytest.raises(ModelError, match="not finite"):
+        vit.TimmEncoder(module, "tiny", "random").encode(noise(1, 14, 14))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "vit_no_such_model"])
+def test_models_that_are_no_plain_transformers_are_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=name):
+        vit.geometry(vit.build(name, meta=True), name)
