@@ -155,8 +155,7 @@ def _curve(pairs: Array, scores: Float64, places: Float64, n_truth: int) -> tupl
     last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # equal scores pass a threshold together
     hits = np.cumsum(hit)[last]
     return tuple(
-        CurvePoint(float(ranked[k]), float(h / (k + 1)), float(h / n_truth))
-        for k, h in zip(last, hits, strict=True)
+        CurvePoint(float(ranked[k]), float(h / (k + 1)), float(h / n_truth)) for k, h in zip(last, hits, strict=True)
     )
 
 
@@ -176,7 +175,7 @@ def evaluate_masks(labels: Any, truth_labels: Any) -> MaskEvaluation:
         can be sliced (numpy, zarr), read slab by slab
 
     Found and true instances are matched one to one so that the sum of their IoU is the largest possible; only
-    pairs that overlap count. Raises InputError on unequal shapes or labels below 0.
+    pairs that overlap count. Raises InputError on unequal shapes, or ids below 0 or of 2³¹ and more.
     """
     _same_shape(labels, truth_labels)
     pairs, counts = _contingency(labels, truth_labels)
@@ -187,9 +186,7 @@ def evaluate_masks(labels: Any, truth_labels: Any) -> MaskEvaluation:
     columns = np.searchsorted(found_sizes[0], found_ids[both])
     iou = counts[both] / (true_sizes[1][rows] + found_sizes[1][columns] - counts[both])
     matrix = sparse.csr_matrix((iou, (rows, columns)), shape=(len(true_sizes[0]), len(found_sizes[0])))
-    ious = tuple(
-        (int(true_sizes[0][r]), int(found_sizes[0][c]), float(matrix[r, c])) for r, c in _best_pairs(matrix)
-    )
+    ious = tuple((int(true_sizes[0][r]), int(found_sizes[0][c]), float(matrix[r, c])) for r, c in _best_pairs(matrix))
     total = sum(v for _, _, v in ious)
     return MaskEvaluation(
         mean_iou=total / len(ious) if ious else 0.0,
@@ -224,6 +221,8 @@ def _same_shape(found: Any, truth: Any) -> None:
 
 
 def _slabs(found: Any, truth: Any) -> Iterator[tuple[Array, Array]]:
+    if 0 in found.shape:
+        return
     depth = max(1, _SLAB_VOXELS // max(1, int(found.shape[1]) * int(found.shape[2])))
     for start in range(0, int(found.shape[0]), depth):
         yield np.asarray(found[start : start + depth]), np.asarray(truth[start : start + depth])
@@ -233,8 +232,9 @@ def _contingency(labels: Any, truth_labels: Any) -> tuple[Int64, Int64]:
     """Pairs (true id, found id), background included, without (0, 0), and the number of voxels of each."""
     parts: list[tuple[Int64, Int64]] = []
     for found, true in _slabs(labels, truth_labels):
-        if min(found.min(initial=0), true.min(initial=0)) < 0:
-            raise InputError("masks: expected instance ids of 0 or more, found some below 0")
+        low, high = min(found.min(), true.min()), max(found.max(), true.max())
+        if low < 0 or high >= 1 << 31:  # two ids share one 64-bit key
+            raise InputError(f"masks: expected instance ids from 0 to 2147483647, found {low if low < 0 else high}")
         some = (found != 0) | (true != 0)
         keys = (true[some].astype(np.int64) << 32) | found[some].astype(np.int64)
         unique, counts = np.unique(keys, return_counts=True)

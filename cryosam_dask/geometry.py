@@ -75,7 +75,7 @@ def cell_grid(shape: Shape3, ratio: int) -> Shape3:
 def cell_centers(length: int, ratio: int) -> NDArray[np.float64]:
     """Voxel positions of the cells' centres along one axis; a short last cell has the centre of what it covers."""
     start = np.arange(cell_count(length, ratio)) * ratio
-    return (start + np.minimum(start + ratio, length) - 1) / 2
+    return np.asarray((start + np.minimum(start + ratio, length) - 1) / 2, np.float64)
 
 
 def slabs(length: int, thickness: int) -> list[tuple[int, int]]:
@@ -162,12 +162,13 @@ def to_angstrom(
 
 def axis_coordinates(length: int, voxel_size: float, origin: float, ratio: int = 1) -> NDArray[np.float64]:
     """Ångström positions along one axis of voxels (ratio 1) or of cells."""
-    return cell_centers(length, ratio) * voxel_size + origin
+    return np.asarray(cell_centers(length, ratio) * voxel_size + origin, np.float64)
 
 
 def token_coordinates(length: int, tokens: int, voxel_size: float, origin: float) -> NDArray[np.float64]:
     """Ångström positions of the tokens' centres along one axis."""
-    return ((np.arange(tokens) + 0.5) * (length / tokens) - 0.5) * voxel_size + origin
+    voxels = (np.arange(tokens) + 0.5) * (length / tokens) - 0.5
+    return np.asarray(voxels * voxel_size + origin, np.float64)
 
 
 @dataclass(frozen=True)

@@ -188,9 +188,7 @@ def _marker(kind: str) -> dict[str, Any]:
                      "path_effects": [withStroke(linewidth=2.8, foreground="black")]}  # fmt: skip
 
 
-def _draw_points(
-    ax: Axes, panel: _Panel, found: Float64, true: Float64, prompts: Float64, near: float
-) -> None:
+def _draw_points(ax: Axes, panel: _Panel, found: Float64, true: Float64, prompts: Float64, near: float) -> None:
     for kind, points in (("prompt", prompts), ("truth", true), ("pick", found)):
         close = points[np.abs(points[:, panel.axis] - panel.at) <= near]
         ax.plot(close[:, panel.columns], close[:, panel.rows], **_marker(kind))

@@ -59,15 +59,32 @@ class FeatureSettings(_Settings):
 
 
 class PropagationSettings(_Settings):
-    """How a point becomes a 3D mask. Field meanings stand in `kernels.propagation`."""
+    """How a point becomes a 3D mask.
+
+    tau_iou : IoU that masks of neighbouring planes must exceed; max_area : pixels that a mask must stay under
+    rule : "plain" is the method as published. "guarded" also stops where the mask is no longer like the one on the
+        start plane: where its contrast with the pixels around it falls below `min_contrast` of the start plane's, its
+        area leaves `min_area_ratio`…`max_area_ratio` of the start plane's, its centre moves more than `max_drift` of
+        the start mask's radius, or after `max_reach` of its diameters
+    merge : "union" of all planes, as published, or "agreement": voxels that the stacks of `min_votes` axes hold
+    plane_thickness : slices averaged into each plane (1: none), against noise
+    group : prompts in one unit of work
+    """
 
     segmenter: str
     tau_iou: float = Field(default=0.5, ge=0, le=1)
     max_area: int | None = Field(default=None, ge=1)
+    rule: Literal["plain", "guarded"] = "plain"
+    merge: Literal["union", "agreement"] = "union"
+    min_contrast: float = Field(default=0.5, ge=0, le=1)
+    min_area_ratio: float = Field(default=0.1, ge=0, le=1)
+    max_area_ratio: float = Field(default=2.0, ge=1)
+    max_drift: float = Field(default=1.0, gt=0)
+    max_reach: float = Field(default=2.0, gt=0)
+    min_votes: int = Field(default=2, ge=1, le=3)
     plane_thickness: Odd = 1
     precision: Precision = "float32"
     group: int = Field(default=16, ge=1)
-    """Prompts in one unit of work."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -134,6 +151,29 @@ class Settings(_Settings):
                 raise SettingsError(f"no setting {name!r}; known: {known}")
             data[section][key] = value
         return _validated(data)
+
+
+def preset(name: str, encoder: str, segmenter: str) -> Settings:
+    """The settings that serve a pair of models best: those of the built-in ones for them, else the published ones.
+
+    name : what the pair is called ("builtin", "paper", or "ENCODER+SEGMENTER")
+    """
+    textured, walking = encoder == "texture", segmenter == "random-walker"
+    features: dict[str, Any] = {"encoder": encoder}
+    if textured:
+        features |= {"standardize": "scale"}
+    propagation: dict[str, Any] = {"segmenter": segmenter}
+    if walking:
+        propagation |= {"rule": "guarded", "merge": "agreement", "plane_thickness": 5}
+    return _validated(
+        {
+            "preset": name,
+            "features": features,
+            "propagation": propagation,
+            "match": {"count": "auto", "ratios": (8, 4), "tau_sim": 0.3} if textured else {},
+            "label": {"verify": True} if textured else {},
+        }
+    )
 
 
 def _validated(data: dict[str, Any]) -> Settings:

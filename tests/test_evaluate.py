@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from random import Random
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_counts_are_those_of_the_best_matching(
 
 @settings(max_examples=20, deadline=None)
 @given(coordinates, coordinates, st.randoms())
-def test_the_order_of_picks_and_truth_does_not_matter(a: list[tuple[int, ...]], b: list[tuple[int, ...]], random) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_picks_does_not_matter(a: list[tuple[int, ...]], b: list[tuple[int, ...]], random: Random) -> None:
     a = list(dict.fromkeys(a))
     scores = {p: (sum(p) % 4) / 4 for p in a}
     first = evaluate_picks(a, [scores[p] for p in a], b, 2.0)
@@ -92,7 +93,7 @@ def test_average_precision_by_hand() -> None:
 
 def test_average_precision_of_a_perfect_and_of_a_reversed_ranking() -> None:
     truth = np.arange(10)[:, None] * np.array([[0, 0, 10.0]])
-    wrong = truth + [0, 5, 5]
+    wrong = truth + np.array([0, 5, 5])
     both = np.vstack([truth, wrong])
     assert evaluate_picks(both, -np.arange(20.0), truth, 2).average_precision == 1
     assert evaluate_picks(both, np.arange(20.0), truth, 2).average_precision == 0.5
@@ -208,5 +209,6 @@ def test_bad_masks_are_refused() -> None:
         evaluate_masks(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int))
     with pytest.raises(InputError, match="same shape"):
         dice(np.zeros((2, 2), int), np.zeros((2, 2), int))
-    with pytest.raises(InputError, match="below 0"):
-        evaluate_masks(np.full((2, 2, 2), -1), np.ones((2, 2, 2), int))
+    for wrong in (-1, 2**31):
+        with pytest.raises(InputError, match="instance ids from 0"):
+            evaluate_masks(np.full((2, 2, 2), wrong), np.ones((2, 2, 2), int))

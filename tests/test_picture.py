@@ -99,7 +99,7 @@ def test_masks_are_coloured_where_they_are(tomogram: NDArray[np.float32], tmp_pa
 def test_picks_far_from_the_slices_are_left_out(tomogram: NDArray[np.float32], tmp_path: Path) -> None:
     def frames_of(pick: Pick, name: str) -> list[NDArray[np.float32]]:
         image = read(slices_picture(tomogram, None, [pick], tmp_path / name, prompt=(10, 15, 25), near=3))
-        return [image[t:b, l:r] for t, b, l, r in _frames(image).values()]
+        return [image[top:bottom, left:right] for top, bottom, left, right in _frames(image).values()]
 
     far = frames_of(Pick(2, 3, 4, 0.5, 1), "far.png")
     away = frames_of(Pick(19, 29, 49, 0.5, 1), "away.png")

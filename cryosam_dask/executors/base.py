@@ -179,7 +179,7 @@ def execute(
     context = Context(_absolute(store.url), device)
     sink = NullProgress() if progress is None else progress
     with contextlib.closing(sink.stage(stage.name, len(wanted), skipped, device)) as bar:
-        ledger = _Ledger(stage.name, todo, bar)
+        ledger = _Ledger(stage.name, todo, bar, executor.describe())
         for attempt in range(retries + 1):
             if attempt:
                 time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
@@ -187,7 +187,7 @@ def execute(
                 executor.run(stage, context, ledger.next_round(), ledger.report)
             if ledger.settled:
                 break
-    ledger.raise_failures(executor)
+    ledger.raise_failures()
     return Execution(ledger.results, tuple(ledger.timings), skipped)
 
 
@@ -222,10 +222,10 @@ class _RoundOverError(Exception):
 class _Ledger:
     """What became of each unit of one `execute`."""
 
-    def __init__(self, stage: str, units: Sequence[Unit], bar: StageProgress) -> None:
+    def __init__(self, stage: str, units: Sequence[Unit], bar: StageProgress, where: str) -> None:
         self.results: dict[str, UnitResult] = {}
         self.timings: list[Timing] = []
-        self._stage = stage
+        self._stage, self._where = stage, where
         self._bar = bar
         self._open = {unit.name: unit for unit in units}
         self._failures: dict[str, BaseException] = {}
@@ -252,7 +252,7 @@ class _Ledger:
             if outcome.result.done:
                 self._bar.advance(1)
             return
-        logger.warning("%s: %s failed: %s", self._stage, unit.name, one_line(outcome))
+        logger.info("%s: %s failed: %s", self._stage, unit.name, one_line(outcome))
         logger.debug("%s: %s", self._stage, unit.name, exc_info=outcome)
         self._failures[unit.name] = outcome
         if isinstance(outcome, CryosamError):
@@ -262,7 +262,7 @@ class _Ledger:
         if self._hopeless or self._in_a_row >= PATIENCE:
             raise _RoundOverError
 
-    def raise_failures(self, executor: Executor) -> None:
+    def raise_failures(self) -> None:
         """Raise the error that stands for all failures, if there are any."""
         if not self._failures:
             return
@@ -273,7 +273,7 @@ class _Ledger:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         first = self._failures[names[0]]
         raise ExecutionError(
-            f"{self._stage}: {len(names)} of {len(names) + len(self.results)} units failed on {executor.describe()} "
+            f"{self._stage}: {len(names)} of {len(names) + len(self.results)} units failed on {self._where} "
             f"({shown}), the first with {one_line(first)}; finished units are kept, run the same command again to go on"
         ) from first
 

@@ -8,12 +8,12 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cryosam_dask.errors import DeviceError, ExecutionError
+from cryosam_dask.errors import CryosamError, DeviceError, ExecutionError
 from cryosam_dask.executors.base import Finished, Report, one_line, run_unit
 from cryosam_dask.executors.memory import PROCESS_MEMORY, USABLE
 from cryosam_dask.executors.serial import device_name
@@ -61,10 +61,18 @@ class DaskExecutor:
         self._requested = device
         self._uses_torch = uses_torch
         self._device: str | None = None
-        self._owned = isinstance(client, str)
-        self._client: Client | None = connect(client, timeout) if isinstance(client, str) else client
-        if self._client is not None and self._client.asynchronous:
+        self._opened = contextlib.ExitStack()
+        self._client: Client | None = None
+        if isinstance(client, str):
+            with contextlib.ExitStack() as opening:
+                opening.enter_context(quiet_dask())
+                self._client = connect(client, timeout)
+                opening.callback(self._client.close)
+                self._opened = opening.pop_all()
+        elif client.asynchronous:
             raise ExecutionError("the client is asynchronous; give one made with asynchronous=False")
+        else:
+            self._client = client
 
     @property
     def client(self) -> Client:
@@ -165,7 +173,8 @@ class DaskExecutor:
         from distributed import wait
 
         try:
-            done = wait(list(flying), timeout=_LOOK_AROUND, return_when="FIRST_COMPLETED").done
+            with self.client.as_current():
+                done = wait(list(flying), timeout=_LOOK_AROUND, return_when="FIRST_COMPLETED").done
         except TimeoutError:
             done = set()
         if self.client.status not in ("running", "connecting"):
@@ -219,15 +228,12 @@ class DaskExecutor:
         addresses = declared if declared and self._requested != "cpu" else list(workers)
         answers = self.client.run(device_here, self._requested, self._uses_torch, workers=addresses, on_error="return")
         for address, answer in answers.items():
-            if isinstance(answer, ImportError):
-                raise ExecutionError(
-                    f"worker {address} can't import what it needs ({one_line(answer)}); install the same packages on "
-                    "the workers as here"
-                )
             if isinstance(answer, DeviceError):
                 raise DeviceError(f"worker {address}: {answer}")
-            if isinstance(answer, BaseException):
+            if isinstance(answer, CryosamError):
                 raise answer
+            if isinstance(answer, BaseException):
+                raise _unlike(f"worker {address}", answer)
         found = set(answers.values())
         if len(found) > 1:
             logger.warning("not all workers have a GPU and none declares one: models run on the CPU")
@@ -235,9 +241,8 @@ class DaskExecutor:
 
     def close(self) -> None:
         """Close the connection if it was made here."""
-        client, self._client = self._client, None
-        if client is not None and self._owned:
-            client.close()
+        self._client = None
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -261,6 +266,23 @@ def connect(address: str, timeout: float = CONNECT_TIMEOUT) -> Client:
         ) from error
 
 
+@contextlib.contextmanager
+def quiet_dask() -> Iterator[None]:
+    """Keep Dask's own log off the screen while we own its connection; what matters of it is in our errors."""
+    import distributed  # noqa: F401 - sets its loggers up, which must come first
+
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        if not logger.isEnabledFor(logging.DEBUG):
+            for name in names:
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def usable_share(memory_limit: int, threads: int) -> int:
     """Bytes that one unit may use in a worker of this limit that runs `threads` units at once."""
     return max(0, int(memory_limit * USABLE) - PROCESS_MEMORY) // max(1, threads)
@@ -280,8 +302,17 @@ def _outcome(future: Future[Finished]) -> Finished | BaseException:
     except _CANCELLED:
         raise
     except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
+        if str(error).startswith("Error during deserialization"):
+            return _unlike("the scheduler or a worker", error.__cause__ or error)
         return error
     return finished
+
+
+def _unlike(who: str, error: BaseException) -> ExecutionError:
+    return ExecutionError(
+        f"{who} can't load what the units need ({one_line(error)}); install the same packages, in the same versions, "
+        "on scheduler and workers as here"
+    )
 
 
 def _killed(stage: Stage, unit: Unit, times: int) -> ExecutionError:

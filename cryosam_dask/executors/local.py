@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors.base import Executor, one_line
-from cryosam_dask.executors.dask import GPU, DaskExecutor
+from cryosam_dask.executors.dask import GPU, DaskExecutor, quiet_dask
 from cryosam_dask.executors.memory import USABLE, available_memory
 from cryosam_dask.executors.serial import SerialExecutor, device_name
 
@@ -75,13 +79,18 @@ class LocalExecutor(DaskExecutor):
     def __init__(self, workers: int, device: str = "cpu") -> None:
         self._count = workers
         self._where = device
-        self._started: Client | None = None
+        self._opened = contextlib.ExitStack()
+        self._client: Client | None = None
 
     @property
     def client(self) -> Client:
-        if self._started is None:
-            self._started = local_client(self._count, self._where)
-        return self._started
+        if self._client is None:
+            with contextlib.ExitStack() as opening:
+                opening.enter_context(quiet_dask())
+                self._client = local_client(self._count, self._where)
+                opening.callback(close_local, self._client)
+                self._opened = opening.pop_all()
+        return self._client
 
     @property
     def device(self) -> str:
@@ -90,11 +99,6 @@ class LocalExecutor(DaskExecutor):
 
     def describe(self) -> str:
         return f"{self._count} local workers, {device_name(self._where)}"
-
-    def close(self) -> None:
-        client, self._started = self._started, None
-        if client is not None:
-            close_local(client)
 
 
 def local_client(workers: int | None = None, device: str = "cpu") -> Client:
@@ -124,6 +128,7 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
         "protocol": "tcp://",
         "dashboard": False,
         "silence_logs": level,
+        "preload": ["cryosam_dask.executors.worker_setup"],
     }
     gpus = visible_gpus(device)
     specs = {i: {"cls": Nanny, "options": {**common, **_gpu_options(i, gpus)}} for i in range(count)}
@@ -134,12 +139,18 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
     before = {name: os.environ.get(name) for name in _spawn_variables()}
     settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count)}
     try:
-        with dask.config.set(settings):
-            cluster = SpecCluster(specs, scheduler, silence_logs=level, name="cryosam")
-        return Client(cluster, set_as_default=False)
+        with contextlib.ExitStack() as opening:
+            with _interrupt_later(), dask.config.set(settings):
+                cluster = SpecCluster(specs, scheduler, silence_logs=level, name="cryosam")
+                opening.callback(cluster.close)
+                client = Client(cluster, set_as_default=False)
+                opening.callback(client.close)
+            opening.pop_all()
+            return client
     except (OSError, RuntimeError, TimeoutError, ValueError) as error:
         raise ExecutionError(
-            f"{count} workers did not start on this machine ({one_line(error)}); try --workers 0"
+            f"{count} workers did not start on this machine ({one_line(error)}); a script that starts workers needs "
+            "`if __name__ == '__main__':` around what it does; without workers: --workers 0"
         ) from error
     finally:
         _restore(before)
@@ -175,6 +186,22 @@ def visible_gpus(device: str) -> list[str]:
     names = named[:count] if len(named) >= count else [str(i) for i in range(count)]
     _, _, number = device.partition(":")
     return [names[int(number)]] if number else names
+
+
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Hold Ctrl-C back until workers that are being started can be stopped in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            raise KeyboardInterrupt
 
 
 def _gpu_options(index: int, gpus: list[str]) -> dict[str, Any]:

@@ -48,5 +48,5 @@ class SerialExecutor:
 
 
 def device_name(device: str) -> str:
-    """A torch device as people call it: "CPU", "GPU"."""
-    return "GPU" if device.startswith("cuda") else device.upper()
+    """A torch device as people call it."""
+    return {"cpu": "CPU", "cuda": "GPU", "auto": "CPU or GPU"}.get(device, device)

@@ -47,6 +47,7 @@ _OTHER_FORMATS = {
     b"MM\x00*": "a TIFF: convert it first (tif2mrc)",
     b"\x89HDF": "HDF5: convert it to MRC or OME-Zarr first",
 }
+_ODD_RATIO = 10  # between voxel sides; a sampling of 1 left in the header multiplies one side by the number of slices
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -105,6 +106,8 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
     z, y, x = (on_disk[axis] for axis in order)
     check_volume(str(path), (z, y, x))
     voxel_size = voxel_size or _header_voxel_size(path, header)
+    if max(voxel_size) > _ODD_RATIO * min(voxel_size):
+        notes += (f"voxels of {voxel_size} Å (z, y, x) are odd: check the header's cell and sampling",)
     dtype = native(stored)
     identity = {
         "format": "mrc",

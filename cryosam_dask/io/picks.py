@@ -211,7 +211,7 @@ def _floats(path: Path, name: str, values: Iterable[Any], lowest: float = -math.
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise InputError(f"{path}: row {row}: {name} is {value!r}, expected a number")
+            raise InputError(f"{path}: row {row}: {name} is '{value}', expected a number")
         if number < lowest:
             raise InputError(f"{path}: row {row}: {name} is {number:g}, outside the tomogram (voxels count from 0)")
         numbers.append(number)

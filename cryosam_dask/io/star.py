@@ -145,9 +145,8 @@ def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Float64:
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise InputError(f"{path}: row {bad[0] + 1}: {column} is {table[column].iloc[bad[0]]!r}, expected a number")
-    numbers: Float64 = table[columns].apply(pd.to_numeric).to_numpy(dtype=float).reshape(-1, len(columns))
-    return numbers
+            raise InputError(f"{path}: row {bad[0] + 1}: {column} is '{table[column].iloc[bad[0]]}', expected a number")
+    return np.stack([pd.to_numeric(table[column]).to_numpy(dtype=np.float64) for column in columns], axis=1)
 
 
 def _binning(path: Path, blocks: dict[str, Any], table: pd.DataFrame, voxel_size: Point | None) -> Float64:
@@ -181,6 +180,6 @@ def _shifts(path: Path, table: pd.DataFrame, voxel_size: Point | None) -> Float6
         from scipy.spatial.transform import Rotation
 
         rotation = Rotation.from_euler("ZYZ", _numbers(path, table, ANGLES), degrees=True)
-        shifts = rotation.inv().apply(shifts[:, ::-1])[:, ::-1]
+        shifts = rotation.inv().apply(shifts[:, ::-1].copy())[:, ::-1]
     rotated: Float64 = shifts / np.asarray(voxel_size, dtype=float)
     return rotated

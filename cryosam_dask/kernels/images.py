@@ -16,7 +16,7 @@ _SAMPLE = 1 << 20
 
 def halve(volume: Array) -> Array:
     """Mean of each 2×2×2 cell, ceil-sized, of the same type; cells at the end may be smaller."""
-    out = volume.astype(np.float64 if volume.dtype.kind in "iu" else np.float32)
+    out: Array = volume.astype(np.float64 if volume.dtype.kind in "iu" else np.float32)
     for axis in range(3):
         starts = np.arange(0, out.shape[axis], 2)
         counts = np.diff(np.append(starts, out.shape[axis]))

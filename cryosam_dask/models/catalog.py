@@ -104,8 +104,8 @@ class EncoderInfo:
             attention = 3 * 4 * vit.heads * tokens**2
         else:
             attention, tokens = 0, max(tokens, PASS_TOKENS[device.split(":")[0]])
-        # Per token: its input, its normalised copy, query, key, value and twice the four-fold hidden layer.
-        return attention + tokens * 4 * (14 * vit.width + 3 * self.patch**2)
+        # Per token: the residual stream and its copies, query, key, value, and the four-fold hidden layer twice.
+        return attention + tokens * 4 * (20 * vit.width + 3 * self.patch**2)
 
 
 class SegmenterInfo(Protocol):
@@ -174,7 +174,7 @@ class _SamInfo:
         # 1024 × 1024 and at the plane's size.
         pixels = plane[0] * plane[1]
         kept = prompts * 3 * (pixels + 4 * 256**2)
-        return kept + min(prompts, 32) * (3 * 4 * 1024**2 + 2 * 3 * 4 * pixels + 100 * 2**20)
+        return kept + min(prompts, 32) * (3 * 4 * (1024**2 + pixels) + 32 * 2**20)
 
 
 @dataclass(frozen=True)

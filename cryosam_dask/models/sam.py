@@ -89,8 +89,9 @@ class SamSegmenter:
             An embedding is not finite in float16.
         """
         embeddings = np.empty((len(planes), *self._embedding_shape), np.float16)
-        for index, plane in enumerate(planes):
-            embeddings[index] = self._embed_one(plane)
+        with np.errstate(over="ignore"):
+            for index, plane in enumerate(planes):
+                embeddings[index] = self._embed_one(plane)
         if not np.isfinite(embeddings).all():
             raise ModelError(f"{self.name} gave embeddings that are not finite in {self.dtype}; use dtype float32")
         return embeddings

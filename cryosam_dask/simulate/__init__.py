@@ -115,9 +115,7 @@ def simulate(settings: SimulationSettings | None = None) -> SimulatedTomogram:
     return SimulatedTomogram(noise * scale, signal * scale, labels, semantic, particles, settings)
 
 
-def _paint(
-    shape: Shape3, images: list[Float32], centres: list[Float64], rotation_seed: int, order: int
-) -> Float32:
+def _paint(shape: Shape3, images: list[Float32], centres: list[Float64], rotation_seed: int, order: int) -> Float32:
     """The images at the centres (voxels), each in its own random rotation, summed in a volume of `shape`."""
     import dask
     from acryo import Molecules, TomogramSimulator
@@ -158,9 +156,7 @@ def _ball(centre: Float64, radius: float, shape: Shape3) -> tuple[tuple[slice, .
     return box, np.asarray(squared <= radius**2)
 
 
-def _add_membrane(
-    density: Float32, mask: Bool, vesicle: Vesicle, offset: Shape3, settings: SimulationSettings
-) -> None:
+def _add_membrane(density: Float32, mask: Bool, vesicle: Vesicle, offset: Shape3, settings: SimulationSettings) -> None:
     """Add two leaflets to the padded density, which they cross without a cut, and the wall to the mask, in place."""
     centre = np.asarray(vesicle.centre) + np.asarray(offset)
     axes = np.ogrid[tuple(slice(0, n) for n in density.shape)]

@@ -53,7 +53,9 @@ class Species:
         _require(self.shape in SHAPES, f"{self.name}.shape", f"one of {', '.join(SHAPES)}", self.shape)
         _require(
             _is_number(self.diameter) and self.diameter > 0,
-            f"{self.name}.diameter", "nanometres above 0", self.diameter,
+            f"{self.name}.diameter",
+            "nanometres above 0",
+            self.diameter,
         )
         _require(_is_count(self.count), f"{self.name}.count", "a whole number from 0", self.count)
         _require(
@@ -109,7 +111,9 @@ class SimulationSettings:
         shape = tuple(self.shape)
         _require(
             len(shape) == 3 and all(_is_count(n) and n >= 16 for n in shape),
-            "shape", "three whole numbers (z, y, x) of 16 or more", self.shape,
+            "shape",
+            "three whole numbers (z, y, x) of 16 or more",
+            self.shape,
         )
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "species", tuple(self.species))
@@ -150,7 +154,9 @@ class SimulationSettings:
         for s in self.species:
             _require(
                 s.count == 0 or s.diameter < side,
-                f"{s.name}.diameter", f"below {side:.1f} nm to fit in {self.shape} voxels", s.diameter,
+                f"{s.name}.diameter",
+                f"below {side:.1f} nm to fit in {self.shape} voxels",
+                s.diameter,
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.models.cache import get_segmenter
-from cryosam_dask.models.registry import segmenter_info, weights_identity
+from cryosam_dask.models.catalog import segmenter_info
+from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.sampling import grey_planes

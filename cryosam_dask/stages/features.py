@@ -17,7 +17,8 @@ from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
 from cryosam_dask.kernels.texture import fit_standardization
 from cryosam_dask.models.cache import get_encoder
-from cryosam_dask.models.registry import encoder_info, weights_identity
+from cryosam_dask.models.catalog import encoder_info
+from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.sampling import standard_slices
@@ -147,7 +148,7 @@ def _slab_memory(
     tokens = slices * math.prod(grid) * channels * (4 + 4 + 2 + 2)
     info = encoder_info(settings.encoder)
     tile = (min(grid[0], settings.tile) * info.patch, min(grid[1], settings.tile) * info.patch)
-    return voxels + tokens + settings.batch * info.slice_bytes(tile, "cpu") + (32 << 20)
+    return voxels + tokens + settings.batch * info.encode_bytes(tile) + (32 << 20)
 
 
 def prepare(store: RunStore, settings: FeatureSettings) -> None:

@@ -1,8 +1,8 @@
 """Match: the query's cosine similarity on cells, from coarse to fine; then the proposals.
 
-On the coarsest ratio all cells are evaluated, on each next one only those under a cell that reached `tau_sim`. A unit is
-a box of cells, one chunk of the similarity array; where no cell is asked for it reads no features. Cells that were not
-evaluated hold NaN.
+On the coarsest ratio all cells are evaluated, on each next one only those under a cell that reached `tau_sim`. A unit
+is a box of cells, one chunk of the similarity array; where no cell is asked for it reads no features. Cells that were
+not evaluated hold NaN.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def plan(store: RunStore, name: str, ratio: int, coarser: int | None, tau_sim: f
         region = Region(layout.similarity(name, ratio), tuple(a for a, _ in box), tuple(b for _, b in box))
         units.append(
             Unit(
-                name=f"ratio {ratio} cells {'×'.join(f'{a}:{b}' for a, b in box)}",
+                name=f"ratio {ratio} cells {','.join(f'{a}:{b}' for a, b in box)}",
                 marks=(index,),
                 params={"box": [list(side) for side in box]},
                 writes=(region,),

@@ -19,7 +19,8 @@ from cryosam_dask.kernels.features import cosine
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.models.cache import get_segmenter
-from cryosam_dask.models.registry import segmenter_info, weights_identity
+from cryosam_dask.models.catalog import segmenter_info
+from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.embed import Plane, mark_of

@@ -68,6 +68,8 @@ def square(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
             raise RuntimeError("stopped half way")
         case "slow":
             time.sleep(0.5)
+        case "very slow":
+            time.sleep(20)
         case "not done":
             return UnitResult({"waits": True}, done=False)
         case "none":

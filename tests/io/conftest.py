@@ -67,15 +67,19 @@ def multiscale(axes: str = "zyx", unit: str | None = "angstrom", scale: Any = (2
 
 @pytest.fixture
 def write_zarr(tmp_path: Path) -> Callable[..., str]:
-    def write(data: np.ndarray, metadata: dict | None, *, version: int = 3, url: str | None = None) -> str:
+    """Write `data` as an image; options are `multiscale`'s, or `attrs` for the group's attributes as they are."""
+
+    def write(data: np.ndarray, *, version: int = 3, url: str | None = None, attrs: dict | None = None, **options: Any):
         url = url or str(tmp_path / "tomo.zarr")
         group = zarr.open_group(url, mode="w", zarr_format=version)
         chunks = tuple(min(n, 4) for n in data.shape)
         group.create_array("0", shape=data.shape, chunks=chunks, dtype=data.dtype)[...] = data
-        if metadata is not None and version == 3:
-            group.attrs["ome"] = {"version": "0.5", "multiscales": [metadata]}
-        elif metadata is not None:
-            group.attrs["multiscales"] = [{"version": "0.4", **metadata}]
+        if attrs is not None:
+            group.attrs.update(attrs)
+        elif version == 3:
+            group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale(**options)]}
+        else:
+            group.attrs["multiscales"] = [{"version": "0.4", **multiscale(**options)}]
         return url
 
     return write

@@ -1,9 +1,9 @@
 """What every slice encoder and every prompted segmenter must keep: inherit a class and give its fixtures.
 
-    class TestMine(SliceEncoderContract):
-        @pytest.fixture
-        def encoder(self):
-            return MyEncoder()
+class TestMine(SliceEncoderContract):
+    @pytest.fixture
+    def encoder(self):
+        return MyEncoder()
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class PromptedSegmenterContract:
         logits = self.previous(segmenter, plane, count) if continued else None
         together = segmenter.predict(embedding, plane, points, logits)
         for b in range(count):
-            alone = segmenter.predict(embedding, plane, points[b : b + 1], None if logits is None else logits[b : b + 1])
+            alone = segmenter.predict(
+                embedding, plane, points[b : b + 1], None if logits is None else logits[b : b + 1]
+            )
             np.testing.assert_allclose(together.logits[b], alone.logits[0], atol=self.tolerance)
             np.testing.assert_allclose(together.scores[b], alone.scores[0], atol=self.tolerance)
             assert (together.masks[b] != alone.masks[0]).mean() < 1e-3

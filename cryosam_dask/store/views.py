@@ -1,0 +1,75 @@
+"""A run as xarray sees it: `open_run` gives a lazy DataTree with ångström coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zarr
+
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_HIDDEN = ("marks", "instances", "embeddings")
+"""Groups that hold the program's own state: reached with zarr, not part of the results."""
+
+
+def open_run(url: str | Path) -> xr.DataTree:
+    """Open a run as an xarray DataTree. Nothing is read but coordinates; arrays are lazy and chunked as stored.
+
+    Nodes, as far as the run has come (NAME is a query's name, N a ratio):
+
+    - `/`: attributes of the run: input, voxel size (ångström, z y x), statistics, models
+    - `/scale0`, `/scale1`…: `tomogram` (z, y, x) and its 2× levels
+    - `/labels/NAME/scale0`…: `labels`, instance ids, 0 = background; `/labels/NAME_semantic/…`: 0 or 1
+    - `/picks/NAME`: one row per instance: z, y, x in voxels, position_z… in ångström, score, size, similarity
+    - `/similarity/NAME/rN`: `similarity` (z, y, x) on cells, NaN where it was not evaluated
+    - `/features/rN`: latent views and their Gram maps; `/features/dense/rN`: 3C-channel features
+    - `/queries/NAME`: the query's `feature` (channel), its points and settings
+
+    Raises `StoreError` if there is no run.
+    """
+    import xarray as xr
+
+    store = RunStore.open(url)
+    nodes: dict[str, xr.Dataset | xr.DataTree | None] = {"/": xr.Dataset(attrs=store.info)}
+    for path, group in _groups(store.root, ""):
+        if any(True for _ in group.array_keys()):
+            nodes[path] = xr.open_zarr(str(url), group=path, consolidated=False, zarr_format=3, chunks={})
+    return xr.DataTree.from_dict(nodes, name=Path(str(url)).name)
+
+
+def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:
+    for key, child in sorted(group.groups(), key=lambda item: item[0]):
+        path = f"{prefix}/{key}"
+        if path.lstrip("/") in _HIDDEN or key.startswith(("state", "group")):
+            continue
+        yield path, child
+        yield from _groups(child, path)
+
+
+def query_names(store: RunStore) -> list[str]:
+    """Names of the queries of a run."""
+    return sorted(store.group("queries").group_keys()) if "queries" in store else []
+
+
+def stage_progress(store: RunStore) -> dict[str, tuple[int, int]]:
+    """Per stage that has begun, how many of its units are done, and how many there are."""
+    from cryosam_dask.store import marks
+
+    out: dict[str, tuple[int, int]] = {}
+
+    def walk(group: zarr.Group, prefix: str) -> None:
+        for key, array in group.arrays():
+            stage = f"{prefix}{key}"
+            out[stage] = (int(marks.done(store, stage).sum()), int(array.shape[0]))
+        for key, child in group.groups():
+            walk(child, f"{prefix}{key}/")
+
+    if "marks" in store:
+        walk(store.group(layout.marks("").rstrip("/")), "")
+    return dict(sorted(out.items()))

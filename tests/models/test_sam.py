@@ -1,0 +1,172 @@
+"""The SAM adapter against `SamPredictor`, on random weights of a small model of the same classes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cryosam_dask.errors import ModelError
+from cryosam_dask.models import sam
+
+from .contract import PromptedSegmenterContract, noise, picture
+
+PLANES = [(48, 80), (80, 48), (64, 64), (97, 31), (300, 200)]
+
+
+def tiny_sam(size: int = 128) -> Any:
+    """A Sam of 128 × 128 pixels with random weights everywhere (some start at zero)."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    torch.manual_seed(0)
+    grid = size // 16
+    model = Sam(
+        image_encoder=ImageEncoderViT(
+            depth=2,
+            embed_dim=32,
+            img_size=size,
+            mlp_ratio=2,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            num_heads=2,
+            patch_size=16,
+            qkv_bias=True,
+            use_rel_pos=True,
+            global_attn_indexes=(1,),
+            window_size=3,
+            out_chans=32,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=32, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=2),
+            transformer_dim=32,
+        ),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_sam()
+
+
+@pytest.fixture
+def segmenter(model: Any) -> sam.SamSegmenter:
+    return sam.SamSegmenter(model, "sam-tiny", "random")
+
+
+class TestContract(PromptedSegmenterContract):
+    """SAM keeps the contract of every segmenter."""
+
+
+def clicks(plane: tuple[int, int], count: int) -> np.ndarray:
+    return np.random.default_rng(2).uniform(0, np.array(plane) - 1, (count, 2)).astype(np.float32)
+
+
+def exact_embedding(segmenter: sam.SamSegmenter, grey: np.ndarray) -> np.ndarray:
+    """The embedding before it is rounded to float16."""
+    return segmenter._embed_one(grey)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_masks_scores_and_logits_equal_the_predictors(
+    model: Any, segmenter: sam.SamSegmenter, plane: tuple[int, int]
+) -> None:
+    from segment_anything import SamPredictor
+
+    grey = picture(plane)[0]
+    predictor = SamPredictor(model)
+    predictor.set_image(np.repeat(grey[..., None], 3, 2))
+    embedding = exact_embedding(segmenter, grey)
+    np.testing.assert_allclose(embedding, predictor.get_image_embedding()[0].numpy(), atol=1e-5)
+
+    points = clicks(plane, 5)
+    previous = noise(5, *segmenter.logits_shape(plane)) * 4
+    for logits in (None, previous):
+        found = segmenter.predict(embedding, plane, points, logits)
+        for b, (row, column) in enumerate(points):
+            full, scores, low = predictor.predict(
+                point_coords=np.array([[column, row]]),
+                point_labels=np.array([1]),
+                mask_input=None if logits is None else logits[b : b + 1],
+                multimask_output=True,
+                return_logits=True,
+            )
+            np.testing.assert_allclose(found.logits[b], low, atol=1e-4)
+            np.testing.assert_allclose(found.scores[b], scores, atol=1e-4)
+            clear = np.abs(full) > 1e-4  # nearer to zero, rounding may decide
+            assert clear.mean() > 0.99
+            assert (found.masks[b] == (full > 0))[clear].all()
+        assert found.masks.any()
+        assert not found.masks.all()
+
+
+def test_float16_embeddings_change_masks_little(segmenter: sam.SamSegmenter) -> None:
+    plane = (48, 80)
+    grey = picture(plane)[0]
+    points = clicks(plane, 8)
+    exact = segmenter.predict(exact_embedding(segmenter, grey), plane, points, None)
+    stored = segmenter.predict(segmenter.embed(grey[None])[0], plane, points, None)
+    assert 0 < np.abs(stored.logits - exact.logits).max() < 5e-3 * exact.logits.std()
+    assert np.abs(stored.scores - exact.scores).max() < 5e-3 * max(exact.scores.std(), 1)
+    assert (stored.masks != exact.masks).mean() < 2e-3
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_peak_is_the_best_logit_on_the_image(segmenter: sam.SamSegmenter, plane: tuple[int, int]) -> None:
+    logits = noise(4, *segmenter.logits_shape(plane), seed=3)
+    logits[0, -1, -1] = 100.0  # on the padding unless the plane is square
+    scale = 128 / max(plane)
+    height, width = round(plane[0] * scale), round(plane[1] * scale)
+    for b, peak in enumerate(segmenter.peak(logits, plane)):
+        best, expected = -np.inf, None
+        for i, j in np.ndindex(*logits.shape[1:]):
+            row, column = 4 * i + 2, 4 * j + 2  # the logit's centre, in input pixels from the corner
+            if row < height and column < width and logits[b, i, j] > best:
+                best, expected = logits[b, i, j], (row * plane[0] / height - 0.5, column * plane[1] / width - 0.5)
+        assert expected is not None
+        np.testing.assert_allclose(peak, np.clip(expected, 0, np.array(plane) - 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("plane", [(48, 80), (80, 48)])
+def test_the_peak_of_a_mask_lies_where_the_mask_is(segmenter: sam.SamSegmenter, plane: tuple[int, int]) -> None:
+    embedding = segmenter.embed(picture(plane)[0][None])[0]
+    found = segmenter.predict(embedding, plane, clicks(plane, 6), None)
+    checked = 0
+    for m in range(3):
+        peaks = segmenter.peak(found.logits[:, m], plane).round().astype(int)
+        for b, (row, column) in enumerate(peaks):
+            if found.logits[b, m].max() > 0.5 and found.masks[b, m].any():
+                near = found.masks[b, m, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
+                assert near.any()
+                checked += 1
+    assert checked > 5
+
+
+@pytest.mark.parametrize("plane", [(1, 200), (928, 960), (513, 1024), (7, 3)])
+def test_planes_are_scaled_as_by_the_public_code(plane: tuple[int, int]) -> None:
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    assert sam.resized_shape(plane, 1024) == ResizeLongestSide.get_preprocess_shape(*plane, 1024)
+
+
+def test_planes_that_are_not_uint8_are_refused(segmenter: sam.SamSegmenter) -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        segmenter.embed(np.zeros((1, 8, 8), np.float32))
+
+
+def test_embeddings_that_overflow_are_an_error(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = sam.SamSegmenter(model, "sam-tiny", "random")
+    monkeypatch.setattr(segmenter, "_embed_one", lambda plane: np.full((32, 8, 8), 1e6, np.float32))
+    with pytest.raises(ModelError, match="not finite"):
+        segmenter.embed(np.zeros((1, 8, 8), np.uint8))

@@ -1,0 +1,78 @@
+"""Similarity and pooling from latent views against the dense computation with PyTorch's upsampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cryosam_dask.geometry import interpolation
+from cryosam_dask.kernels import features as kernel
+
+Dense = NDArray[np.float32]
+
+
+def upsampled(tokens: Dense, size: tuple[int, int]) -> Dense:
+    """up(tokens), by PyTorch."""
+    import torch
+
+    images = torch.tensor(tokens).permute(0, 3, 1, 2)
+    out = torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
+    return np.asarray(out.permute(0, 2, 3, 1).numpy())
+
+
+def block(tokens: Dense, size: tuple[int, int]) -> kernel.ViewBlock:
+    rows, columns = (
+        interpolation(np.arange(n, dtype=float), n, t) for n, t in zip(size, tokens.shape[1:3], strict=True)
+    )
+    part = np.s_[:, rows.start : rows.stop, columns.start : columns.stop]
+    return kernel.ViewBlock(tokens[part], kernel.gram_maps(tokens)[part], rows, columns)
+
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
+
+
+@given(shape=shapes, size=st.tuples(st.integers(1, 30), st.integers(1, 30)), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_norm_projection_and_pooling_equal_the_dense_ones(
+    shape: tuple[int, int, int, int], size: tuple[int, int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = rng.normal(size=shape).astype(np.float32)
+    vectors = rng.normal(size=(shape[3], 2)).astype(np.float32)
+    mask = rng.random((shape[0], *size)) < 0.5
+    dense, view = upsampled(tokens, size), block(tokens, size)
+    assert kernel.upsample(view.latents, view.rows, view.columns) == pytest.approx(dense, abs=1e-4)
+    assert kernel.squared_norm(view) == pytest.approx((dense**2).sum(-1), abs=2e-4)
+    assert kernel.project(view, vectors) == pytest.approx(np.moveaxis(dense @ vectors, -1, 0), abs=1e-4)
+    pooled = kernel.pool_view(view.latents, mask, view.rows, view.columns)
+    assert pooled == pytest.approx(dense[mask].sum(0), abs=2e-3)
+
+
+def test_centred_terms_are_those_of_the_centred_features() -> None:
+    rng = np.random.default_rng(3)
+    tokens = rng.normal(1, 1, size=(2, 3, 4, 5)).astype(np.float32)
+    query, mean = rng.normal(size=(2, 5)).astype(np.float32)
+    dense = upsampled(tokens, (9, 14)) - mean
+    numerator, squared = kernel.view_terms(block(tokens, (9, 14)), query, mean)
+    assert numerator == pytest.approx(dense @ (query - mean), abs=1e-4)
+    assert squared == pytest.approx((dense**2).sum(-1), abs=1e-4)
+
+
+def test_token_weights_sum_to_the_voxels_and_weigh_the_mean() -> None:
+    weights = kernel.token_weights(13, 4)
+    assert weights.sum() == pytest.approx(13, abs=1e-4)
+    values = np.random.default_rng(0).normal(size=(1, 4, 1, 1)).astype(np.float32)
+    assert weights @ values[0, :, 0, 0] == pytest.approx(upsampled(values, (13, 1)).sum(), abs=1e-4)
+
+
+def test_average_slices_has_a_shorter_last_run() -> None:
+    tokens = np.arange(7, dtype=np.float32).reshape(7, 1, 1, 1)
+    assert kernel.average_slices(tokens, 4).ravel().tolist() == [1.5, 5.0]
+
+
+def test_similarity_of_nothing_is_zero_not_nan() -> None:
+    assert kernel.cosine(np.zeros(2, np.float32), np.array([0, -1e-9], np.float32), 3.0).tolist() == [0, 0]
+    assert kernel.cosine(np.ones(1, np.float32), np.ones(1, np.float32), 0.0).tolist() == [0]
