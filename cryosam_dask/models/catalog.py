@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -214,6 +215,8 @@ def split_spec(spec: str) -> tuple[str, str | None]:
 def parse_models(spec: str) -> tuple[str, str]:
     """(encoder spec, segmenter spec) of `builtin`, `paper` or `ENCODER+SEGMENTER`, each name optionally `=PATH`.
 
+    Paths come back absolute.
+
     Raises
     ------
     ModelError
@@ -227,10 +230,13 @@ def parse_models(spec: str) -> tuple[str, str]:
         raise ModelError(f"models {spec!r}: expected {presets} or ENCODER+SEGMENTER{hint}")
     # A path may hold a plus sign: the one before a segmenter's name is meant.
     named = [pair for pair in splits if split_spec(pair[1])[0] in SEGMENTERS]
-    encoder, segmenter = (part.strip() for part in (named or splits)[0])
-    check_encoder(encoder)
-    check_segmenter(segmenter)
-    return encoder, segmenter
+    encoder, segmenter = (named or splits)[0]
+    return _absolute(*check_encoder(encoder)), _absolute(*check_segmenter(segmenter))
+
+
+def _absolute(name: str, path: str | None) -> str:
+    """The spec with an absolute path, so that it means the same file in a worker started elsewhere."""
+    return name if path is None else f"{name}={Path(path).expanduser().absolute()}"
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cryosam_dask.errors import DeviceError, SettingsError
 from cryosam_dask.models import weights
 from cryosam_dask.models.catalog import (
+    SEGMENTERS,
     TIMM_PREFIX,
     VITS,
     check_encoder,
@@ -49,7 +50,7 @@ def weights_identity(spec: str) -> str:
     ModelError
         The name is unknown, or weights without a published digest can't be had.
     """
-    name, path = split_spec(spec)
+    name, path = _checked(spec)
     if name == "texture":
         return texture().identity
     if name == "random-walker":
@@ -57,6 +58,11 @@ def weights_identity(spec: str) -> str:
     source = None if path else _source(name)
     digest = weights.expected_sha256(source) or weights.locate(name, source, path).sha256
     return _identity(name, digest)
+
+
+def _checked(spec: str) -> tuple[str, str | None]:
+    """(name, path) of the spec of an encoder or a segmenter."""
+    return check_segmenter(spec) if split_spec(spec)[0] in SEGMENTERS else check_encoder(spec)
 
 
 def _identity(name: str, digest: str) -> str:
@@ -68,7 +74,7 @@ def ensure_weights(spec: str) -> weights.WeightsFile | None:
 
     Worth calling once before units are sent to workers, so that a missing file is reported before anything runs.
     """
-    name, path = split_spec(spec)
+    name, path = _checked(spec)
     if name in ("texture", "random-walker"):
         return None
     return weights.locate(name, None if path else _source(name), path)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import ModelError
-from cryosam_dask.models.vit import autocast, check_dtype
+from cryosam_dask.models.vit import autocast, check_dtype, device_memory
 from cryosam_dask.models.weights import load_into, read_state_dict
 from cryosam_dask.types import Array, Float32, Prediction
 
@@ -106,7 +106,7 @@ class SamSegmenter:
         height, width = resized_shape(plane.shape, self._size)
         # The three channels are equal and resized one by one, so one is enough.
         grey = np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
-        with torch.inference_mode():
+        with torch.inference_mode(), device_memory(self.name, self.device):
             image = torch.tensor(grey).to(self.device)[None, None].expand(1, 3, -1, -1)
             image = self._model.preprocess(image)
             with autocast(self.device, self.dtype):
@@ -124,7 +124,7 @@ class SamSegmenter:
         masks = np.empty((count, CANDIDATES, *plane), bool)
         scores = np.empty((count, CANDIDATES), np.float32)
         low = np.empty((count, CANDIDATES, *self._logits_shape), np.float32)
-        with torch.inference_mode():
+        with torch.inference_mode(), device_memory(self.name, self.device):
             image = torch.tensor(np.asarray(embedding, np.float32), device=self.device)[None]
             for start in range(0, count, self.batch):
                 chunk = slice(start, start + self.batch)
@@ -162,6 +162,7 @@ class SamSegmenter:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32 in the plane's frame.
 
         Only logits centred on the image are looked at, never those on the padding; the first of equal ones wins.
+        This is the place where `predict` draws the logit; `SamPredictor` puts points up to half a pixel from it.
         """
         resized = resized_shape(plane, self._size)
         cell = self._size / self._logits_shape[0]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosam_dask.errors import ModelError, SettingsError
+from cryosam_dask.errors import MemoryLimitError, ModelError, SettingsError
 from cryosam_dask.models.catalog import PASS_TOKENS
 from cryosam_dask.models.weights import load_into, read_state_dict
 from cryosam_dask.types import Float32
@@ -27,7 +28,9 @@ class TimmEncoder:
 
     Slices become three equal channels with no further normalisation. Tokens are those of timm's `forward_features`
     (the final norm, or SAM's neck, applied) without the class and register tokens. Position embeddings are
-    interpolated to the slice's own grid by timm (`dynamic_img_size`).
+    interpolated to the slice's own grid by timm (`dynamic_img_size`). Tokens equal those of the official code of
+    DINOv2 and DINOv3, except that for DINOv2 without registers, at other sizes than 518 x 518, the official code
+    interpolates positions without antialiasing and with a small offset.
 
     Parameters
     ----------
@@ -74,7 +77,7 @@ class TimmEncoder:
     def _forward(self, slices: Float32, grid: tuple[int, int]) -> Float32:
         import torch
 
-        with torch.inference_mode(), autocast(self.device, self.dtype):
+        with torch.inference_mode(), autocast(self.device, self.dtype), device_memory(self.name, self.device):
             images = torch.tensor(
                 np.asarray(slices, np.float32), device=self.device
             )  # from_numpy warns at read-only arrays
@@ -111,6 +114,19 @@ def autocast(device: str, dtype: str) -> Any:
 
     kind = device.split(":")[0]
     return torch.autocast(kind, getattr(torch, dtype)) if dtype != "float32" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def device_memory(name: str, device: str) -> Iterator[None]:
+    """Turns a GPU's lack of memory into a MemoryLimitError that says what helps."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"{name} does not fit in the memory of {device}; use a smaller model, smaller slices, or --device cpu"
+        ) from error
 
 
 def geometry(module: Any, name: str) -> tuple[int, int]:

@@ -213,12 +213,21 @@ def _download(name: str, source: Source, target: Path) -> None:
     try:
         store.fetch(source.file, downloader=pooch.HTTPDownloader(progressbar=terminal, headers=headers))
     except (ValueError, OSError) as error:  # requests' own errors are OSErrors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         digest = f"SHA-256 {source.sha256}" if source.sha256 else "no published SHA-256"
         raise ModelError(
-            f"weights of {name} could not be downloaded ({reason}); put {source.url} at {target} ({digest}), or give "
-            f"a local file as {name}=PATH; --models builtin needs no weights"
+            f"weights of {name} could not be downloaded ({_reason(error, source.url)}); put {source.url} at {target} "
+            f"({digest}), or give a local file as {name}=PATH; --models builtin needs no weights"
         ) from error
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Why a download failed, in one short line."""
+    text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+    if "Max retries exceeded" in text:
+        return f"no connection to {url.split('/')[2]}"
+    if text.startswith(("401", "403")):
+        return f"{text}: the server wants a login; accept the model's licence there and set HF_TOKEN"
+    return text
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

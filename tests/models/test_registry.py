@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from cryosam_dask.models import cache, catalog, registry, vit, weights
         ("dinov2-vits14+random-walker", ("dinov2-vits14", "random-walker")),
         ("texture + sam-vitb", ("texture", "sam-vitb")),
         ("sam-vitl=/a+b/w.pth+sam-vitb=/c+d.pth", ("sam-vitl=/a+b/w.pth", "sam-vitb=/c+d.pth")),
-        ("timm:vit_tiny_patch16_224=w.pth+sam-vitb", ("timm:vit_tiny_patch16_224=w.pth", "sam-vitb")),
+        ("timm:vit_tiny_patch16_224=w.pth+sam-vitb", (f"timm:vit_tiny_patch16_224={Path.cwd()}/w.pth", "sam-vitb")),
+        ("texture+sam-vitb=~/w.pth", ("texture", f"sam-vitb={Path.home()}/w.pth")),
     ],
 )
 def test_specs_are_parsed(spec: str, expected: tuple[str, str]) -> None:
@@ -59,6 +61,9 @@ def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(ModelError) as error:
         models.encoder_info("nothing")
     assert all(name in str(error.value) for name in models.ENCODERS)
+    for use in (models.weights_identity, models.ensure_weights, models.load_encoder):
+        with pytest.raises(ModelError, match="encoder 'nothing' is unknown"):
+            use("nothing")
     with pytest.raises(ModelError) as error:
         models.load_segmenter("nothing")
     assert all(name in str(error.value) for name in models.SEGMENTERS)

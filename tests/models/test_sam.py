@@ -122,6 +122,14 @@ def test_float16_embeddings_change_masks_little(segmenter: sam.SamSegmenter) -> 
     assert (stored.masks != exact.masks).mean() < 2e-3
 
 
+def test_bfloat16_computes_near_embeddings(model: Any, segmenter: sam.SamSegmenter) -> None:
+    grey = picture((48, 80))[0][None]
+    exact = segmenter.embed(grey).astype(np.float32)
+    rough = sam.SamSegmenter(model, "sam-tiny", "random", dtype="bfloat16").embed(grey)
+    assert rough.dtype == np.float16
+    assert 0 < np.abs(rough - exact).mean() < 0.05 * np.abs(exact).mean()
+
+
 @pytest.mark.parametrize("plane", PLANES)
 def test_the_peak_is_the_best_logit_on_the_image(segmenter: sam.SamSegmenter, plane: tuple[int, int]) -> None:
     logits = noise(4, *segmenter.logits_shape(plane), seed=3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryosam_dask.errors import ModelError, SettingsError
+from cryosam_dask.errors import MemoryLimitError, ModelError, SettingsError
 from cryosam_dask.models import vit
 
 from .contract import SliceEncoderContract, noise
@@ -15,6 +15,7 @@ SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 TINY = {
     "dinov2": ("vit_small_patch14_dinov2.lvd142m", {**SMALL, "img_size": 70}),
     "dinov2-reg": ("vit_small_patch14_reg4_dinov2.lvd142m", {**SMALL, "img_size": 70}),
+    "dinov2-giant": ("vit_giant_patch14_dinov2.lvd142m", {**SMALL, "img_size": 70, "mlp_ratio": 4.0}),
     "dino": ("vit_small_patch16_224.dino", {**SMALL, "img_size": 64}),
     "dinov3": ("vit_small_patch16_dinov3.lvd1689m", SMALL),
     "sam": ("samvit_base_patch16.sa1b", {**SMALL, "img_size": 128, "global_attn_indexes": (1,), "window_size": 3}),
@@ -53,7 +54,7 @@ def test_tokens_equal_a_plain_forward_pass(kind: str, grid: tuple[int, int]) -> 
         if kind == "sam":
             expected = features[n, :, i, j]
         else:
-            prefix = {"dinov2": 1, "dinov2-reg": 5, "dino": 1, "dinov3": 5}[kind]
+            prefix = {"dinov2": 1, "dinov2-giant": 1, "dinov2-reg": 5, "dino": 1, "dinov3": 5}[kind]
             expected = features[n, prefix + i * grid[1] + j]
         np.testing.assert_allclose(tokens[n, i, j], expected.numpy(), atol=1e-5)
 
@@ -92,6 +93,17 @@ def test_tokens_that_overflow_are_an_error() -> None:
         module.norm.weight.fill_(np.inf)
     with pytest.raises(ModelError, match="not finite"):
         vit.TimmEncoder(module, "tiny", "random").encode(noise(1, 14, 14))
+
+
+def test_a_gpu_without_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = vit.TimmEncoder(tiny("dinov2"), "tiny", "random")
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder._module, "forward_features", fail)
+    with pytest.raises(MemoryLimitError, match="tiny does not fit in the memory of cpu"):
+        encoder.encode(noise(1, 14, 14))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "vit_no_such_model"])

@@ -64,6 +64,9 @@ def official(kind: str, module: torch.nn.Module) -> dict[str, Any]:
     ours = {key: value.clone() for key, value in module.state_dict().items()}
     if kind == "dinov2":  # timm's layout, and a token for masked patches
         return {**ours, "mask_token": torch.zeros(1, 32)}
+    if kind == "dinov2-giant":  # other names for the gated layers
+        ours = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value for key, value in ours.items()}
+        return {**ours, "mask_token": torch.zeros(1, 32)}
     if kind == "dinov2-reg":  # the position embedding has an entry for the class token, the registers another name
         place = torch.randn(1, 1, 32)
         ours["pos_embed"] = torch.cat([place, ours["pos_embed"]], 1)

@@ -1,0 +1,51 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryosam_dask import geometry
+from cryosam_dask.kernels import features as kernel
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import AXES, Shape3
+
+MakeFeatures = Callable[..., str]
+
+
+@pytest.fixture
+def random_features(tmp_path: Path) -> MakeFeatures:
+    """Make a store with random latents of a given shape, without any model: `random_features(shape, …) -> url`."""
+
+    def make(
+        shape: Shape3,
+        channels: int = 5,
+        tokens: tuple[int, int, int] = (3, 4, 5),
+        dtype: str = "float32",
+        ratios: tuple[int, ...] = (4, 8, 16),
+        seed: int = 0,
+    ) -> str:
+        url = str(tmp_path / f"random{seed}.zarr")
+        attributes = {"shape": list(shape), "voxel_size": [10.0, 10.0, 10.0], "origin": [0.0, 0.0, 0.0]}
+        store = RunStore.create(url, attributes)
+        rng = np.random.default_rng(seed)
+        for axis in AXES:
+            grid = tuple(tokens[i] for i in geometry.plane_axes(axis))
+            length = shape[geometry.axis_index(axis)]
+            native = (rng.normal(size=(length, *grid, channels)) + 0.5).astype(np.float32)
+            weights = [kernel.token_weights(n, t) for n, t in zip(geometry.plane_shape(shape, axis), grid, strict=True)]
+            sums = np.einsum("nrcz,r,c->z", native.astype(np.float64), *weights)
+            store.put(layout.feature_sums(axis), sums[None], (f"slab_{axis}", "channel"))
+            for ratio in (1, *ratios):
+                latents = kernel.average_slices(native, ratio).astype(dtype)
+                dims = layout.view_dims(axis)
+                store.put(layout.latents(ratio, axis), latents, (*dims, "channel"))
+                store.put(layout.gram(ratio, axis), kernel.gram_maps(latents.astype(np.float32)), (*dims, "product"))
+        store.update_info(features={"ratios": list(ratios), "channels": channels, "encoder": "random", "weights": "none"})
+        return url
+
+    return make
