@@ -113,7 +113,7 @@ def demo(
         picture,
         prompt=(point[0], point[1], point[2]),
         truth=outputs.read_points(truth)[["z", "y", "x"]].to_numpy(),
-        voxel_size=store.voxel_size,
+        voxel_size=store.voxel_size[2],
     )
     seconds = time.perf_counter() - start
     return {**figures, "radius": radius, "picture": str(picture), "run": str(store_path), "seconds": seconds}

@@ -8,16 +8,16 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cryosam_dask.errors import CryosamError, DeviceError, ExecutionError
+from cryosam_dask.errors import CryosamError, ExecutionError
 from cryosam_dask.executors.base import Finished, Report, one_line, run_unit
 from cryosam_dask.executors.memory import PROCESS_MEMORY, USABLE
 from cryosam_dask.executors.serial import device_name
-from cryosam_dask.stages.base import Context, Stage, Unit
+from cryosam_dask.stages.base import Context, Stage, Unit, Work
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -122,6 +122,8 @@ class DaskExecutor:
             else:
                 report(unit, outcome)
 
+        self._wait_for_worker()
+        self._ask(self._workers(), work_here, stage.work)
         self._stream(stage, context, units, set_suspects_aside)
         for unit in suspects:
             self._stream(stage, context, [unit], explain)
@@ -226,18 +228,20 @@ class DaskExecutor:
         workers = self._workers()
         declared = [address for address, w in workers.items() if w["resources"].get(GPU)]
         addresses = declared if declared and self._requested != "cpu" else list(workers)
-        answers = self.client.run(device_here, self._requested, self._uses_torch, workers=addresses, on_error="return")
-        for address, answer in answers.items():
-            if isinstance(answer, DeviceError):
-                raise DeviceError(f"worker {address}: {answer}")
-            if isinstance(answer, CryosamError):
-                raise answer
-            if isinstance(answer, BaseException):
-                raise _unlike(f"worker {address}", answer)
-        found = set(answers.values())
+        found = set(self._ask(addresses, device_here, self._requested, self._uses_torch))
         if len(found) > 1:
             logger.warning("not all workers have a GPU and none declares one: models run on the CPU")
         return found.pop() if len(found) == 1 else "cpu"
+
+    def _ask(self, addresses: Iterable[str], question: Callable[..., str], *args: Any) -> list[str]:
+        """Answers of workers to a question; a worker that is gone by now gives none."""
+        answers = self.client.run(question, *args, workers=list(addresses), on_error="return")
+        for address, answer in answers.items():
+            if isinstance(answer, CryosamError):
+                raise type(answer)(f"worker {address}: {answer}")
+            if isinstance(answer, BaseException) and not isinstance(answer, OSError):
+                raise _unlike(f"worker {address}", answer)
+        return [answer for answer in answers.values() if isinstance(answer, str)]
 
     def close(self) -> None:
         """Close the connection if it was made here."""
@@ -293,6 +297,11 @@ def device_here(requested: str, uses_torch: bool) -> str:
     from cryosam_dask.models.registry import resolve_device
 
     return resolve_device(requested, uses_torch)
+
+
+def work_here(work: Work) -> str:
+    """Where a work function was found in this process; runs on workers, which must be able to load it."""
+    return work.__module__
 
 
 def _outcome(future: Future[Finished]) -> Finished | BaseException:

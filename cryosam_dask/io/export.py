@@ -114,7 +114,6 @@ def _write_header(path: Path, statistics: _Statistics, voxel_size: Point, origin
     with mrcfile.mmap(path, mode="r+") as mrc:
         count = mrc.data.size
         mean = statistics.total / count
-        mrc.set_volume()
         mrc.voxel_size = tuple(reversed(voxel_size))
         for axis, position in zip("zyx", origin, strict=True):
             mrc.header.origin[axis] = position

@@ -33,7 +33,7 @@ def write_picks(
     picks: pd.DataFrame | Sequence[Pick],
     path: str | PathLike[str],
     *,
-    format: str | None = None,  # noqa: A002
+    format: str | None = None,
     voxel_size: float | Sequence[float] | None = None,
     shape: Shape3 | None = None,
     tomogram_name: str = "tomogram",
@@ -79,7 +79,7 @@ def write_picks(
 def read_points(
     path: str | PathLike[str],
     *,
-    format: str | None = None,  # noqa: A002
+    format: str | None = None,
     voxel_size: float | Sequence[float] | None = None,
     shape: Shape3 | None = None,
     tomogram_name: str | None = None,
@@ -186,7 +186,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_csv(path: Path, text: str) -> dict[str, list[Any]]:
-    """Columns by lower-case name, values as text: `float` reads them exactly, pandas' fast parser does not."""
+    """Columns by lower-case name, values as text: read by `float` they are exact, and a bad one can be shown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # rows longer than the header only warn, and lose a column

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from cryosam_dask.types import AXES, Axis, Bool, Point, Shape3
+from cryosam_dask.types import AXES, Axis, Bool, Point
 
 
 class Patch(NamedTuple):
@@ -42,6 +44,38 @@ class Patch(NamedTuple):
         """Centre of mass (row, column) on the plane."""
         rows, cols = np.nonzero(self.mask)
         return float(rows.mean()) + self.row, float(cols.mean()) + self.col
+
+
+def iou(a: Patch, b: Patch) -> float:
+    """Intersection over union of two patches, as if on one plane."""
+    r0, c0 = max(a.row, b.row), max(a.col, b.col)
+    r1 = min(a.row + a.mask.shape[0], b.row + b.mask.shape[0])
+    c1 = min(a.col + a.mask.shape[1], b.col + b.mask.shape[1])
+    if r1 <= r0 or c1 <= c0:
+        return 0.0
+    one = a.mask[r0 - a.row : r1 - a.row, c0 - a.col : c1 - a.col]
+    two = b.mask[r0 - b.row : r1 - b.row, c0 - b.col : c1 - b.col]
+    both = int(np.count_nonzero(one & two))
+    return both / (a.area + b.area - both)
+
+
+def pack(masks: Sequence[Bool]) -> NDArray[np.uint8]:
+    """Masks of any shapes as one row of bits, eight to a byte; each mask starts a new byte."""
+    return np.concatenate([np.zeros(0, np.uint8), *(np.packbits(m.ravel()) for m in masks)])
+
+
+def unpack(bits: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[Bool]:
+    """The inverse of `pack`, given the masks' shapes. Raises ValueError when the bytes don't fit the shapes."""
+    sizes = [int(np.prod(s)) for s in shapes]
+    stops = np.cumsum([0, *(-(-n // 8) for n in sizes)])
+    if stops[-1] != bits.size:
+        raise ValueError(
+            f"packed masks: expected {stops[-1]} bytes for {len(sizes)} masks, found {bits.size}"
+        )
+    return [
+        np.unpackbits(bits[start:stop], count=n).reshape(s).astype(bool)
+        for n, s, start, stop in zip(sizes, shapes, stops[:-1], stops[1:], strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -106,9 +140,7 @@ def _connected(mask: Bool, at: tuple[int, int, int]) -> Bool:
     return filled
 
 
-def merge_patches(
-    prompt: int, point: Point, patches: dict[Axis, list[Patch]], shape: Shape3, votes: int
-) -> Instance | None:
+def merge_patches(prompt: int, point: Point, patches: dict[Axis, list[Patch]], votes: int) -> Instance | None:
     """Merge the patches of the three axes: voxels that at least `votes` axes hold, connected, holes filled."""
     every = [p for axis in AXES for p in patches[axis]]
     if not every:
@@ -122,7 +154,9 @@ def merge_patches(
     mask = _connected(mask, (z, y, x))
     held = [np.flatnonzero(mask.any(tuple(j for j in range(3) if j != i))) for i in range(3)]
     cut = tuple(slice(int(h[0]), int(h[-1]) + 1) for h in held)
-    box = [a + s.start for a, s in zip(low, cut, strict=True)] + [a + s.stop for a, s in zip(low, cut, strict=True)]
+    box = [a + s.start for a, s in zip(low, cut, strict=True)] + [
+        a + s.stop for a, s in zip(low, cut, strict=True)
+    ]
     union = int((count > 0).sum())
     agreement = float(np.count_nonzero(count >= 2)) / union
     quality = float(np.mean([p.score for p in every]))

@@ -7,13 +7,14 @@ serve the planes in any order, a few at a time, store the state in between and g
 
     work = Propagation.start(points, shape, settings)
     while need := work.needed():                        # {(axis, plane): walkers that wait for it}
-        for (axis, plane) in sorted(need):
+        for axis, plane in sorted(need):
             work.step(segmenter, axis, plane, embedding, image)
     instances = work.instances()                        # one per prompt, or None
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -22,19 +23,27 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from cryosam_dask.kernels.instance import Instance, Patch, merge_patches
-from cryosam_dask.types import AXES, Array, Axis, Bool, Float32, Point, Prediction, PromptedSegmenter, Shape3
+from cryosam_dask.errors import InputError
+from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, unpack
+from cryosam_dask.types import AXES, Array, Axis, Float32, Point, Prediction, PromptedSegmenter, Shape3
 
 
 class PropagationSettings(BaseModel):
     """How walkers stop and how planes are merged.
 
-    `rule="plain"` with `merge="union"` is the method as published. `rule="guarded"` also stops a walker where the mask
-    is no longer like the one on the start plane: where its contrast with the pixels around it has fallen below
-    `min_contrast` of the start plane's (half is the same criterion along the walk as a threshold between two
-    classes is in the plane), where its area leaves `min_area_ratio`…`max_area_ratio` of the start plane's, where its
-    centre has moved more than `max_drift` of the start mask's radius, or after `max_reach` of its diameters.
-    `merge="agreement"` keeps the voxels that the stacks of at least `min_votes` axes hold.
+    Attributes
+    ----------
+    tau_iou : a mask must have a larger IoU than this with the mask on the plane before
+    max_area : a mask must have fewer pixels than this; None: any
+    rule : "plain" stops by these two alone, as published. "guarded" also stops where the mask is no longer like
+        the start plane's, by the next five
+    min_contrast : of the start mask's contrast with its surroundings. Half is the same criterion along the walk
+        as the threshold between two classes is in the plane
+    min_area_ratio, max_area_ratio : of the start mask's area
+    max_drift : how far the centre may be from the start mask's, in radii of the start mask; some radii, since
+        a tube or a wall that crosses the planes at a slant is to be followed some way
+    max_reach : how many planes one walker may go, in diameters of the start mask
+    merge : "union" of the three axes' stacks, as published; "agreement" keeps voxels that are in at least `min_votes`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,21 +51,24 @@ class PropagationSettings(BaseModel):
     tau_iou: float = Field(0.5, ge=0, le=1)
     max_area: int | None = Field(None, ge=1)
     rule: Literal["plain", "guarded"] = "guarded"
-    merge: Literal["union", "agreement"] = "agreement"
     min_contrast: float = Field(0.5, ge=0, le=1)
     min_area_ratio: float = Field(0.1, ge=0, le=1)
     max_area_ratio: float = Field(2.0, ge=1)
-    max_drift: float = Field(1.0, gt=0)
-    max_reach: float = Field(2.0, gt=0)
+    max_drift: float = Field(4.0, gt=0)
+    max_reach: float = Field(4.0, gt=0)
+    merge: Literal["union", "agreement"] = "agreement"
     min_votes: int = Field(2, ge=1, le=3)
 
 
-REASONS = ("", "started", "no candidate", "volume ends", "contrast", "area", "drift", "reach")
-"""Why a walker has finished; empty while it is active. "started": a start plane's walker, gone on as two."""
+Reason = Literal["", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach"]
+REASONS: tuple[Reason, ...] = (
+    "", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach",
+)  # fmt: skip
+"""Why a walker has finished; "" while it is active; "forked": a start plane's walker, gone on as two."""
 
 
 class Reference(NamedTuple):
-    """What the start plane's mask looked like: area (pixels), contrast (grey levels), centre (row, column)."""
+    """What a mask looks like on its plane: area (pixels), contrast (grey levels), centre (row, column)."""
 
     area: float
     contrast: float
@@ -64,13 +76,38 @@ class Reference(NamedTuple):
     col: float
 
 
+class Logits(NamedTuple):
+    """Logits of `shape` that are 0 outside a block: a segmenter that looks at a window only costs a window."""
+
+    shape: tuple[int, int]
+    row: int
+    col: int
+    block: Float32
+
+    @classmethod
+    def crop(cls, full: Float32) -> Logits:
+        """Keep the block that is not 0."""
+        rows = np.flatnonzero((full != 0).any(1))
+        r0, r1 = (int(rows[0]), int(rows[-1]) + 1) if rows.size else (0, 0)
+        cols = np.flatnonzero((full[r0:r1] != 0).any(0))
+        c0, c1 = (int(cols[0]), int(cols[-1]) + 1) if cols.size else (0, 0)
+        return cls((full.shape[0], full.shape[1]), r0, c0, full[r0:r1, c0:c1].astype(np.float32))
+
+    def full(self) -> Float32:
+        """The whole array."""
+        out = np.zeros(self.shape, np.float32)
+        h, w = self.block.shape
+        out[self.row : self.row + h, self.col : self.col + w] = self.block
+        return out
+
+
 @dataclass
 class Walker:
     """One prompt on one axis, going one way.
 
     plane : the plane it needs next, or where it stopped; direction : 0 on the start plane, then −1 or +1
-    point : where to prompt (row, column); logits : (h, w) of the plane before, None on the start plane
-    patches : the masks so far; finished : one of REASONS
+    point : where to prompt (row, column); logits, last : of the plane before, None on the start plane
+    reference : the start mask; patches : the masks so far; finished : why it has, or ""
     """
 
     prompt: int
@@ -78,47 +115,20 @@ class Walker:
     direction: int
     plane: int
     point: tuple[float, float]
-    logits: Float32 | None = None
+    logits: Logits | None = None
     reference: Reference | None = None
-    patches: list[Patch] = field(default_factory=list)
     last: Patch | None = None
-    finished: str = ""
+    patches: list[Patch] = field(default_factory=list)
+    finished: Reason = ""
 
-
-def plane_shape(shape: Shape3, axis: Axis) -> tuple[int, int]:
-    """Rows and columns of a plane normal to `axis`."""
-    rows, cols = (n for a, n in zip(AXES, shape, strict=True) if a != axis)
-    return rows, cols
-
-
-def contrast(image: Array, patch: Patch) -> float:
-    """Mean of the image in the mask less its mean in the ring 2 to 5 pixels around it; 0 where there is no ring."""
-    margin = 6
-    h, w = patch.mask.shape
-    r0, c0 = max(patch.row - margin, 0), max(patch.col - margin, 0)
-    window = image[r0 : patch.row + h + margin, c0 : patch.col + w + margin].astype(np.float32)
-    mask = np.zeros(window.shape, bool)
-    mask[patch.row - r0 : patch.row - r0 + h, patch.col - c0 : patch.col - c0 + w] = patch.mask
-    distance = ndimage.distance_transform_edt(~mask)
-    ring = window[(distance >= 2) & (distance <= 5)]
-    return float(window[mask].mean() - np.median(ring)) if ring.size else 0.0
-
-
-def _iou(a: Patch, b: Patch) -> float:
-    r0, c0 = max(a.row, b.row), max(a.col, b.col)
-    r1 = min(a.row + a.mask.shape[0], b.row + b.mask.shape[0])
-    c1 = min(a.col + a.mask.shape[1], b.col + b.mask.shape[1])
-    if r1 <= r0 or c1 <= c0:
-        return 0.0
-    one = a.mask[r0 - a.row : r1 - a.row, c0 - a.col : c1 - a.col]
-    two = b.mask[r0 - b.row : r1 - b.row, c0 - b.col : c1 - b.col]
-    both = int((one & two).sum())
-    return both / (a.area + b.area - both)
+    def finish(self, reason: Reason) -> None:
+        """Stop for good."""
+        self.finished, self.logits = reason, None
 
 
 @dataclass
 class Propagation:
-    """The propagation of a group of prompts through a volume of `shape`."""
+    """The propagation of a group of prompts (points in voxels) through a volume of `shape`."""
 
     points: list[Point]
     shape: Shape3
@@ -126,14 +136,19 @@ class Propagation:
     walkers: list[Walker]
 
     @classmethod
-    def start(cls, points: list[Point], shape: Shape3, settings: PropagationSettings) -> Propagation:
-        """Three walkers per point, each on its start plane."""
+    def start(cls, points: Sequence[Point], shape: Shape3, settings: PropagationSettings) -> Propagation:
+        """Three walkers per point, each on its start plane. Raises InputError for a point outside the volume."""
         walkers = []
         for prompt, point in enumerate(points):
             for a, axis in enumerate(AXES):
-                plane = min(max(round(point[a]), 0), shape[a] - 1)
-                row, col = (v for i, v in enumerate(point) if i != a)
-                walkers.append(Walker(prompt, axis, 0, plane, (float(row), float(col))))
+                plane = int(np.floor(point[a] + 0.5))
+                if not 0 <= plane < shape[a]:
+                    raise InputError(
+                        f"point {tuple(point)}: {axis} = {point[a]:g} lies outside the volume; "
+                        f"expected 0 to {shape[a] - 1} for shape (z, y, x) = {tuple(shape)}"
+                    )
+                row, col = (float(v) for i, v in enumerate(point) if i != a)
+                walkers.append(Walker(prompt, axis, 0, plane, (row, col)))
         return cls([(float(z), float(y), float(x)) for z, y, x in points], shape, settings, walkers)
 
     def needed(self) -> dict[tuple[Axis, int], list[Walker]]:
@@ -149,94 +164,184 @@ class Propagation:
     ) -> None:
         """Decode all walkers that wait for this plane, and move each one on or finish it.
 
-        embedding : the plane's embedding; image : the plane (rows, columns) that it was made from
+        embedding : the plane's embedding; image : (rows, columns) the plane that it was made from. A plane that
+        no walker waits for changes nothing.
         """
-        waiting = self.needed().get((axis, plane), [])
-        size = plane_shape(self.shape, axis)
-        for fresh in (True, False):
+        size = _plane_shape(self.shape, axis)
+        if image.shape != size:
+            raise ValueError(
+                f"plane {axis} = {plane}: expected an image of shape {size}, found {image.shape}"
+            )
+        waiting = [w for w in self.walkers if not w.finished and w.axis == axis and w.plane == plane]
+        count = max(1, segmenter.batch)
+        for fresh in (True, False):  # one call has either no logits or logits for all
             group = [w for w in waiting if (w.logits is None) == fresh]
-            for i in range(0, len(group), max(1, segmenter.batch)):
-                batch = group[i : i + max(1, segmenter.batch)]
+            for batch in (group[i : i + count] for i in range(0, len(group), count)):
                 points = np.array([w.point for w in batch], np.float32)
-                logits = None if fresh else np.stack([w.logits for w in batch if w.logits is not None])
+                logits = np.stack([w.logits.full() for w in batch if w.logits]) if not fresh else None
                 prediction = segmenter.predict(embedding, size, points, logits)
                 for b, walker in enumerate(batch):
                     self._advance(walker, prediction, b, segmenter, image)
 
     def _advance(
-        self, walker: Walker, prediction: Prediction, b: int, segmenter: PromptedSegmenter, image: NDArray[np.uint8]
+        self,
+        walker: Walker,
+        prediction: Prediction,
+        b: int,
+        segmenter: PromptedSegmenter,
+        image: NDArray[np.uint8],
     ) -> None:
         chosen, reason = _choose(walker, prediction, b, image, self.settings)
         if chosen is None:
-            walker.finished, walker.logits = reason, None
+            walker.finish(reason)
             return
         m, patch, reference = chosen
-        logits = prediction.logits[b, m].copy()
-        peak = segmenter.peak(logits[None], (image.shape[0], image.shape[1]))[0]
-        point = (float(peak[0]), float(peak[1]))
+        full = prediction.logits[b, m]
+        row, col = segmenter.peak(full[None], (image.shape[0], image.shape[1]))[0]
+        point, logits = (float(row), float(col)), Logits.crop(full)
         walker.patches.append(patch)
-        last = self.shape[AXES.index(walker.axis)] - 1
         if walker.direction == 0:
-            walker.finished = "started"
-            for direction in (-1, 1):
-                follower = Walker(walker.prompt, walker.axis, direction, walker.plane + direction, point)
-                follower.logits, follower.reference, follower.last = logits, reference, patch
-                self.walkers.append(follower)
-                _end_at_border(follower, last)
-            return
-        walker.plane += walker.direction
-        walker.point, walker.logits, walker.last = point, logits, patch
-        _end_at_border(walker, last)
-        if not walker.finished and self.settings.rule == "guarded" and walker.reference is not None:
-            diameter = 2 * np.sqrt(walker.reference.area / np.pi)
-            if len(walker.patches) >= max(4.0, self.settings.max_reach * diameter):
-                walker.finished, walker.logits = "reach", None
+            walker.finish("forked")
+            moved = [
+                Walker(walker.prompt, walker.axis, d, walker.plane + d, point, logits, reference, patch)
+                for d in (-1, 1)
+            ]
+            self.walkers.extend(moved)
+        else:
+            walker.plane += walker.direction
+            walker.point, walker.logits, walker.last = point, logits, patch
+            moved = [walker]
+        for one in moved:
+            if not 0 <= one.plane < self.shape[AXES.index(one.axis)]:
+                one.finish("volume ends")
+            elif self.settings.rule == "guarded" and len(one.patches) >= self._reach(reference):
+                one.finish("reach")
+
+    def _reach(self, start: Reference) -> int:
+        return max(4, round(self.settings.max_reach * 2 * float(np.sqrt(start.area / np.pi))))
 
     def instances(self) -> list[Instance | None]:
-        """One instance per prompt, None where no plane was segmented or, under "agreement", no two axes agree."""
-        found: list[Instance | None] = []
-        for prompt, point in enumerate(self.points):
-            own = [w for w in self.walkers if w.prompt == prompt]
-            patches = {a: [p for w in own if w.axis == a for p in w.patches] for a in AXES}
-            votes = 1 if self.settings.merge == "union" else self.settings.min_votes
-            found.append(merge_patches(prompt, point, patches, self.shape, votes))
-        return found
+        """One instance per prompt; None where nothing was segmented or, under "agreement", the axes share nothing."""
+        votes = 1 if self.settings.merge == "union" else self.settings.min_votes
+        own: list[dict[Axis, list[Patch]]] = [{a: [] for a in AXES} for _ in self.points]
+        for walker in self.walkers:
+            own[walker.prompt][walker.axis] += walker.patches
+        return [merge_patches(i, p, own[i], votes) for i, p in enumerate(self.points)]
+
+    def to_arrays(self) -> dict[str, Array]:
+        """The whole state but the settings, as plain arrays; `from_arrays` is the inverse, bit for bit."""
+        walkers, nothing = self.walkers, Logits((0, 0), 0, 0, np.zeros((0, 0), np.float32))
+        patches = [p for w in walkers for p in w.patches]
+        logits = [w.logits or nothing for w in walkers]
+        none = (np.nan,) * 4
+        return {
+            "points": np.array(self.points, np.float64).reshape(-1, 3),
+            "shape": np.array(self.shape, np.int64),
+            "walkers": np.array(
+                [
+                    (
+                        w.prompt,
+                        AXES.index(w.axis),
+                        w.direction,
+                        w.plane,
+                        REASONS.index(w.finished),
+                        len(w.patches),
+                    )
+                    for w in walkers
+                ],
+                np.int64,
+            ).reshape(-1, 6),
+            "places": np.array([(*w.point, *(w.reference or none)) for w in walkers], np.float64).reshape(
+                -1, 6
+            ),
+            "logits_boxes": np.array(
+                [(*v.shape, v.row, v.col, *v.block.shape) for v in logits], np.int64
+            ).reshape(-1, 6),
+            "logits": np.concatenate([v.block.ravel() for v in (nothing, *logits)]),
+            "patches": np.array([(p.plane, p.row, p.col, *p.mask.shape) for p in patches], np.int64).reshape(
+                -1, 5
+            ),
+            "scores": np.array([p.score for p in patches], np.float64),
+            "bits": pack([p.mask for p in patches]),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], settings: PropagationSettings) -> Propagation:
+        """Continue from `to_arrays`, under the same settings."""
+        table = np.asarray(arrays["patches"])
+        masks = unpack(np.asarray(arrays["bits"]), [(int(h), int(w)) for h, w in table[:, 3:]])
+        patches = iter(
+            Patch(int(plane), int(row), int(col), mask, float(score))
+            for (plane, row, col), mask, score in zip(table[:, :3], masks, arrays["scores"], strict=True)
+        )
+        boxes, flat = np.asarray(arrays["logits_boxes"]), np.asarray(arrays["logits"])
+        stops = np.cumsum(boxes[:, 4] * boxes[:, 5])
+        walkers: list[Walker] = []
+        starts: dict[tuple[int, int], Patch] = {}
+        for state, place, box, stop in zip(arrays["walkers"], arrays["places"], boxes, stops, strict=True):
+            prompt, axis, direction, plane, finished, count = (int(v) for v in state)
+            h, w, row, col, a, b = (int(v) for v in box)
+            walker = Walker(prompt, AXES[axis], direction, plane, (float(place[0]), float(place[1])))
+            walker.patches = [next(patches) for _ in range(count)]
+            walker.finished = REASONS[finished]
+            walker.logits = Logits((h, w), row, col, flat[stop - a * b : stop].reshape(a, b)) if h else None
+            if not np.isnan(place[2]):
+                walker.reference = Reference(*(float(v) for v in place[2:]))
+            if direction == 0 and count:
+                starts[prompt, axis] = walker.patches[0]
+            elif direction:
+                walker.last = walker.patches[-1] if count else starts[prompt, axis]
+            walkers.append(walker)
+        z, y, x = (int(v) for v in arrays["shape"])
+        points = [(float(p[0]), float(p[1]), float(p[2])) for p in arrays["points"]]
+        return cls(points, (z, y, x), settings, walkers)
 
 
-def _end_at_border(walker: Walker, last: int) -> None:
-    if not 0 <= walker.plane <= last:
-        walker.finished, walker.logits = "volume ends", None
+def _plane_shape(shape: Shape3, axis: Axis) -> tuple[int, int]:
+    rows, cols = (n for a, n in zip(AXES, shape, strict=True) if a != axis)
+    return rows, cols
 
 
 def _choose(
     walker: Walker, prediction: Prediction, b: int, image: NDArray[np.uint8], settings: PropagationSettings
-) -> tuple[tuple[int, Patch, Reference] | None, str]:
-    """The best candidate that the rule allows: (its number, mask, reference), or None and why none was allowed."""
-    reason = "no candidate"
+) -> tuple[tuple[int, Patch, Reference] | None, Reason]:
+    """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was."""
+    reason: Reason = "no candidate"
     for m in np.argsort(-prediction.scores[b], kind="stable"):
         patch = Patch.crop(prediction.masks[b, m], walker.plane, float(prediction.scores[b, m]))
         if patch is None or (settings.max_area is not None and patch.area >= settings.max_area):
             continue
-        if walker.last is not None and _iou(patch, walker.last) <= settings.tau_iou:
+        if walker.last is not None and iou(patch, walker.last) <= settings.tau_iou:
             continue
-        row, col = patch.centre()
-        seen = Reference(patch.area, contrast(image, patch), row, col)
-        if settings.rule == "guarded" and (failed := _guard(seen, walker.reference, settings)):
+        seen = Reference(patch.area, contrast(image, patch), *patch.centre())
+        start = walker.reference or seen
+        if settings.rule == "guarded" and (failed := _unlike(seen, start, settings)):
             reason = failed
             continue
-        return (int(m), patch, walker.reference or seen), ""
+        return (int(m), patch, start), ""
     return None, reason
 
 
-def _guard(seen: Reference, start: Reference | None, settings: PropagationSettings) -> str:
-    """Why a mask is no longer like the start plane's; empty while it is."""
-    if start is None:
-        return ""
+def _unlike(seen: Reference, start: Reference, settings: PropagationSettings) -> Reason:
+    """In what a mask is no longer like the start plane's; "" while it is."""
     if not settings.min_area_ratio * start.area <= seen.area <= settings.max_area_ratio * start.area:
         return "area"
     if seen.contrast * np.sign(start.contrast) < settings.min_contrast * abs(start.contrast):
         return "contrast"
-    drift = np.hypot(seen.row - start.row, seen.col - start.col)
-    if drift > settings.max_drift * np.sqrt(start.area / np.pi) + 1:
+    radius = np.sqrt(start.area / np.pi)
+    if np.hypot(seen.row - start.row, seen.col - start.col) > settings.max_drift * radius + 1:
         return "drift"
     return ""
+
+
+def contrast(image: Array, patch: Patch) -> float:
+    """Mean of the image in the mask less the median of the ring 2 to 5 pixels around it; 0 where there is none."""
+    margin = 6
+    h, w = patch.mask.shape
+    r0, c0 = max(patch.row - margin, 0), max(patch.col - margin, 0)
+    window = image[r0 : patch.row + h + margin, c0 : patch.col + w + margin].astype(np.float32)
+    mask = np.zeros(window.shape, bool)
+    mask[patch.row - r0 : patch.row - r0 + h, patch.col - c0 : patch.col - c0 + w] = patch.mask
+    distance = ndimage.distance_transform_edt(~mask)
+    ring = window[(distance >= 2) & (distance <= 5)]
+    return float(window[mask].mean() - np.median(ring)) if ring.size else 0.0

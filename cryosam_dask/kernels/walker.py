@@ -74,16 +74,19 @@ def solve(target: Float32, strength: Float32, down: Float32, right: Float32) -> 
     band = np.zeros((w + 1, h * w), np.float32, order="F")
     band[0] = diagonal.ravel()
     if w > 1:
-        band[1].reshape(h, w)[:, :-1] = 0  # rows end: no edge from one row's last pixel to the next row's first
-        full = np.zeros((h, w), np.float32)
-        full[:, :-1] = -right
-        band[1] = full.ravel()
+        along = np.zeros(
+            (h, w), np.float32
+        )  # 0 at a row's end: its last pixel has no edge to the next row's first
+        along[:, :-1] = -right
+        band[1] = along.ravel()
     if h > 1:
         band[w, : (h - 1) * w] = -down.ravel()
     rhs = (strength * target).astype(np.float32).reshape(-1, 1)
     _, x, info = spbsv(band, rhs, lower=1, overwrite_ab=1, overwrite_b=1)
     if info != 0:
-        raise np.linalg.LinAlgError(f"random walker: the system is not positive definite (LAPACK info {info})")
+        raise np.linalg.LinAlgError(
+            f"random walker: the system is not positive definite (LAPACK info {info})"
+        )
     result: Float32 = x.reshape(h, w)
     return result
 
@@ -269,10 +272,12 @@ def from_mask(
     The mask before, most where it is surest, says what inside looks like on this plane; its surroundings say what
     outside looks like; and its log-odds are the prior that the intensities on this plane are weighed against.
     """
-    rows, cols = np.flatnonzero((before > 0).any(1)), np.flatnonzero((before > 0).any(0))
+    rows = np.flatnonzero((before > 0).any(1))
     if rows.size == 0:
         return None
-    r0, r1, c0, c1 = int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
+    r0, r1 = int(rows[0]), int(rows[-1]) + 1
+    cols = np.flatnonzero((before[r0:r1] > 0).any(0))
+    c0, c1 = int(cols[0]), int(cols[-1]) + 1
     margin = 5 + (r1 - r0 + c1 - c0) // 8
     window = _window(plane, (r0 - margin, c0 - margin), (r1 + margin, c1 + margin))
     image, step = window.coarse, window.step

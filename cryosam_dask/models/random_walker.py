@@ -26,7 +26,7 @@ class RandomWalkerSegmenter:
     """
 
     name = "random-walker"
-    batch = 16
+    batch = 1  # a batch saves nothing here
 
     def __init__(self, smoothing: float = 1.7, parameters: walker.WalkParameters | None = None) -> None:
         self.smoothing = smoothing
@@ -48,10 +48,13 @@ class RandomWalkerSegmenter:
 
     def embed(self, planes: NDArray[np.uint8]) -> Array:
         """Smooth planes (N, A, B) uint8; (N, A, B) float16."""
-        smooth = ndimage.gaussian_filter(planes.astype(np.float32), (0, self.smoothing, self.smoothing))
-        return smooth.astype(np.float16)
+        sigma = (0.0, self.smoothing, self.smoothing)
+        smooth: Array = ndimage.gaussian_filter(planes.astype(np.float32), sigma).astype(np.float16)
+        return smooth
 
-    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
+    def predict(
+        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None
+    ) -> Prediction:
         """Segment B points (row, column) on one plane; see `PromptedSegmenter.predict`."""
         count = len(walker.SCALES) if logits is None else 1
         shape = (len(points), count, *plane)

@@ -15,7 +15,7 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
-from cryosam_dask.kernels.texture import fit_standardization
+from cryosam_dask.kernels.standardization import fit_standardization
 from cryosam_dask.models.cache import get_encoder
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import StoreError
-from cryosam_dask.kernels import peaks
+from cryosam_dask.kernels import peaks  # noqa
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages.match import Candidates
 from cryosam_dask.store import layout

@@ -68,6 +68,7 @@ class RunStore:
     def create(cls, url: str | Path, attributes: Json) -> RunStore:
         """Create an empty store; `StoreError` if something is there already or it can't be written."""
         url = str(url)
+        _check_free(url)
         try:
             root = zarr.create_group(url, attributes={"cryosam": {"format": layout.FORMAT, **attributes}})
         except (FileExistsError, zarr.errors.ContainsGroupError, zarr.errors.ContainsArrayError):
@@ -172,6 +173,19 @@ class RunStore:
         """Remove an array or a group and all under it, if it is there."""
         if path in self.root:
             del self.root[path]
+
+
+def _check_free(url: str) -> None:
+    """A new store goes where nothing is, or into an empty folder: it must not mix with other people's files."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        taken = filesystem.isfile(path) or (filesystem.isdir(path) and bool(filesystem.ls(path, detail=False)))
+    except PermissionError as error:
+        raise StoreError(f"{url}: can't be written ({error.strerror})") from None
+    if taken:
+        raise StoreError(f"{url}: holds something that is not a run of cryosam_dask; choose another --out")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
+import sys
+import threading
+import time
+import types
+
 import numpy as np
 import pytest
 from contract import ExecutorContract
 from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 
-from cryosam_dask.errors import ExecutionError
-from cryosam_dask.executors import DaskExecutor, SerialExecutor, execute
+from cryosam_dask.errors import DeviceError, ExecutionError, StoreError
+from cryosam_dask.executors import DaskExecutor, SerialExecutor, execute, local_client
+from cryosam_dask.executors.dask import UNITS_PER_SLOT
+from cryosam_dask.executors.local import close_local
+from cryosam_dask.stages.base import Context
 from cryosam_dask.store import marks
 
 
@@ -63,3 +72,106 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_unit_that_kills_its_worker_is_named_and_the_others_finish(two_workers, executor, tmp_path, monkeypatch):
+    monkeypatch.setattr(two_workers.cluster.scheduler, "allowed_failures", 0)
+    store = new_store(tmp_path)
+    stage = toy_stage(tmp_path, faults={1: "kill"}, advice="choose a smaller slab")
+    with pytest.raises(ExecutionError, match=r"the worker that ran unit 1 was killed, 1 times.*choose a smaller slab"):
+        execute(stage, store, executor)
+    assert marks.done(store, "toy").tolist() == [True, False, True, True, True, True]
+    assert np.array_equal(np.delete(store.array(ARRAY)[:], range(4, 8)), np.delete(squares(), range(4, 8)))
+
+
+def test_units_in_flight_are_bounded(two_workers, tmp_path):
+    flying, most = set(), 0
+
+    class Watched(DaskExecutor):
+        def _submit(self, stage, context, unit, resources):
+            nonlocal most
+            flying.add(unit.name)
+            most = max(most, len(flying))
+            return super()._submit(stage, context, unit, resources)
+
+    stage, store = toy_stage(tmp_path, 60), new_store(tmp_path, 60)
+    marks.begin(store, "toy", fingerprint=stage.fingerprint, settings=stage.settings, count=60)
+    with Watched(two_workers, "cpu") as executor:
+        executor.run(stage, Context(store.url), stage.units, lambda unit, outcome: flying.remove(unit.name))
+    assert not flying
+    assert 2 <= most <= 2 * UNITS_PER_SLOT
+    assert marks.done(store, "toy").all()
+
+
+def test_results_do_not_pile_up_on_workers(two_workers, executor, tmp_path):
+    execute(toy_stage(tmp_path), new_store(tmp_path), executor)
+    deadline = time.monotonic() + 5
+    while two_workers.cluster.scheduler.tasks and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not two_workers.cluster.scheduler.tasks
+
+
+def test_model_units_run_anywhere_if_no_worker_declares_a_gpu(executor, tmp_path):
+    done = execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), executor)
+    assert len(done.results) == 6
+
+
+def test_no_gpu_on_the_workers_is_an_error(two_workers, tmp_path):
+    with pytest.raises(DeviceError, match=r"^worker tcp://.*: device cuda"):
+        execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), DaskExecutor(two_workers, "cuda"))
+    assert calls(tmp_path) == [0] * 6
+
+
+def test_auto_takes_what_the_workers_have(two_workers):
+    assert DaskExecutor(two_workers, "auto", uses_torch=False).device == "cpu"
+
+
+def test_work_that_workers_do_not_have_is_explained(executor, tmp_path):
+    module = types.ModuleType("only_here")
+    exec("def work(context, settings, unit): pass", module.__dict__)
+    sys.modules["only_here"] = module
+    try:
+        stage = dataclasses.replace(toy_stage(tmp_path), work=module.work)
+        with pytest.raises(ExecutionError, match=r"can't load what the units need .*only_here.*install the same"):
+            execute(stage, new_store(tmp_path), executor)
+    finally:
+        del sys.modules["only_here"]
+
+
+def test_a_store_that_workers_cannot_see_is_explained(executor, tmp_path):
+    store = new_store(tmp_path)
+    stage = toy_stage(tmp_path)
+    outcomes = []
+    elsewhere = Context(str(tmp_path / "elsewhere.zarr"))
+    executor.run(stage, elsewhere, stage.units[:1], lambda unit, outcome: outcomes.append(outcome))
+    assert isinstance(outcomes[0], StoreError)
+    assert "can't open the store" in str(outcomes[0])
+    assert calls(tmp_path) == [0] * 6
+    assert "toy" not in store
+
+
+def test_a_lost_scheduler_is_one_line(tmp_path):
+    owner = local_client(1)
+    closed = threading.Event()
+
+    def lose():
+        while not sum(calls(tmp_path, 100)):
+            time.sleep(0.05)
+        close_local(owner)
+        closed.set()
+
+    with DaskExecutor(owner.scheduler.address, "cpu") as executor:
+        stage = toy_stage(tmp_path, 100, faults=dict.fromkeys(range(100), "slow"))
+        threading.Thread(target=lose).start()
+        with pytest.raises(ExecutionError, match=r"^the connection to the scheduler .* was lost") as caught:
+            execute(stage, new_store(tmp_path, 100), executor)
+    assert "\n" not in str(caught.value)
+    assert closed.wait(30)
+
+
+def test_a_closed_executor_says_so(two_workers):
+    executor = DaskExecutor(two_workers, "cpu")
+    executor.close()
+    executor.close()
+    with pytest.raises(ExecutionError, match="closed"):
+        executor.describe()

@@ -24,7 +24,9 @@ def new_store(folder: Path, units: int = 6) -> RunStore:
     return store
 
 
-def toy_stage(folder: Path, units: int = 6, *, name: str = "toy", faults: dict[int, str] | None = None, **kwargs) -> Stage:
+def toy_stage(
+    folder: Path, units: int = 6, *, name: str = "toy", faults: dict[int, str] | None = None, **kwargs
+) -> Stage:
     """Unit i counts its calls under `folder`; `faults[i]` says how it goes wrong."""
     faults = faults or {}
     return Stage(
@@ -68,8 +70,6 @@ def square(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
             raise RuntimeError("stopped half way")
         case "slow":
             time.sleep(0.5)
-        case "very slow":
-            time.sleep(20)
         case "not done":
             return UnitResult({"waits": True}, done=False)
         case "none":

@@ -265,6 +265,16 @@ def test_identity_follows_content_not_place(write_mrc, volume, tmp_path):
     assert open_tomogram(same).identity != identity
 
 
+def test_identity_samples_a_large_file_to_its_end(write_mrc):
+    path = write_mrc(np.zeros((40, 50, 60)), 2)
+    identities = [open_tomogram(path).identity]
+    raw = path.read_bytes()
+    for place in (1024, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:place] + b"\1" + raw[place + 1 :])
+        identities.append(open_tomogram(path).identity)
+    assert len({identity["sha256_sampled"] for identity in identities}) == 4
+
+
 def test_identity_tells_the_sign_of_bytes(write_mrc, volume):
     path = write_mrc(volume, 0)
     assert open_tomogram(path).identity != open_tomogram(path, unsigned=True).identity

@@ -207,6 +207,16 @@ def test_identity_follows_content_not_place(write_zarr, volume, tmp_path):
     assert open_tomogram(copy).identity != identity
 
 
+def test_identity_samples_a_large_image_to_its_end(write_zarr):
+    url = write_zarr(np.zeros((40, 70, 36), "u1"))
+    identities = [open_tomogram(url).identity["sha256_sampled"]]
+    array = zarr.open_array(f"{url}/0", mode="r+")
+    for place in ((0, 0, 0), (20, 35, 18), (39, 69, 35)):
+        array[place] = 1
+        identities.append(open_tomogram(url).identity["sha256_sampled"])
+    assert len(set(identities)) == 4
+
+
 def test_addresses_that_lead_nowhere(monkeypatch):
     assert "Protocol not known" in refusal("nosuchprotocol://x/tomo.zarr")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
@@ -215,6 +225,12 @@ def test_addresses_that_lead_nowhere(monkeypatch):
 
 def test_unsigned_is_refused(write_zarr, volume):
     assert "MRC files only" in refusal(write_zarr(volume), unsigned=True)
+
+
+def test_slash_at_the_end_of_a_url(write_zarr, volume):
+    url = write_zarr(volume, url="memory://slash/tomo.zarr")
+    assert open_tomogram(f"{url}/") == open_tomogram(url)
+    assert open_tomogram(url).identity["name"] == "tomo.zarr"
 
 
 def test_file_url(write_zarr, volume, tmp_path):

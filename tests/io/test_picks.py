@@ -174,6 +174,7 @@ def test_star_pixels_are_zero_based_x_y_z(tmp_path):
     write_picks([Pick(0, 1, 2, 0.5, 3)], tmp_path / "picks.star", tomogram_name="007")
     blocks = starfile.read(tmp_path / "picks.star", always_dict=True, parse_as_string=["rlnTomoName"])
     assert list(blocks) == ["particles"]
+    assert list(blocks["particles"].columns)[:4] == ["rlnTomoName", *(f"rlnCoordinate{axis}" for axis in "XYZ")]
     assert blocks["particles"].iloc[0].to_dict() == {
         "rlnTomoName": "007",
         "rlnCoordinateX": 2,
@@ -261,6 +262,15 @@ def test_bad_star(tmp_path, text, words):
     path = tmp_path / "p.star"
     path.write_text(text)
     assert words in refusal(path)
+
+
+def test_a_star_file_that_was_mended_is_read_anew(tmp_path):
+    path = tmp_path / "p.star"
+    good = "data_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n_rlnCoordinateZ #3\n1 2 3\n"
+    path.write_text(good.replace("1 2 3", "1 2"))
+    assert "not a readable STAR" in refusal(path)
+    path.write_text(good)
+    assert read_points(path).iloc[0].to_list() == [3, 2, 1]
 
 
 def test_star_of_single_values_is_one_point(tmp_path):

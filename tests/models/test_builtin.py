@@ -7,7 +7,7 @@ import pytest
 from cryosam_dask import models
 from cryosam_dask.types import PromptedSegmenter, SliceEncoder
 
-from .contract import SliceEncoderContract, TrainedSegmenterContract
+from .contract import SliceEncoderContract, TrainedSegmenterContract, picture
 
 
 class TestTexture(SliceEncoderContract):
@@ -33,6 +33,9 @@ def test_what_is_planned_is_what_the_models_are() -> None:
     for plane in ((40, 60), (200, 100)):
         assert plan.embedding_shape(plane) == segmenter.embedding_shape(plane)
         assert plan.logits_shape(plane) == segmenter.logits_shape(plane)
+    grey, _, centre = picture((40, 60))
+    found = segmenter.predict(segmenter.embed(grey[None])[0], (40, 60), centre, None)
+    assert found.scores.shape[1] <= plan.candidates
     assert plan.embedding_dtype == segmenter.embedding_dtype
     assert models.weights_identity("texture") == encoder.identity
     assert models.weights_identity("random-walker") == segmenter.identity

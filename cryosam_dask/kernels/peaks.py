@@ -1,0 +1,106 @@
+"""Proposals from scores: order, non-maximum suppression, the best K, and a cut found from the scores themselves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+Index = NDArray[np.int64]
+
+_FIRST_CHUNK = 1024
+_SLACK = 1.0 + 1e-9  # the tree's own rounding must not lose a pair; the exact test follows
+
+
+def best_first(coords: NDArray[np.floating], scores: NDArray[np.floating]) -> Index:
+    """Indices that sort (N, 3) `coords` (z, y, x) by falling score, ties by (z, y, x)."""
+    points = np.asarray(coords)
+    return np.lexsort((points[:, 2], points[:, 1], points[:, 0], -np.asarray(scores, np.float64)))
+
+
+def top_k(coords: NDArray[np.floating], scores: NDArray[np.floating], k: int) -> Index:
+    """Indices of the `k` best of N, best first, ties by (z, y, x); all N when there are fewer."""
+    values = np.asarray(scores, np.float64)
+    if 0 < k < len(values):  # a partition first: sorting everything costs more than the search did
+        bound = np.partition(values, len(values) - k)[len(values) - k]
+        candidates = np.flatnonzero(values >= bound)
+    else:
+        candidates = np.arange(len(values))
+    order: Index = candidates[best_first(np.asarray(coords)[candidates], values[candidates])]
+    return order[: max(k, 0)]
+
+
+def non_maximum_suppression(
+    coords: NDArray[np.floating], scores: NDArray[np.floating], radius: float
+) -> Index:
+    """Greedy suppression: best first, a point goes when a kept one lies within `radius` (inclusive).
+
+    Parameters
+    ----------
+    coords : (N, 3) positions (z, y, x), in the unit of `radius`
+    scores : (N,), larger is better, finite
+    radius : 0 drops exact duplicates only
+
+    Returns
+    -------
+    Indices of the kept points, best first, ties by (z, y, x). Any two kept points are farther apart than `radius`;
+    each dropped one has a kept one that precedes it within `radius`.
+
+    Raises
+    ------
+    ValueError : a negative radius, non-finite scores or coordinates, or shapes that do not agree
+
+    Notes
+    -----
+    Points are taken in chunks of growing size: those near an already kept point go by one tree query, and only the
+    survivors of a chunk are settled one by one. A million candidates of a dense similarity map take seconds.
+    """
+    points = np.asarray(coords, np.float64).reshape(-1, 3)
+    values = np.asarray(scores, np.float64)
+    if values.shape != (len(points),):
+        raise ValueError(f"scores have shape {values.shape}, expected ({len(points)},)")
+    if not (radius >= 0 and np.isfinite(values).all() and np.isfinite(points).all()):
+        raise ValueError(f"radius ({radius}) must be at least 0, scores and coordinates finite")
+    order = best_first(points, values)
+    kept: Index = np.empty(0, np.int64)
+    start, size = 0, _FIRST_CHUNK
+    while start < len(order):
+        chunk = order[start : start + size]
+        chunk = chunk[~_near(points[chunk], points[kept], radius)]
+        kept = np.concatenate([kept, chunk[_settle(points[chunk], radius)]])
+        start, size = start + size, 2 * size
+    return kept
+
+
+def _near(points: NDArray[np.float64], kept: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
+    """Which of `points` have one of `kept` within `radius`."""
+    if not len(points) or not len(kept):
+        return np.zeros(len(points), bool)
+    _, nearest = cKDTree(kept).query(points, distance_upper_bound=radius * _SLACK + 1e-300)
+    found = nearest < len(kept)
+    near = np.zeros(len(points), bool)
+    near[found] = _squared(points[found] - kept[nearest[found]]) <= radius * radius
+    return near
+
+
+def _settle(points: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
+    """Greedy suppression among points that are already in order."""
+    alive = np.ones(len(points), bool)
+    if len(points) < 2:
+        return alive
+    pairs = cKDTree(points).query_pairs(radius * _SLACK, output_type="ndarray")
+    pairs = pairs[_squared(points[pairs[:, 0]] - points[pairs[:, 1]]) <= radius * radius]
+    pairs.sort(axis=1)
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    ends = np.searchsorted(pairs[:, 0], np.arange(len(points) + 1))
+    for i in np.flatnonzero(np.diff(ends)):
+        if alive[i]:
+            alive[pairs[ends[i] : ends[i + 1], 1]] = False
+    return alive
+
+
+def _squared(offsets: NDArray[np.float64]) -> NDArray[np.float64]:
+    total: NDArray[np.float64] = np.einsum("ij,ij->i", offsets, offsets)
+    return total

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from toy_stage import new_store, toy_stage
+
+from cryosam_dask.errors import ExecutionError, SettingsError
+from cryosam_dask.executors import (
+    DaskExecutor,
+    LocalExecutor,
+    SerialExecutor,
+    execute,
+    local,
+    local_client,
+    make_executor,
+)
+from cryosam_dask.executors.memory import PROCESS_MEMORY
+
+
+def test_one_worker_is_this_process():
+    for workers in (0, 1):
+        assert isinstance(make_executor(workers, device="cpu"), SerialExecutor)
+
+
+def test_several_workers_start_only_when_needed():
+    executor = make_executor(3, device="cpu")
+    assert isinstance(executor, LocalExecutor)
+    assert executor.describe() == "3 local workers, CPU"
+    assert executor.device == "cpu"
+    assert executor._client is None
+    executor.close()
+
+
+def test_a_client_is_used_as_it_is(two_workers):
+    executor = make_executor(client=two_workers, device="cpu")
+    assert isinstance(executor, DaskExecutor)
+    assert executor.client is two_workers
+
+
+@pytest.mark.parametrize(("workers", "scheduler"), [(-1, None), (2, "tcp://127.0.0.1:1")])
+def test_contradictions_are_refused(workers, scheduler):
+    with pytest.raises(SettingsError):
+        make_executor(workers, scheduler, "cpu")
+
+
+def test_default_is_a_worker_per_core_or_gpu(monkeypatch):
+    monkeypatch.setattr("dask.system.CPU_COUNT", 5)
+    assert local.default_workers("cpu") == 5
+    monkeypatch.setattr(local, "visible_gpus", lambda device: ["0", "1"])
+    assert local.default_workers("cuda") == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "device", "found"),
+    [
+        (None, "cuda", ["0", "1"]),
+        ("5,GPU-aa", "cuda", ["5", "GPU-aa"]),
+        ("5,GPU-aa", "cuda:1", ["GPU-aa"]),
+        ("5", "cpu", []),
+    ],
+)
+def test_gpus_are_called_as_their_variable_calls_them(monkeypatch, variable, device, found):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert local.visible_gpus(device) == found
+
+
+def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(local, "visible_gpus", lambda device: ["7"])
+    monkeypatch.setattr("dask.system.CPU_COUNT", 6)
+    monkeypatch.setattr(local, "available_memory", lambda: 10 << 30)
+    for name in local.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    with LocalExecutor(2, "cuda") as executor:
+        assert executor.worker_memory == int((4.5 * 0.9) * 2**30) - PROCESS_MEMORY
+        done = execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), executor)
+        assert {result.value["device"] for result in done.results.values()} == {"cuda"}
+        assert len({timing.worker for timing in done.timings}) == 1  # the one that has the GPU
+        for code, expected in {
+            "os.environ['CUDA_VISIBLE_DEVICES']": {"7", ""},
+            "os.environ['OMP_NUM_THREADS']": {"3"},
+            "signal.getsignal(signal.SIGINT) == signal.SIG_IGN": {True},
+        }.items():
+            found = executor.client.run(eval, code, {"os": os, "signal": signal})
+            assert set(found.values()) == expected
+        assert all(w["host"] == "127.0.0.1" for w in executor._workers().values())
+    assert dict(os.environ) == before
+
+
+def test_workers_that_do_not_start_are_one_line(monkeypatch):
+    import distributed
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(distributed, "SpecCluster", fail)
+    with pytest.raises(ExecutionError, match=r"^2 workers did not start .*Nanny failed.*--workers 0$"):
+        local_client(2)
