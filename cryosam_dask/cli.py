@@ -296,6 +296,8 @@ def simulate(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     shape: Annotated[str | None, typer.Option("--shape", metavar="Z,Y,X", help="Voxels.")] = None,
     contrast: Annotated[str, typer.Option("--contrast", help="Particles bright or dark.")] = "bright",
+    membranes: Annotated[int | None, typer.Option("--membranes", help="Number of vesicles.")] = None,
+    count: Annotated[int | None, typer.Option("--count", help="Particles of the species, instead of its own.")] = None,
 ) -> None:
     """Simulate a tomogram with known particles, and say where to click."""
     from cryosam_dask import demo
@@ -303,7 +305,9 @@ def simulate(
     changes: dict[str, Any] = {"snr": snr, "seed": seed, "contrast": contrast}
     if shape is not None:
         changes["shape"] = tuple(int(v) for v in _numbers(shape, "--shape"))
-    written = demo.write_simulation(path, preset, changes, truth=truth, labels=labels, species=species)
+    if membranes is not None:
+        changes["membranes"] = membranes
+    written = demo.write_simulation(path, preset, changes, count=count, truth=truth, labels=labels, species=species)
     typer.echo(f"{path}: simulated; click e.g. on a {written.species}: --point {written.click}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def write_simulation(
     preset: str,
     changes: dict[str, Any],
     *,
+    count: int | None = None,
     truth: Path | None = None,
     labels: Path | None = None,
     species: str | None = None,
@@ -43,7 +44,7 @@ def write_simulation(
     """Simulate a tomogram and write it as MRC, with its truth where asked.
 
     preset, changes : of `simulate.preset`; truth : CSV `z,y,x,score,instance,species`; labels : MRC of instance ids
-    species : only this one in truth and labels, and the one to click on (else the first)
+    species : only this one in truth and labels, and the one to click on (else the first); count : how many of it
     """
     import mrcfile
 
@@ -52,6 +53,9 @@ def write_simulation(
 
     settings = settings_of(preset, **changes)
     chosen = species or settings.species[0].name
+    if count is not None:
+        crowd = tuple(replace(s, count=count) if s.name == chosen else s for s in settings.species)
+        settings = replace(settings, species=crowd)
     made = simulate(settings)
     particles = made.particles if species is None else made.of(species)
     if not made.of(chosen):

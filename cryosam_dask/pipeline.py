@@ -164,11 +164,23 @@ class Driver:
         pooling = query.plan(store, name, settings.match.center, len(stage.units), prompts.tolist(), stage.fingerprint)
         if self._stale(stage) or self._stale(pooling):
             self._forget(name)
+        self._check_settings(where, settings)
         store.group(where).attrs["settings"] = settings.model_dump(mode="json")
         self._segment(stage, settings, prompts)
         for result in self._execute(pooling, store).values():
             for point in result.get("missing", []):
                 self._note(f"nothing could be segmented at the prompt {','.join(f'{v:g}' for v in point)}")
+
+    def _check_settings(self, where: str, settings: Settings) -> None:
+        """Refuse to continue a query with other settings, by their names; stages know only those that concern them."""
+        found = self.store.group(where).attrs.get("settings")
+        if not isinstance(found, dict) or self._overwrite:
+            return
+        if differing := marks.differences(dict(found), settings.model_dump(mode="json")):
+            raise StoreError(
+                f"{self.url}: {where} was made with other settings ({'; '.join(differing)}); "
+                "use the same settings, another --name, or --overwrite"
+            )
 
     def match(self, name: str) -> None:
         """Compare the query with the features, coarse to fine, and propose prompts."""

@@ -119,10 +119,11 @@ def test_a_point_off_the_middle_finds_the_same_object():
 
 def test_ground_scores_below_objects():
     truth = disc(radius=7)
-    image = noisy(truth, 60, 40)
-    on = best(RandomWalkerSegmenter(), image, (40, 45))[1]
-    off = [best(RandomWalkerSegmenter(), image, p)[1] for p in ((12, 12), (65, 20), (12, 75))]
-    assert on > 2 * max(off)
+    for seed in range(3):
+        image = noisy(truth, 60, 40, seed)
+        on = best(RandomWalkerSegmenter(), image, (40, 45))[1]
+        off = [best(RandomWalkerSegmenter(), image, p)[1] for p in ((12, 12), (65, 20), (12, 75))]
+        assert on > 1.3 * max(off)
 
 
 def test_logits_carry_the_object_to_the_next_plane_where_it_is_smaller_and_moved():

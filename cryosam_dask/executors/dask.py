@@ -326,6 +326,6 @@ def _unlike(who: str, error: BaseException) -> ExecutionError:
 
 def _killed(stage: Stage, unit: Unit, times: int) -> ExecutionError:
     return ExecutionError(
-        f"{stage.name}: the worker that ran {unit.name} was killed, {times} times; most likely it ran out of memory: "
-        f"{stage.advice}"
+        f"{stage.name}: the worker that ran {unit.name} was killed in each of {times} attempts; most likely it ran out "
+        f"of memory: {stage.advice}"
     )

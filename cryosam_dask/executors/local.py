@@ -30,6 +30,8 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+_MEMORY_SETTINGS = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+"""Units are known to fit, and leave nothing behind to spill. A worker that holds a large model must not be paused."""
 
 
 def make_executor(
@@ -137,7 +139,7 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
         "options": {"host": LOOPBACK, "protocol": "tcp://", "port": 0, "dashboard_address": f"{LOOPBACK}:0"},
     }
     before = {name: os.environ.get(name) for name in _spawn_variables()}
-    settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count)}
+    settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count), **_MEMORY_SETTINGS}
     try:
         with contextlib.ExitStack() as opening:
             with _interrupt_later(), dask.config.set(settings):

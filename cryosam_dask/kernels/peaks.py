@@ -104,3 +104,50 @@ def _settle(points: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
 def _squared(offsets: NDArray[np.float64]) -> NDArray[np.float64]:
     total: NDArray[np.float64] = np.einsum("ij,ij->i", offsets, offsets)
     return total
+
+
+class Cut(NamedTuple):
+    """A threshold (scores at or above it stay), how many stay, and why it lies there, in words."""
+
+    threshold: float
+    kept: int
+    reason: str
+
+
+_TYPICAL = 1.8  # distance at which a proposal is as likely of the kind as not, if the scores show no gap
+_TYPICAL_SPREAD = 0.15  # how far, in log distance, a gap may pull the cut away from it
+_BANDWIDTH = 0.08
+_RANGE = (0.9, 3.0)  # the cut never leaves these distances
+
+
+def auto_cut(scores: NDArray[np.floating]) -> Cut:
+    """Where the particles of the kind end among ranked proposals.
+
+    Parameters
+    ----------
+    scores : (N,) in (0, 1], from `verify.similarity`: 1 / (1 + d²), d about 1 for two of a kind
+
+    Notes
+    -----
+    Distances are calibrated by the tomogram's own noise, so that a fixed distance would already serve. The cut is the
+    emptiest place near it: the minimum over log d of log(density + ¼) + ((log d − log 1.8) / 0.15)² / 2, the density a
+    Gaussian kernel estimate of the number of proposals. So it falls into a gap where there is one, and stays close to 1.8 where
+    proposals fade out evenly, also when all of them, or none, are of the kind.
+    """
+    values = np.asarray(scores, np.float64).ravel()
+    if not ((values > 0) & (values <= 1)).all():
+        raise ValueError("scores must lie in (0, 1]")
+    logs = 0.5 * np.log(np.maximum(1 / values - 1, 1e-6)) if len(values) else np.empty(0)
+    grid = np.linspace(*np.log(_RANGE), 121)
+    logs_near = logs[np.abs(logs - grid.mean()) < np.ptp(grid)]
+    density = np.exp(-0.5 * ((grid[:, None] - logs_near) / _BANDWIDTH) ** 2).sum(axis=1)
+    cost = np.log(density + 0.25) + 0.5 * ((grid - np.log(_TYPICAL)) / _TYPICAL_SPREAD) ** 2
+    best = int(np.argmin(cost))
+    threshold = float(1 / (1 + np.exp(2 * grid[best])))
+    kept = int((values >= threshold).sum())
+    reason = (
+        f"{kept} of {len(values)} proposals score at least {threshold:.3f} (distance {np.exp(grid[best]):.2f}), "
+        f"{'a gap in the scores' if density[best] < 1 else 'the emptiest place in the scores'} near the distance "
+        f"of two of a kind"
+    )
+    return Cut(threshold, kept, reason)

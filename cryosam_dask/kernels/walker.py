@@ -143,6 +143,7 @@ def quality(image: Float32, mask: Bool) -> float:
     (1979) on the mask's neighbourhood; a mask too small has a ring like itself, one too large is not like itself.
     Sharpness: the step across the outline against that step and the deviation in the ring. Compactness: the second
     moment of a disc of the same area over the mask's. The last two only break near ties, so they enter by a root.
+    A mask of a few pixels explains noise well, so it counts less.
     """
     area = int(np.count_nonzero(mask))
     if area < 4 or area == mask.size:

@@ -92,19 +92,20 @@ class EncoderInfo:
     weights_bytes: int
     _vit: _Vit | None = None
 
-    def encode_bytes(self, plane: tuple[int, int], device: str = "cpu") -> int:
-        """Upper estimate of the working memory, in bytes, of encoding slices of shape (A, B), beside input and output.
+    def encode_bytes(self, plane: tuple[int, int], count: int = 1, device: str = "cpu") -> int:
+        """Upper estimate of the working memory, in bytes, of one `encode` of `count` slices of shape (A, B).
 
-        It does not grow with their number, as slices are encoded a few at a time.
+        Input and output come on top. A transformer takes a few slices at a time, so its memory stops growing with
+        `count`; `texture` holds a few derivatives of all of them.
         """
-        if self._vit is None:  # texture: derivatives of one slice, and the features of all its pixels, in float32
-            return 12 * self.channels * plane[0] * plane[1]
+        if self._vit is None:
+            return 12 * count * plane[0] * plane[1]
         vit = self._vit
         tokens = -(-plane[0] // self.patch) * -(-plane[1] // self.patch)
-        if vit.dense_attention:  # the scores of all pairs of tokens, three times over
+        if vit.dense_attention:  # the scores of all pairs of tokens, three times over; one slice at a time
             attention = 3 * 4 * vit.heads * tokens**2
         else:
-            attention, tokens = 0, max(tokens, PASS_TOKENS[device.split(":")[0]])
+            attention, tokens = 0, max(tokens, min(count * tokens, PASS_TOKENS[device.split(":")[0]]))
         # Per token: the residual stream and its copies, query, key, value, and the four-fold hidden layer twice.
         return attention + tokens * 4 * (20 * vit.width + 3 * self.patch**2)
 
@@ -181,9 +182,9 @@ class _SamInfo:
 @dataclass(frozen=True)
 class _WalkerInfo:
     segmenter: PromptedSegmenter
+    candidates: int
     name: str = "random-walker"
     uses_torch: bool = False
-    candidates: int = 3
     weights_bytes: int = 0
 
     @property
@@ -320,5 +321,7 @@ def segmenter_info(spec: str) -> SegmenterInfo:
     """
     name, _ = check_segmenter(spec)
     if name == "random-walker":
-        return _WalkerInfo(random_walker())
+        from cryosam_dask.kernels import walker
+
+        return _WalkerInfo(random_walker(), len(walker.SCALES))
     return _SamInfo(name, 4 * _SAMS[name], VITS[name])

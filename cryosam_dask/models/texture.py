@@ -1,8 +1,22 @@
-"""The built-in slice encoder: rotation-invariant Gaussian-derivative texture, no weights, no GPU."""
+"""The built-in slice encoder: multi-scale texture that needs no weights and no GPU."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from cryosam_dask.kernels.texture import CHANNELS, PATCH, texture_tokens
+from cryosam_dask.types import Float32
 
-from cryosam_dask.kernels import texture as kernel
+
+class TextureEncoder:
+    """Rotation-invariant Gaussian-derivative features (see `kernels.texture`); a `SliceEncoder`.
+
+    Its tokens are not yet standardised: channels differ in size until `fit_standardization` is applied to them.
+    """
+
+    name = "texture"
+    identity = "texture-1"
+    patch = PATCH
+    channels = len(CHANNELS)
+
+    def encode(self, slices: Float32) -> Float32:
+        """Encode slices (N, A, B), A and B multiples of `patch`; returns tokens (N, A/patch, B/patch, channels)."""
+        return texture_tokens(slices)

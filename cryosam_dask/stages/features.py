@@ -148,7 +148,7 @@ def _slab_memory(
     tokens = slices * math.prod(grid) * channels * (4 + 4 + 2 + 2)
     info = encoder_info(settings.encoder)
     tile = (min(grid[0], settings.tile) * info.patch, min(grid[1], settings.tile) * info.patch)
-    return voxels + tokens + settings.batch * info.encode_bytes(tile) + (32 << 20)
+    return voxels + tokens + info.encode_bytes(tile, settings.batch) + (32 << 20)
 
 
 def prepare(store: RunStore, settings: FeatureSettings) -> None:

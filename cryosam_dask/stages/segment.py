@@ -18,6 +18,7 @@ from cryosam_dask import geometry
 from cryosam_dask.kernels.features import cosine
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.kernels.propagation import PropagationSettings as Rules
 from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
@@ -106,8 +107,7 @@ def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: 
 
 def start_planes(shape: Shape3, points: NDArray[np.float64]) -> set[Plane]:
     """The planes that prompts begin on."""
-    empty = PropagationSettings(segmenter="random-walker")
-    work = Propagation.start([_point(p) for p in points], shape, empty)
+    work = Propagation.start([_point(p) for p in points], shape, _rules(PropagationSettings(segmenter="")))
     return set(work.needed())
 
 
@@ -119,9 +119,9 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     points = [_point(p) for p in unit.params["points"]]
     state = layout.state(where, index)
     propagation = (
-        Propagation.from_arrays(_read_state(store, state), points, store.shape, chosen)
+        Propagation.from_arrays(_read_state(store, state), _rules(chosen))
         if state in store
-        else Propagation.start(points, store.shape, chosen)
+        else Propagation.start(points, store.shape, _rules(chosen))
     )
     waiting = _advance(context, store, chosen, propagation, frozenset(unit.params.get("embedded", ())))
     if waiting:
@@ -144,6 +144,10 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     )
     store.delete(state)
     return UnitResult({"found": len(kept), "lost": len(found) - len(kept)})
+
+
+def _rules(s: PropagationSettings) -> Rules:
+    return Rules.model_validate({k: v for k, v in s.model_dump().items() if k in Rules.model_fields})
 
 
 def _advance(

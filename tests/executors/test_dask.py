@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from contract import ExecutorContract
+from executor_contract import ExecutorContract
 from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 
 from cryosam_dask.errors import DeviceError, ExecutionError, StoreError
@@ -78,7 +78,9 @@ def test_a_unit_that_kills_its_worker_is_named_and_the_others_finish(two_workers
     monkeypatch.setattr(two_workers.cluster.scheduler, "allowed_failures", 0)
     store = new_store(tmp_path)
     stage = toy_stage(tmp_path, faults={1: "kill"}, advice="choose a smaller slab")
-    with pytest.raises(ExecutionError, match=r"the worker that ran unit 1 was killed, 1 times.*choose a smaller slab"):
+    with pytest.raises(
+        ExecutionError, match=r"the worker that ran unit 1 was killed in each of 1 attempts.*choose a smaller slab"
+    ):
         execute(stage, store, executor)
     assert marks.done(store, "toy").tolist() == [True, False, True, True, True, True]
     assert np.array_equal(np.delete(store.array(ARRAY)[:], range(4, 8)), np.delete(squares(), range(4, 8)))
@@ -117,8 +119,9 @@ def test_model_units_run_anywhere_if_no_worker_declares_a_gpu(executor, tmp_path
 
 
 def test_no_gpu_on_the_workers_is_an_error(two_workers, tmp_path):
+    executor = DaskExecutor(two_workers, "cuda", uses_torch=False)
     with pytest.raises(DeviceError, match=r"^worker tcp://.*: device cuda"):
-        execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), DaskExecutor(two_workers, "cuda"))
+        execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), executor)
     assert calls(tmp_path) == [0] * 6
 
 
@@ -139,7 +142,7 @@ def test_work_that_workers_do_not_have_is_explained(executor, tmp_path):
 
 
 def test_a_store_that_workers_cannot_see_is_explained(executor, tmp_path):
-    store = new_store(tmp_path)
+    new_store(tmp_path)
     stage = toy_stage(tmp_path)
     outcomes = []
     elsewhere = Context(str(tmp_path / "elsewhere.zarr"))
@@ -147,7 +150,6 @@ def test_a_store_that_workers_cannot_see_is_explained(executor, tmp_path):
     assert isinstance(outcomes[0], StoreError)
     assert "can't open the store" in str(outcomes[0])
     assert calls(tmp_path) == [0] * 6
-    assert "toy" not in store
 
 
 def test_a_lost_scheduler_is_one_line(tmp_path):

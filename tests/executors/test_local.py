@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
 
 import pytest
-from toy_stage import new_store, toy_stage
+from toy_stage import calls, new_store, toy_stage
 
 from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors import (
@@ -31,6 +36,14 @@ def test_several_workers_start_only_when_needed():
     assert executor.device == "cpu"
     assert executor._client is None
     executor.close()
+
+
+def test_what_is_done_starts_no_workers(tmp_path):
+    stage, store = toy_stage(tmp_path), new_store(tmp_path)
+    execute(stage, store, SerialExecutor())
+    with LocalExecutor(2) as executor:
+        assert execute(stage, store, executor).skipped == 6
+        assert executor._client is None
 
 
 def test_a_client_is_used_as_it_is(two_workers):
@@ -62,8 +75,8 @@ def test_default_is_a_worker_per_core_or_gpu(monkeypatch):
     ],
 )
 def test_gpus_are_called_as_their_variable_calls_them(monkeypatch, variable, device, found):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = types.SimpleNamespace(device_count=lambda: 2)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
@@ -89,6 +102,8 @@ def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
         }.items():
             found = executor.client.run(eval, code, {"os": os, "signal": signal})
             assert set(found.values()) == expected
+        paused_at = executor.client.run(lambda dask_worker: dask_worker.memory_manager.memory_pause_fraction)
+        assert set(paused_at.values()) == {False}
         assert all(w["host"] == "127.0.0.1" for w in executor._workers().values())
     assert dict(os.environ) == before
 
@@ -102,3 +117,52 @@ def test_workers_that_do_not_start_are_one_line(monkeypatch):
     monkeypatch.setattr(distributed, "SpecCluster", fail)
     with pytest.raises(ExecutionError, match=r"^2 workers did not start .*Nanny failed.*--workers 0$"):
         local_client(2)
+
+
+INTERRUPTED = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from toy_stage import new_store, toy_stage
+from cryosam_dask.executors import LocalExecutor, execute
+
+if __name__ == "__main__":
+    folder = Path({folder!r})
+    with LocalExecutor(2) as executor:
+        try:
+            execute(toy_stage(folder, 50, faults=dict.fromkeys(range(50), "slow")), new_store(folder, 50), executor)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    print("closed", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")
+def test_an_interrupt_stops_workers_without_a_word(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not sum(calls(tmp_path, 50)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = process.communicate(timeout=60)
+    assert (out, err, process.returncode) == ("interrupted\nclosed\n", "", 0)
+    assert 0 < sum(calls(tmp_path, 50)) < 20
+    while group_exists(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not group_exists(process.pid)
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -127,6 +127,7 @@ def test_infos_travel_and_grow_with_the_plane() -> None:
     for encoder in ("dinov2-vitl14", "sam-vitb"):
         info = pickle.loads(pickle.dumps(models.encoder_info(encoder)))
         assert info.encode_bytes((4000, 4000)) > info.encode_bytes((256, 256)) > 0
+        assert info.encode_bytes((256, 256), 1000) == info.encode_bytes((256, 256), 2000)  # a few slices at a time
     for segmenter in ("sam-vith", "random-walker"):
         found = pickle.loads(pickle.dumps(models.segmenter_info(segmenter)))
         assert found.predict_bytes((900, 900), 8) > found.predict_bytes((100, 100), 1) > 0

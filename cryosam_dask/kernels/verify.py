@@ -1,0 +1,277 @@
+"""Is this place the same particle? Radial profiles of the tomogram around proposals, compared with the clicked one's.
+
+A cosine between features at a point says "texture like this"; it can't tell a 12 nm particle from a 15 nm one whose
+middle looks alike, because it knows neither extent nor amplitude. So proposals are ranked by what a particle is as a
+whole, in 3D and independent of its orientation: the mean of the density in each spherical shell around its centre, and
+the deviation of the (slightly smoothed) density within each shell. Averages over shells hold hundreds of voxels, which is
+why they stand where single voxels drown in noise.
+
+Two profiles are compared by their distance in units of what noise and the species' own variety would do, the covariance
+of the former measured on the tomogram's background. A distance near 1 is "as different as two of a kind are".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from cryosam_dask.kernels.peaks import non_maximum_suppression
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+_SAMPLES = 6.0  # a particle's radius in samples: larger particles are binned, so that the cost does not grow with size
+_EXTENT = 1.6  # outermost shell, in radii: what lies just outside a particle tells its size
+_SHIFT = 0.6  # how far a proposal moves in one refinement, in radii
+_ROUNDS = 2
+_SMOOTH = 1.0  # deviation in samples of the smoothing before deviations within shells are taken
+_MIN_SHELL = 20  # samples; smaller shells are merged
+_VARIETY = 0.1  # two of a kind differ by this share of their own signal, besides noise
+_VARIETY_FLOOR = 0.3  # … where the signal is at least this share of the profile's largest
+_FEEDBACK = 8  # proposals that join the clicked particles as examples
+_FEEDBACK_LIMIT = 1.5  # … only when they are this near
+
+
+class Volume(Protocol):
+    """Anything three-dimensional that slices like an array: numpy, memory map, zarr."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Geometry of the shells for one particle size; make it with `profile`.
+
+    Attributes
+    ----------
+    radius : of the particle, in voxels; bin : voxels per sample; reach : of the outermost shell, in samples
+    offsets : (n, 3) int, samples of all shells relative to the centre, shell by shell
+    starts, counts : (S,) where each shell begins in `offsets` and how many samples it has
+    """
+
+    radius: float
+    bin: int
+    reach: int
+    offsets: Int
+    starts: Int
+    counts: Int
+
+    @property
+    def shift(self) -> int:
+        """Largest move of a centre in one round of refinement, in samples."""
+        return max(1, round(_SHIFT * self.radius / self.bin))
+
+    @property
+    def halo(self) -> int:
+        """Voxels around a centre that its refinement and description read."""
+        return (self.reach + _ROUNDS * (self.shift + 1) + int(3 * _SMOOTH) + 2) * self.bin
+
+
+def equivalent_radius(voxels: float) -> float:
+    """Radius of the ball of that many voxels."""
+    return float((3 * voxels / (4 * np.pi)) ** (1 / 3))
+
+
+def profile(radius: float) -> Profile:
+    """Shells for particles of `radius` voxels (`equivalent_radius` of the clicked particle's mask)."""
+    if not radius > 0:
+        raise ValueError(f"radius is {radius}, expected a positive number of voxels")
+    step = max(1, int(radius // _SAMPLES))
+    scaled = radius / step
+    extent = _EXTENT * scaled + 1.5
+    reach = int(np.ceil(extent))
+    axis = np.arange(-reach, reach + 1)
+    offsets = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    distance = np.sqrt((offsets**2).sum(axis=1))
+    inside = distance <= extent
+    offsets, distance = offsets[inside], distance[inside]
+    shell = (distance / max(1.0, scaled / 8)).astype(np.int64)
+    order = np.argsort(shell, kind="stable")
+    starts = [0]
+    sizes = np.bincount(shell)
+    for end, remaining in zip(np.cumsum(sizes), sizes[::-1].cumsum()[::-1] - sizes, strict=True):
+        if end - starts[-1] >= _MIN_SHELL and remaining >= _MIN_SHELL:
+            starts.append(int(end))
+    counts = np.diff([*starts, len(offsets)])
+    return Profile(radius, step, reach, offsets[order], np.array(starts), counts)
+
+
+def describe(
+    volume: Volume, centres: NDArray[np.floating], shells: Profile, template: Float64 | None = None
+) -> tuple[Float64, Float64]:
+    """Profiles around places of a tomogram.
+
+    Reads one box that holds all `centres` and a halo, so pass places that lie together.
+
+    Parameters
+    ----------
+    volume : (D, H, W); only the box is read
+    centres : (n, 3) voxels (z, y, x) inside the volume
+    template : (2 S,) a profile; given, each centre first moves to where the volume correlates best with it, at
+        most `_ROUNDS` × `shells.shift` samples away
+
+    Returns
+    -------
+    centres (n, 3), moved; profiles (n, 2 S): means, then deviations, of the S shells. Samples outside the tomogram
+    are left out of the shells.
+    """
+    places = np.asarray(centres, np.float64).reshape(-1, 3)
+    if not len(places):
+        return places, np.empty((0, 2 * len(shells.starts)))
+    shape = np.array(volume.shape)
+    low = np.maximum(np.floor(places.min(axis=0)).astype(int) - shells.halo, 0) // shells.bin * shells.bin
+    high = np.minimum(np.ceil(places.max(axis=0)).astype(int) + shells.halo + 1, shape)
+    box = np.asarray(volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], np.float32)
+    samples = _binned(box, shells.bin)
+    grid = np.rint((places - low + 0.5) / shells.bin - 0.5).astype(np.int64)
+    grid = np.clip(grid, 0, np.array(samples.shape) - 1)
+    if template is not None:
+        correlation = _correlate(samples, shells, np.asarray(template)[: len(shells.starts)])
+        for _ in range(_ROUNDS):
+            grid = _climb(correlation, grid, shells.shift)
+    return (grid + 0.5) * shells.bin - 0.5 + low, _profiles(samples, grid, shells)
+
+
+def describe_query(volume: Volume, centre: NDArray[np.floating], shells: Profile) -> tuple[Float64, Float64]:
+    """Centre (3,) and profile (2 S,) of a clicked particle; the centre is where its own profile fits best.
+
+    The mask's centre of mass is off by a voxel or two; the profile around it, used as its own template, draws it in.
+    """
+    centre = np.asarray(centre, np.float64).reshape(1, 3)
+    _, first = describe(volume, centre, shells)
+    nearby = _near_only(shells)
+    centre, _ = describe(volume, centre, nearby, first[0])
+    centre, values = describe(volume, centre, shells)
+    return centre[0], values[0]
+
+
+def distances(
+    centres: Float64, profiles: Float64, queries: Float64, background: Float64, radius: float
+) -> Float64:
+    """How unlike the clicked particles each proposal is: about 1 for one of a kind, larger for others.
+
+    Parameters
+    ----------
+    centres, profiles : (n, 3) voxels and (n, P), from `describe`
+    queries : (m, P) profiles of the clicked particles
+    background : (b, P) profiles at random places; up to a fifth of them may lie on particles
+    radius : proposals nearer than this count as one when examples are chosen
+
+    Notes
+    -----
+    d² = (x − q)ᵀ A⁻¹ (x − q) / P with A = S + S/m + V: S the background's covariance (the noise of the proposal and of
+    the mean query), V a diagonal of (0.1 × the query's own signal)². The nearest few proposals, when near enough, then join
+    the query once, which averages its noise away, and their own covariance replaces V in part (relevance feedback).
+    """
+    query = queries.mean(axis=0)
+    middle, noise = _background(background)
+    signal = np.abs(query - middle).reshape(2, -1)
+    floor = _VARIETY_FLOOR * signal.max(axis=1, keepdims=True)
+    variety = np.diag((_VARIETY * np.maximum(signal, floor)).ravel() ** 2 + 1e-12)
+    result = _distance(profiles, query, noise * (1 + 1 / len(queries)) + variety)
+    if not len(result):
+        return result
+    near = non_maximum_suppression(centres, -result, radius)[:_FEEDBACK]
+    near = near[result[near] <= _FEEDBACK_LIMIT]
+    if not len(near):
+        return result
+    examples = np.concatenate([queries, profiles[near]])
+    mean = examples.mean(axis=0)
+    spread = (profiles[near] - mean).T @ (profiles[near] - mean) / len(near)
+    trust = len(near) / (len(near) + 0.5 * len(query))
+    return _distance(profiles, mean, noise / len(examples) + (1 - trust) * (noise + variety) + trust * spread)
+
+
+def similarity(distance: Float64) -> Float64:
+    """Scores in (0, 1], 1 / (1 + d²): a half for a typical one of a kind."""
+    return 1 / (1 + np.asarray(distance) ** 2)
+
+
+def _background(profiles: Float64) -> tuple[Float64, Float64]:
+    """Mean and covariance of the four fifths of (b, P) profiles that lie nearest to their median."""
+    middle = np.median(profiles, axis=0)
+    deviation = 1.4826 * np.median(np.abs(profiles - middle), axis=0) + 1e-9
+    unlike = (((profiles - middle) / deviation) ** 2).sum(axis=1)
+    calm = profiles[unlike <= np.quantile(unlike, 0.8)]
+    covariance = np.cov(calm.T)
+    return calm.mean(axis=0), 0.9 * covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-12 * np.eye(len(middle))
+
+
+def _distance(profiles: Float64, query: Float64, covariance: Float64) -> Float64:
+    root = np.linalg.cholesky(np.linalg.inv(covariance))
+    result: Float64 = np.sqrt((((profiles - query) @ root) ** 2).mean(axis=1))
+    return result
+
+
+def _near_only(shells: Profile) -> Profile:
+    """The same shells, with a third of the shift: for a centre that is nearly right."""
+    return Profile(shells.radius / 2, shells.bin, shells.reach, shells.offsets, shells.starts, shells.counts)
+
+
+def _binned(box: Float32, step: int) -> Float32:
+    if step == 1:
+        return box
+    shape = [max(1, side // step) for side in box.shape]
+    if any(side < step for side in box.shape):
+        box = np.pad(box, [(0, max(0, step - side)) for side in box.shape], mode="edge")
+    cut = box[tuple(slice(0, side * step) for side in shape)]
+    binned: Float32 = cut.reshape(shape[0], step, shape[1], step, shape[2], step).mean(axis=(1, 3, 5))
+    return binned
+
+
+def _correlate(samples: Float32, shells: Profile, means: Float64) -> Float32:
+    """Correlation of the samples with the spherical template that has these shell means, its own mean removed."""
+    reach = shells.reach
+    within = (shells.offsets**2).sum(axis=1) <= (1.3 * shells.radius / shells.bin) ** 2
+    weights = np.repeat(means, shells.counts)
+    weights = np.where(within, weights - weights[within].mean(), 0.0) if within.any() else weights
+    kernel = np.zeros((2 * reach + 1,) * 3, np.float32)
+    kernel[tuple((shells.offsets + reach).T)] = weights / (np.linalg.norm(weights) + 1e-12)
+    padded = np.pad(samples, reach, mode="edge")
+    shape = [scipy.fft.next_fast_len(side, real=True) for side in padded.shape]
+    product = scipy.fft.rfftn(padded, shape) * np.conj(scipy.fft.rfftn(kernel, shape))
+    correlation: Float32 = scipy.fft.irfftn(product, shape)[tuple(slice(0, side) for side in samples.shape)]
+    return correlation
+
+
+def _climb(values: Float32, grid: Int, shift: int) -> Int:
+    """Move each (n, 3) position to the largest value within `shift`; of equals, to the nearest."""
+    axis = np.arange(-shift, shift + 1)
+    steps = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    length = (steps**2).sum(axis=1)
+    steps = steps[np.argsort(length, kind="stable")][: int((length <= (shift + 0.5) ** 2).sum())]
+    best = np.empty_like(grid)
+    for i, place in enumerate(grid):
+        reached = np.clip(place + steps, 0, np.array(values.shape) - 1)
+        best[i] = reached[np.argmax(values[reached[:, 0], reached[:, 1], reached[:, 2]])]
+    return best
+
+
+def _profiles(samples: Float32, grid: Int, shells: Profile) -> Float64:
+    """Means and deviations (n, 2 S) of the shells around integer positions (n, 3)."""
+    reach = shells.reach
+    present = np.pad(np.ones(samples.shape, np.float32), reach)
+    plain = np.pad(samples, reach)
+    smooth = np.pad(gaussian_filter(samples, _SMOOTH, mode="nearest", truncate=3.0), reach)
+    strides = np.array([plain.shape[1] * plain.shape[2], plain.shape[2], 1])
+    steps = (shells.offsets + reach) @ strides
+    result = np.empty((len(grid), 2 * len(shells.starts)))
+    count = max(1, 2_000_000 // len(steps))
+    for first in range(0, len(grid), count):
+        index = (grid[first : first + count] @ strides)[:, None] + steps
+        weight = present.ravel()[index]
+        total = np.maximum(np.add.reduceat(weight, shells.starts, axis=1), 1)
+        mean = np.add.reduceat(plain.ravel()[index], shells.starts, axis=1) / total
+        off = (smooth.ravel()[index] - np.repeat(mean, shells.counts, axis=1)) * weight
+        spread = np.sqrt(np.add.reduceat(off * off, shells.starts, axis=1) / total)
+        result[first : first + count] = np.concatenate([mean, spread], axis=1)
+    return result

@@ -1,0 +1,170 @@
+"""The command: what it prints, where errors go, exit codes, how fast it starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from cryosam_dask import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cryosam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cryosam", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def tomogram(tmp_path: Path) -> Path:
+    path = tmp_path / "t.mrc"
+    values = np.random.default_rng(0).normal(size=(20, 30, 40)).astype(np.float32)
+    with mrcfile.new(path, values) as file:
+        file.voxel_size = 10
+    return path
+
+
+def one_line(err: str) -> str:
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("cryosam: error: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "{t}", "--out", "{o}", "--models", "builtin"], "no point: give --point Z,Y,X"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "1,2"], "expected three numbers Z,Y,X"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "a,b,c"], "expected numbers"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "39,15,10"], "looks like x,y,z"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,99,10"], "outside"),
+        (["run", "{t}", "--out", "{o}", "--models", "dinov9+sam-vith", "--point", "5,5,5"], "dinov9"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--name", "../x"], "name '../x'"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--set", "match.tau=1"], "no setting"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--set", "match.tau_sim=7"], "tau_sim"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--ratios", "4,8"], "coarse to fine"),
+        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--device", "cuda"], "cuda"),
+        (["run", "none.mrc", "--out", "{o}", "--models", "builtin", "--point", "5,5,5"], "none.mrc"),
+        (["info", "{o}"], "no run found"),
+        (["export", "{o}", "p.csv"], "no run found"),
+        (["features", "{o}", "--models", "builtin"], "no run found"),
+        (["match", "{o}"], "no run found"),
+        (["simulate", "{o}.mrc", "--preset", "virus"], "preset"),
+        (["simulate", "{o}.mrc", "--snr", "-1"], "snr"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    cryosam: Run, tomogram: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "run.zarr"
+    code, _, err = cryosam(*(a.replace("{t}", str(tomogram)).replace("{o}", str(out)) for a in arguments))
+    assert code == 2
+    assert message in one_line(err)
+    assert list(tmp_path.iterdir()) == [tomogram]
+
+
+def test_a_scheduler_that_does_not_answer_is_one_line(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
+    code, _, err = cryosam(
+        "run", tomogram, "--out", tmp_path / "r.zarr", "--models", "builtin", "--point", "5,5,5",
+        "--scheduler", "tcp://127.0.0.1:1",
+    )  # fmt: skip
+    assert code == 1
+    assert "tcp://127.0.0.1:1" in one_line(err)
+    assert not (tmp_path / "r.zarr").exists()
+
+
+def test_a_folder_without_permission_is_one_line(tomogram: Path, tmp_path: Path) -> None:
+    """As another user, since root may write everywhere."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    code = (
+        "import os, sys; os.getuid() == 0 and (os.setgroups([]), os.setgid(65534), os.setuid(65534));"
+        "from cryosam_dask.store.run_store import RunStore; from cryosam_dask.errors import StoreError\n"
+        "try: RunStore.create(sys.argv[1], {})\n"
+        "except StoreError as error: print(error); sys.exit(7)"
+    )
+    tmp_path.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(locked / "run.zarr")], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode in (7, 1), done.stderr
+    if done.returncode == 7:
+        assert "can't be written" in done.stdout
+    assert list(locked.iterdir()) == []
+
+
+def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> None:
+    tomogram, one, two = tmp_path / "t.mrc", tmp_path / "one.zarr", tmp_path / "two.zarr"
+    code, out, _ = cryosam(
+        "simulate", tomogram, "--truth", tmp_path / "truth.csv", "--preset", "ribosome", "--shape", "48,96,96",
+        "--species", "ribosome", "--membranes", 0, "--count", 3,
+    )  # fmt: skip
+    assert code == 0
+    click = out.split("--point ")[1].strip()
+    common = ["--models", "builtin", "--workers", "0"]
+    assert cryosam("run", tomogram, "--point", click, "--out", one, *common)[0] == 0
+    assert cryosam("ingest", tomogram, "--out", two, "--workers", "0")[0] == 0
+    assert cryosam("features", two, *common)[0] == 0
+    assert cryosam("query", two, "--point", click, *common)[0] == 0
+    assert cryosam("match", two, "--workers", "0")[0] == 0
+    code, out, err = cryosam("segment", two, "--workers", "0")
+    assert code == 0, err
+    assert "instances of 'particle'" in out
+    for run in (one, two):
+        assert cryosam("export", run, run.with_suffix(".csv"))[0] == 0
+    assert one.with_suffix(".csv").read_text() == two.with_suffix(".csv").read_text()
+
+    code, out, _ = cryosam("evaluate", one, "--truth", tmp_path / "truth.csv", "--radius", 12, "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert 0 <= figures["precision"] <= 1
+    assert figures["recall"] > 0
+    code, out, _ = cryosam("info", one)
+    assert code == 0
+    assert "48 × 96 × 96 voxels" in out
+    assert "random-walker" in out
+    assert json.loads(cryosam("info", one, "--json")[1])["shape"] == [48, 96, 96]
+
+
+def test_help_and_import_do_not_load_the_heavy_packages() -> None:
+    code = (
+        "import sys, cryosam_dask, cryosam_dask.cli;"
+        "heavy = {'torch', 'timm', 'zarr', 'dask', 'distributed', 'scipy', 'matplotlib', 'acryo'} & set(sys.modules);"
+        "print(sorted(heavy))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.perf_counter() - start < 5
+
+
+def test_a_pipe_gets_results_on_stdout_and_nothing_else(tomogram: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from cryosam_dask.cli import main; main()", "ingest", str(tomogram),
+         "--out", str(tmp_path / "r.zarr"), "--workers", "0"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{tmp_path / 'r.zarr'}: ingested {tomogram}\n"
+    assert done.stderr == ""
