@@ -18,7 +18,7 @@ from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
 from cryosam_dask.settings import Settings, preset
-from cryosam_dask.stages import embed, features, ingest, label, match, propose, query, segment, select
+from cryosam_dask.stages import embed, features, ingest, label, match, propose, query, rank, segment, select
 from cryosam_dask.stages.base import Stage
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore, check_name
@@ -161,7 +161,7 @@ class Driver:
         prompts = check_points(np.asarray(points, float), store.shape)
         where, upstream = layout.query(name), _fingerprint(store, features.NAME)
         stage = segment.plan(store.shape, settings.propagation, upstream, where, prompts, None)
-        pooling = query.plan(store, name, settings.match.center, len(stage.units), prompts.tolist(), stage.fingerprint)
+        pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
         if self._stale(stage) or self._stale(pooling):
             self._forget(name)
         self._check_settings(where, settings)
@@ -195,7 +195,16 @@ class Driver:
             if note := match.check_kept(found, ratio, tau):
                 self._note(note)
             coarser, upstream = ratio, stage.fingerprint
-        for note in propose.propose(store, name, settings.match, found, upstream):
+        if settings.match.rank == "profile":
+            candidates = propose.shortlist(store, name, settings.match, found)
+            ranking = rank.plan(store, name, candidates, upstream)
+            self._named(name, ranking, lambda: None)
+            points, scores = rank.gather(store, name, ranking)
+            radius, upstream = rank.query_radius(store, name), ranking.fingerprint
+        else:
+            points, scores = found.centers, found.scores.astype(float)
+            radius = propose.suppression_radius(store, name, settings.match)
+        for note in propose.choose(store, name, settings.match, points, scores, radius, upstream):
             self._note(note)
 
     def segment(self, name: str) -> None:
@@ -208,7 +217,7 @@ class Driver:
             store.delete(where)
             store.delete(layout.marks(stage.name))
         self._segment(stage, settings, points)
-        chosen = select.select(store, name, len(stage.units), settings.label)
+        chosen = select.select(store, name, len(stage.units), settings)
         for note in chosen.notes:
             self._note(note)
         painting = label.plan(store, name, chosen.boxes, chosen.sources, stage.fingerprint)
@@ -292,7 +301,7 @@ class Driver:
             store.delete(layout.labels_group(image))
         for where in (layout.query(name), layout.instances(name)):
             store.delete(layout.marks(segment.stage_name(where)))
-        for stage in (query.stage_name(name), f"match/{name}", label.stage_name(name)):
+        for stage in (query.stage_name(name), f"match/{name}", rank.stage_name(name), label.stage_name(name)):
             store.delete(layout.marks(stage))
 
     def _ingested(self) -> RunStore:

@@ -97,6 +97,8 @@ class MatchSettings(_Settings):
 
     ratios : from coarse to fine; `(1,)` is the naive matching
     tau_sim : similarity that a cell must reach to be looked at on the next ratio, and to become a proposal
+    rank : what proposals are ordered by: their "similarity", as published, or the "profile" of the density around them
+        in the tomogram, which tells apart particles that differ in size or amplitude (`kernels.verify`)
     count : K, the prompts to keep, or "auto": a cut found from the scores
     center : cosine of F − μ and F_Q − μ instead of F and F_Q
     nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size
@@ -104,6 +106,7 @@ class MatchSettings(_Settings):
 
     ratios: tuple[Literal[1, 2, 4, 8, 16], ...] = (16, 8, 4)
     tau_sim: float = Field(default=0.5, ge=-1, lt=1)
+    rank: Literal["similarity", "profile"] = "similarity"
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = 512
     center: bool = False
     nms_radius: float | None = Field(default=None, gt=0)
@@ -119,11 +122,9 @@ class LabelSettings(_Settings):
     """Which instances are kept.
 
     overlap : an instance with more than this share of its voxels inside a better one is a duplicate
-    verify : drop instances unlike the prompted one, by their own mean feature and size
     """
 
     overlap: float = Field(default=0.5, gt=0, le=1)
-    verify: bool = False
 
 
 class Settings(_Settings):
@@ -161,17 +162,16 @@ def preset(name: str, encoder: str, segmenter: str) -> Settings:
     textured, walking = encoder == "texture", segmenter == "random-walker"
     features: dict[str, Any] = {"encoder": encoder}
     if textured:
-        features |= {"standardize": "scale"}
-    propagation: dict[str, Any] = {"segmenter": segmenter}
+        features |= {"standardize": "whiten", "thickness": 5}
+    propagation: dict[str, Any] = {"segmenter": segmenter, "max_area": 1024}
     if walking:
-        propagation |= {"rule": "guarded", "merge": "agreement", "plane_thickness": 5}
+        propagation |= {"rule": "guarded", "merge": "agreement", "plane_thickness": 5, "max_area": None}
     return _validated(
         {
             "preset": name,
             "features": features,
             "propagation": propagation,
-            "match": {"count": "auto", "ratios": (8, 4), "tau_sim": 0.3} if textured else {},
-            "label": {"verify": True} if textured else {},
+            "match": {"rank": "profile", "count": "auto", "ratios": (4,), "tau_sim": 0.0} if textured else {},
         }
     )
 

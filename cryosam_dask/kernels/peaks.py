@@ -151,3 +151,20 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
         f"of two of a kind"
     )
     return Cut(threshold, kept, reason)
+
+
+def otsu_cut(scores: NDArray[np.floating]) -> Cut:
+    """Split scores of any scale in two classes where the variance between them is largest (Otsu 1979).
+
+    Fewer than three scores, or equal ones, are all kept.
+    """
+    values = np.asarray(scores, np.float64).ravel()
+    if len(values) < 3 or np.ptp(values) == 0:
+        return Cut(float(values.min()) if len(values) else 0.0, len(values), "too few different scores to find a cut")
+    from skimage.filters import threshold_otsu
+
+    split = float(threshold_otsu(values, nbins=min(256, len(values))))
+    above = values[values > split]
+    threshold = float(above.min()) if len(above) else float(values.max())
+    kept = int((values >= threshold).sum())
+    return Cut(threshold, kept, f"{kept} of {len(values)} proposals score at least {threshold:.3f} (Otsu's cut)")

@@ -141,30 +141,50 @@ def quality(image: Float32, mask: Bool) -> float:
 
     Variance explained, in the mask and a ring of about its own area around it: Otsu's effectiveness of a threshold
     (1979) on the mask's neighbourhood; a mask too small has a ring like itself, one too large is not like itself.
-    Sharpness: the step across the outline against that step and the deviation in the ring. Compactness: the second
-    moment of a disc of the same area over the mask's. The last two only break near ties, so they enter by a root.
-    A mask of a few pixels explains noise well, so it counts less.
+    The ring leaves out the two pixels in which the smoothed image passes from one to the other. Sharpness: the step
+    across the outline against that step and the noise. Compactness: the second moment of a disc of the same area
+    over the mask's. The last two enter by a root: they decide between masks that explain about as much. A mask
+    of a few pixels explains noise well, so it counts less. The image is to show some pixels around the mask.
     """
     area = int(np.count_nonzero(mask))
     if area < 4 or area == mask.size:
         return 0.0
     distance = ndimage.distance_transform_edt(~mask)
-    width = max(2.0, 0.42 * np.sqrt(area / np.pi))
-    inside, ring = image[mask], image[(distance > 0.5) & (distance <= width)]
+    width = max(4.0, 0.42 * np.sqrt(area / np.pi) + 2)
+    inside, ring = image[mask], image[(distance >= 2) & (distance <= width)]
     beside = image[(distance > 1.2) & (distance <= 2.5)]
-    rim = image[mask & ~ndimage.binary_erosion(mask, border_value=1)]
-    if ring.size == 0 or beside.size == 0 or rim.size == 0:
+    if ring.size == 0 or beside.size == 0:
         return 0.0
+    rim = image[mask & ~ndimage.binary_erosion(mask, border_value=1)]
+    ground = image[distance > 3] if (distance > 3).any() else ring
+    noise = 1.4826 * float(np.median(np.abs(ground - np.median(ground))))
     n, m = inside.size, ring.size
     gap = float(inside.mean() - ring.mean())
     between = n * m / (n + m) ** 2 * gap**2
     within = (n * float(inside.var()) + m * float(ring.var())) / (n + m)
-    step = max(float(rim.mean() - beside.mean()) * np.sign(gap), 0.0)
-    sharp = step / (step + float(ring.std()) + 1e-6)
+    step = max(float(rim.mean() - beside.mean()) * np.sign(gap), 0.0) if rim.size else 0.0
+    sharp = step / (step + 3 * noise + 1e-6)
     rows, cols = np.nonzero(mask)
     compact = min(1.0, area / (2 * np.pi) / float(rows.var() + cols.var() + 1 / 6))
-    small = area / (area + 12.0)
-    return float(small * between / (between + within + 1e-9) * np.sqrt(sharp) * compact**0.25)
+    explained = between / (between + within + 1e-9)
+    return float(area / (area + 12) * explained * np.sqrt(sharp) * compact**0.25)
+
+
+def _quality_on(plane: Float32, row: int, col: int, mask: Bool) -> float:
+    """`quality` of a window's mask, on the plane's pixels up to 12 around the mask."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return 0.0
+    margin = 12
+    r0, c0 = max(row + int(rows[0]) - margin, 0), max(col + int(cols[0]) - margin, 0)
+    image = plane[r0 : row + int(rows[-1]) + margin + 1, c0 : col + int(cols[-1]) + margin + 1].astype(
+        np.float32
+    )
+    held = np.zeros(image.shape, bool)
+    cut = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    top, left = row + int(rows[0]) - r0, col + int(cols[0]) - c0
+    held[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    return quality(image, held)
 
 
 class _Window(NamedTuple):
@@ -208,7 +228,7 @@ def enlarge(image: Float32, step: int, shape: tuple[int, int]) -> Float32:
     return image
 
 
-def _finish(window: _Window, coarse: Float32, row: float, col: float) -> Candidate:
+def _finish(plane: Float32, window: _Window, coarse: Float32, row: float, col: float) -> Candidate:
     """Mask, logits and score at the plane's own pixels from the coarse grid's probabilities."""
     inside = np.clip(enlarge(coarse, window.step, window.image.shape[:2]), 1e-4, 1 - 1e-4)
     at = (
@@ -218,7 +238,7 @@ def _finish(window: _Window, coarse: Float32, row: float, col: float) -> Candida
     mask = _component(inside > 0.5, *at)
     logits = np.log(inside / (1 - inside)).astype(np.float32)
     logits = np.where(mask, np.maximum(logits, 1e-3), np.minimum(logits, 0)).astype(np.float32)
-    return Candidate(window.row, window.col, mask, logits, quality(window.image, mask))
+    return Candidate(window.row, window.col, mask, logits, _quality_on(plane, window.row, window.col, mask))
 
 
 def from_point(plane: Float32, row: float, col: float, how: WalkParameters) -> list[Candidate]:
@@ -262,7 +282,7 @@ def _at_scale(plane: Float32, row: float, col: float, radius: float, how: WalkPa
         if not last:
             inside = np.where(walked > 0.5, walked, 0).astype(np.float32)
             outside = walked < 0.2
-    return _finish(window, walked, row, col)
+    return _finish(plane, window, walked, row, col)
 
 
 def from_mask(
@@ -297,4 +317,4 @@ def from_mask(
     target = _sigmoid(odds)
     target[beyond] = 0
     walked = solve(target, strength, *edge_weights(image, how.edge))
-    return _finish(window, walked, row, col)
+    return _finish(plane, window, walked, row, col)

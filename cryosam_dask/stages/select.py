@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
-from cryosam_dask.settings import LabelSettings
+from cryosam_dask.settings import Settings
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks
@@ -25,8 +25,12 @@ class Selection:
     notes: list[str]
 
 
-def select(store: RunStore, name: str, groups: int, settings: LabelSettings) -> Selection:
-    """Score the instances, drop duplicates and, with `verify`, those unlike the prompted one; write the picks."""
+def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selection:
+    """Score the instances, drop those largely inside better ones, number the rest and write the picks.
+
+    The score is that of the prompt where proposals were ranked by their profiles, else the similarity of the
+    instance's own mean feature with the query, times the segmenter's quality.
+    """
     import pandas as pd
 
     parts = [stored.read(store, layout.group(layout.instances(name), g)) for g in range(groups)]
@@ -36,15 +40,19 @@ def select(store: RunStore, name: str, groups: int, settings: LabelSettings) -> 
     quality = np.concatenate([part.quality for part in parts])
     similarity = np.concatenate([part.similarity for part in parts])
     given = int(str(store.group(layout.proposals(name)).attrs["given"]))
-    prompted = np.concatenate([part.prompt for part in parts]) < given
-    score = (np.maximum(similarity, 0) * quality).astype(np.float32)
+    prompt = np.concatenate([part.prompt for part in parts])
+    prompted = prompt < given
+    if settings.match.rank == "profile":
+        score = np.asarray(store.read(f"{layout.proposals(name)}/scores"))[prompt]
+    else:
+        score = (np.maximum(similarity, 0) * quality).astype(np.float32)
     rank = np.where(prompted, score + 1, score).astype(np.float32)
 
     def mask(i: int) -> Bool:
         group, member = sources[i]
         return parts[group].mask(member)
 
-    kept = merging.distinct(boxes, sizes, rank, mask, settings.overlap)
+    kept = merging.distinct(boxes, sizes, rank, mask, settings.label.overlap)
     kept = kept[np.argsort(-score[kept], kind="stable")]
     centers = np.array([merging.center_of_mass(boxes[i], mask(int(i))) for i in kept]).reshape(-1, 3)
     table = pd.DataFrame(
