@@ -96,7 +96,6 @@ def _options(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
     )
-    logging.getLogger("distributed").setLevel(logging.ERROR)
     if version:
         typer.echo(f"cryosam_dask {__version__}")
         raise typer.Exit
@@ -421,5 +420,7 @@ def _report(driver: Driver, name: str) -> None:
     from cryosam_dask.store import picks
     from cryosam_dask.store.run_store import RunStore
 
+    for note in driver.notes:
+        print(note, file=sys.stderr)  # noqa: T201
     count = len(picks.read(RunStore.open(driver.url), name))
     typer.echo(f"{driver.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")

@@ -13,6 +13,7 @@ from cryosam_dask import outputs
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.executors.progress import Progress
 from cryosam_dask.io.atomic import replacing, write_text
+from cryosam_dask.io.picks import read_points
 from cryosam_dask.pipeline import run
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
@@ -116,7 +117,7 @@ def demo(
         picks.read(store, species)[["z", "y", "x"]].to_numpy(),
         picture,
         prompt=(point[0], point[1], point[2]),
-        truth=outputs.read_points(truth)[["z", "y", "x"]].to_numpy(),
+        truth=read_points(truth)[["z", "y", "x"]].to_numpy(),
         voxel_size=store.voxel_size[2],
     )
     seconds = time.perf_counter() - start

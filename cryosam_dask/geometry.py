@@ -157,7 +157,7 @@ def to_angstrom(
     points: NDArray[np.float64], voxel_size: Sequence[float], origin: Sequence[float]
 ) -> NDArray[np.float64]:
     """Voxel positions (…, 3) to ångström, z y x."""
-    return points * np.asarray(voxel_size) + np.asarray(origin)
+    return np.asarray(points * np.asarray(voxel_size) + np.asarray(origin), np.float64)
 
 
 def axis_coordinates(length: int, voxel_size: float, origin: float, ratio: int = 1) -> NDArray[np.float64]:

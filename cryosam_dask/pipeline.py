@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.executors.base import Executor, Timing, execute
-from cryosam_dask.executors.progress import Progress
+from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
 from cryosam_dask.settings import Settings, preset
 from cryosam_dask.stages import embed, features, ingest, label, match, propose, query, rank, segment, select
-from cryosam_dask.stages.base import Stage
+from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore, check_name
 
@@ -235,15 +235,28 @@ class Driver:
         waiting = {unit.name: unit for unit in self._open_units(stage, store)}
         members = [i for unit in waiting.values() for i in unit.params["prompts"]]
         planes = segment.start_planes(shape, points[members])
+        with (self._progress or NullProgress()).interleaved() as turns:
+            self._waves(stage, settings, waiting, planes, embedded, turns)
+
+    def _waves(
+        self,
+        stage: Stage,
+        settings: Settings,
+        waiting: dict[str, Unit],
+        planes: set[embed.Plane],
+        embedded: set[int],
+        turns: Progress,
+    ) -> None:
+        store = self.store
+        shape, upstream = store.shape, _fingerprint(store, ingest.NAME)
         while waiting:
             missing = [plane for plane in planes if embed.mark_of(shape, plane) not in embedded]
             if missing:
-                upstream = _fingerprint(store, ingest.NAME)
-                self._execute(embed.plan(shape, settings.propagation, upstream, missing), store)
+                self._execute(embed.plan(shape, settings.propagation, upstream, missing), store, progress=turns)
                 embedded.update(embed.mark_of(shape, plane) for plane in missing)
             there = sorted(embedded)
             units = [replace(unit, params={**unit.params, "embedded": there}) for unit in waiting.values()]
-            results = self._execute(stage, store, units)
+            results = self._execute(stage, store, units, turns)
             waiting = {n: u for n, u in waiting.items() if "planes" in results.get(n, {})}
             planes = {(axis, index) for n in waiting for axis, index in results[n]["planes"]}
 
@@ -257,7 +270,7 @@ class Driver:
         marks.begin(store, stage.name, fingerprint=stage.fingerprint, settings=stage.settings, count=stage.count)
         return set(np.flatnonzero(marks.done(store, stage.name)).tolist())
 
-    def _open_units(self, stage: Stage, store: RunStore) -> list[Any]:
+    def _open_units(self, stage: Stage, store: RunStore) -> list[Unit]:
         found = marks.found_stage(store, stage.name)
         if found is None or found["fingerprint"] != stage.fingerprint:
             return list(stage.units)
@@ -273,11 +286,13 @@ class Driver:
             prepare()
         self._execute(stage, store)
 
-    def _execute(self, stage: Stage, store: RunStore, units: Iterable[Any] | None = None) -> dict[str, dict[str, Any]]:
+    def _execute(
+        self, stage: Stage, store: RunStore, units: Iterable[Unit] | None = None, progress: Progress | None = None
+    ) -> dict[str, dict[str, Any]]:
         wanted = list(stage.units if units is None else units)
         if not wanted:
             return {}
-        done = execute(stage, store, self._executor, self._progress, units=wanted)
+        done = execute(stage, store, self._executor, progress or self._progress, units=wanted)
         self.timings.setdefault(stage.name, []).extend(done.timings)
         largest = max(unit.memory for unit in wanted) + stage.model_memory
         self.projected[stage.name] = max(largest, self.projected.get(stage.name, 0))
@@ -320,7 +335,7 @@ class Driver:
         return store, Settings.model_validate(store.group(where).attrs["settings"])
 
     def _note(self, text: str) -> None:
-        logger.warning("%s", text)
+        logger.info("%s", text)
         self.notes.append(text)
 
 

@@ -124,7 +124,7 @@ class LabelSettings(_Settings):
     overlap : an instance with more than this share of its voxels inside a better one is a duplicate
     """
 
-    overlap: float = Field(default=0.5, gt=0, le=1)
+    overlap: float = Field(default=0.8, gt=0, le=1)
 
 
 class Settings(_Settings):

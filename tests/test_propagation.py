@@ -114,6 +114,7 @@ def test_a_clean_ball_comes_back_whole(rule):
             "box is tight"
         )
         assert 0.5 < instance.score <= 1
+        assert instance.centre() == pytest.approx(ndimage.center_of_mass(truth), abs=0.2)
 
 
 def test_start_planes_are_decoded_once_and_prompts_of_a_plane_together():

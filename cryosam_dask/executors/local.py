@@ -181,9 +181,9 @@ def visible_gpus(device: str) -> list[str]:
     """What `CUDA_VISIBLE_DEVICES` calls the GPUs of a device: all for "cuda", one for "cuda:N", none for "cpu"."""
     if not device.startswith("cuda"):
         return []
-    import torch
+    from cryosam_dask.models.registry import gpu_count
 
-    count = torch.cuda.device_count()
+    count = gpu_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = named[:count] if len(named) >= count else [str(i) for i in range(count)]
     _, _, number = device.partition(":")

@@ -24,7 +24,7 @@ class StageProgress:
     """One stage's line. `close` it when the stage ends, however it ends."""
 
     def __init__(self, name: str, total: int, done: int, device: str, bars: Bars | None = None) -> None:
-        self._name, self._total, self._done, self._device = name, total, done, device
+        self._name, self._total, self._done = name, total, done
         self._bars = bars
         self._start = time.monotonic()
         self._task: TaskID | None = None
@@ -40,11 +40,18 @@ class StageProgress:
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, count)
 
+    def extend(self, count: int) -> None:
+        """`count` units are yet to do: all that is known now, beside those that are done."""
+        self._total = self._done + count
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, total=self._total)
+
     def close(self) -> None:
         """End the line. It stays on the terminal as it is."""
         if self._bars is not None and self._task is not None:
             self._bars.stop_task(self._task)
-            self._bars.stop()
+            if all(task.stop_time is not None for task in self._bars.tasks):
+                self._bars.stop()
         seconds = time.monotonic() - self._start
         logger.info("%s: %d of %d units done after %.1f s", self._name, self._done, self._total, seconds)
 
@@ -58,6 +65,10 @@ class Progress:
     def stage(self, name: str, total: int, done: int, device: str) -> StageProgress:
         """Begin a stage of `total` units, `done` of them from an earlier run, with models on `device`."""
         return StageProgress(name, total, done, device, self._bars())
+
+    def interleaved(self) -> Interleaved:
+        """For stages that take turns: each keeps one line, however often it comes back, until `close`."""
+        return Interleaved(self._console, self._bars())
 
     def _bars(self) -> Bars | None:
         if not self._console.is_terminal:
@@ -82,6 +93,34 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Interleaved(Progress):
+    """Progress of stages that take turns; see `Progress.interleaved`."""
+
+    def __init__(self, console: Console, bars: Bars | None) -> None:
+        super().__init__(console)
+        self._shared = bars
+        self._lines: dict[str, StageProgress] = {}
+
+    def stage(self, name: str, total: int, done: int, device: str) -> StageProgress:
+        """Begin a stage, or go on with it: `total` − `done` units are then yet to do."""
+        if name not in self._lines:
+            self._lines[name] = _Turn(name, total, done, device, self._shared)
+        else:
+            self._lines[name].extend(total - done)
+        return self._lines[name]
+
+    def close(self) -> None:
+        """End all lines."""
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            StageProgress.close(line)
+
+
+class _Turn(StageProgress):
+    def close(self) -> None:
+        """The turn ends; the line stays open."""
 
 
 class NullProgress(Progress):

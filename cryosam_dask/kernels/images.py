@@ -16,12 +16,13 @@ _SAMPLE = 1 << 20
 
 def halve(volume: Array) -> Array:
     """Mean of each 2×2×2 cell, ceil-sized, of the same type; cells at the end may be smaller."""
-    out: Array = volume.astype(np.float64 if volume.dtype.kind in "iu" else np.float32)
+    precision = np.float64 if volume.dtype.kind in "iu" else np.float32
+    out: Array = volume.astype(precision)
     for axis in range(3):
         starts = np.arange(0, out.shape[axis], 2)
         counts = np.diff(np.append(starts, out.shape[axis]))
         shape = [-1 if a == axis else 1 for a in range(3)]
-        out = (np.add.reduceat(out, starts, axis=axis) / counts.reshape(shape)).astype(out.dtype)
+        out = (np.add.reduceat(out, starts, axis=axis) / counts.reshape(shape)).astype(precision)
     if volume.dtype.kind in "iu":
         out = np.rint(out)
     return out.astype(volume.dtype)

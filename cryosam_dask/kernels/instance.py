@@ -99,6 +99,13 @@ class Instance:
         """Number of voxels."""
         return int(np.count_nonzero(self.mask))
 
+    def centre(self) -> Point:
+        """Centre of mass (z, y, x) in the volume's voxels: a pick, or the prompt of a second round."""
+        z, y, x = (
+            float(i.mean()) + start for i, start in zip(np.nonzero(self.mask), self.box[:3], strict=True)
+        )
+        return z, y, x
+
 
 def _extent(patches: dict[Axis, list[Patch]]) -> tuple[list[int], list[int]]:
     low, high = [2**31] * 3, [0] * 3

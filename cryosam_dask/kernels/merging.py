@@ -19,8 +19,7 @@ def distinct(
     ----------
     boxes : (n, 6) z0 y0 x0 z1 y1 x1, the last ones excluded; sizes : (n,) voxels; scores : (n,)
     mask : gives the mask of an instance in its box
-    overlap : an instance is dropped if more than this share of its voxels, or of a better one's where that is the
-        smaller of the two, is common to both
+    overlap : an instance is dropped if more than this share of its voxels lies in a better one
 
     Ties of the score go to the larger instance, then to the lower (z, y, x).
     """
@@ -33,7 +32,7 @@ def distinct(
         )
         own = mask(int(i)) if touching.any() else None
         if own is not None and any(
-            _common(boxes[i], own, boxes[j], mask(int(j))) > overlap * min(sizes[i], sizes[j]) for j in others[touching]
+            _common(boxes[i], own, boxes[j], mask(int(j))) > overlap * sizes[i] for j in others[touching]
         ):
             continue
         kept.append(int(i))

@@ -131,14 +131,14 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
     -----
     Distances are calibrated by the tomogram's own noise, so that a fixed distance would already serve. The cut is the
     emptiest place near it: the minimum over log d of log(density + ¼) + ((log d − log 1.8) / 0.15)² / 2, the density a
-    Gaussian kernel estimate of the number of proposals. So it falls into a gap where there is one, and stays close to 1.8 where
-    proposals fade out evenly, also when all of them, or none, are of the kind.
+    Gaussian kernel estimate of the number of proposals. So it falls into a gap where there is one, and stays close
+    to 1.8 where proposals fade out evenly, also when all of them, or none, are of the kind.
     """
     values = np.asarray(scores, np.float64).ravel()
     if not ((values > 0) & (values <= 1)).all():
         raise ValueError("scores must lie in (0, 1]")
     logs = 0.5 * np.log(np.maximum(1 / values - 1, 1e-6)) if len(values) else np.empty(0)
-    grid = np.linspace(*np.log(_RANGE), 121)
+    grid = np.linspace(np.log(_RANGE[0]), np.log(_RANGE[1]), 121)
     logs_near = logs[np.abs(logs - grid.mean()) < np.ptp(grid)]
     density = np.exp(-0.5 * ((grid[:, None] - logs_near) / _BANDWIDTH) ** 2).sum(axis=1)
     cost = np.log(density + 0.25) + 0.5 * ((grid - np.log(_TYPICAL)) / _TYPICAL_SPREAD) ** 2
@@ -163,7 +163,7 @@ def otsu_cut(scores: NDArray[np.floating]) -> Cut:
         return Cut(float(values.min()) if len(values) else 0.0, len(values), "too few different scores to find a cut")
     from skimage.filters import threshold_otsu
 
-    split = float(threshold_otsu(values, nbins=min(256, len(values))))
+    split = float(threshold_otsu(values, nbins=min(256, len(values))))  # type: ignore[no-untyped-call]
     above = values[values > split]
     threshold = float(above.min()) if len(above) else float(values.max())
     kept = int((values >= threshold).sum())

@@ -17,8 +17,8 @@ def fit_standardization(
 
     "scale" divides each channel by its deviation. "whiten" also removes the correlation of channels, by the symmetric
     root of the inverse correlation matrix, which is first drawn towards the identity by `shrinkage` (in [0, 1]) so that
-    directions that hold next to nothing are not blown up. Then noise spreads evenly over all directions and unlike places
-    have a cosine near zero. A channel that is constant in the sample becomes zero.
+    directions that hold next to nothing are not blown up. Then noise spreads evenly over all directions and unlike
+    places have a cosine near zero. A channel that is constant in the sample becomes zero.
 
     Raises ValueError for fewer than two tokens, for non-finite ones and for an unknown mode.
     """

@@ -3,8 +3,8 @@
 A cosine between features at a point says "texture like this"; it can't tell a 12 nm particle from a 15 nm one whose
 middle looks alike, because it knows neither extent nor amplitude. So proposals are ranked by what a particle is as a
 whole, in 3D and independent of its orientation: the mean of the density in each spherical shell around its centre, and
-the deviation of the (slightly smoothed) density within each shell. Averages over shells hold hundreds of voxels, which is
-why they stand where single voxels drown in noise.
+the deviation of the (slightly smoothed) density within each shell. Averages over shells hold hundreds of voxels, so
+they stand where single voxels drown in noise.
 
 Two profiles are compared by their distance in units of what noise and the species' own variety would do, the covariance
 of the former measured on the tomogram's background. A distance near 1 is "as different as two of a kind are".
@@ -169,8 +169,9 @@ def distances(
     Notes
     -----
     d² = (x − q)ᵀ A⁻¹ (x − q) / P with A = S + S/m + V: S the background's covariance (the noise of the proposal and of
-    the mean query), V a diagonal of (0.1 × the query's own signal)². The nearest few proposals, when near enough, then join
-    the query once, which averages its noise away, and their own covariance replaces V in part (relevance feedback).
+    the mean query), V a diagonal of (0.1 × the query's own signal)². The nearest few proposals, when near enough, then
+    join the query once, which averages its noise away, and their own covariance replaces V in part (relevance
+    feedback).
     """
     query = queries.mean(axis=0)
     middle, noise = _background(background)

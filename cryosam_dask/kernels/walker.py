@@ -37,7 +37,7 @@ class WalkParameters:
 
     data: float = 0.3
     temper: float = 0.5
-    memory: float = 0.5
+    memory: float = 1.0
     edge: float = 2.0
 
 

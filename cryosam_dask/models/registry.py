@@ -119,6 +119,13 @@ def load_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> Pr
     return sam.SamSegmenter(model, name, _identity(name, file.sha256), device, dtype)
 
 
+def gpu_count() -> int:
+    """CUDA devices that torch sees."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
 def resolve_device(device: str, uses_torch: bool = True) -> str:
     """The device to compute on: "cpu", "cuda" or "cuda:N" for `device` auto, cpu, cuda or cuda:N.
 

@@ -9,7 +9,7 @@ from cryosam_dask.types import Float32
 class TextureEncoder:
     """Rotation-invariant Gaussian-derivative features (see `kernels.texture`); a `SliceEncoder`.
 
-    Its tokens are not yet standardised: channels differ in size until `fit_standardization` is applied to them.
+    Its tokens are not yet standardised: channels differ in size until `kernels.standardization` is applied to them.
     """
 
     name = "texture"

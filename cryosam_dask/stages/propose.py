@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
+from cryosam_dask.kernels.verify import equivalent_radius
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages.match import Candidates
 from cryosam_dask.store import layout
@@ -27,7 +28,7 @@ def suppression_radius(store: RunStore, name: str, settings: MatchSettings) -> f
     if settings.nms_radius is not None:
         return settings.nms_radius
     size = float(np.median(store.read(f"{layout.query(name)}/sizes")))
-    return max(0.5 * float((3 * size / (4 * np.pi)) ** (1 / 3)), 1.03 * settings.ratios[-1])
+    return max(0.5 * equivalent_radius(size), 1.03 * settings.ratios[-1])
 
 
 def shortlist(store: RunStore, name: str, settings: MatchSettings, found: Candidates) -> Float64:

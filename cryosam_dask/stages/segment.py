@@ -29,7 +29,7 @@ from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array, Float32, Point, Shape3
+from cryosam_dask.types import AXES, Array, Point, Shape3
 
 
 def stage_name(where: str) -> str:
@@ -179,7 +179,7 @@ def _similarity(store: RunStore, instance: Instance, query: str) -> float:
     return float(_cosine(pooled - mean, feature - mean))
 
 
-def _cosine(a: Float32, b: Float32) -> float:
+def _cosine(a: Array, b: Array) -> float:
     numerator, squared = np.asarray(a @ b, np.float32), np.asarray(a @ a, np.float32)
     return float(cosine(numerator, squared, float(np.linalg.norm(b))))
 

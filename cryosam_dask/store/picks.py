@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ COLUMNS = {
 """Column → unit. `instance` is the label; `group` and `member` say where its mask is under `instances/`."""
 
 
-def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str, object]) -> None:
+def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str, Any]) -> None:
     """Replace the picks of a query. Positions in ångström are written beside those in voxels."""
     where = layout.picks(name)
     store.delete(where)
