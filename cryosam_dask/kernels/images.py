@@ -16,11 +16,11 @@ _SAMPLE = 1 << 20
 
 def halve(volume: Array) -> Array:
     """Mean of each 2×2×2 cell, ceil-sized, of the same type; cells at the end may be smaller."""
-    precision = np.float64 if volume.dtype.kind in "iu" else np.float32
+    precision = np.dtype("f8" if volume.dtype.kind in "iu" else "f4")
     out: Array = volume.astype(precision)
     for axis in range(3):
         starts = np.arange(0, out.shape[axis], 2)
-        counts = np.diff(np.append(starts, out.shape[axis]))
+        counts = np.diff(np.append(starts, out.shape[axis])).astype(precision)
         shape = [-1 if a == axis else 1 for a in range(3)]
         out = (np.add.reduceat(out, starts, axis=axis) / counts.reshape(shape)).astype(precision)
     if volume.dtype.kind in "iu":
@@ -93,7 +93,8 @@ def average_neighbours(slices: Float32, first: int, stop: int, reach: int) -> Fl
     """Each of slices[first:stop] averaged with up to `reach` neighbours on either side that exist in `slices`."""
     if reach == 0:
         return slices[first:stop]
-    sums = np.concatenate([np.zeros_like(slices[:1], np.float64), np.cumsum(slices, axis=0, dtype=np.float64)])
+    start = np.zeros((1, *slices.shape[1:]), np.float64)
+    sums = np.concatenate([start, np.cumsum(slices, axis=0, dtype=np.float64)])
     index = np.arange(first, stop)
     low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(slices))
     out: Float32 = ((sums[high] - sums[low]) / (high - low)[:, None, None]).astype(np.float32)

@@ -33,7 +33,8 @@ class PropagationSettings(BaseModel):
 
     Attributes
     ----------
-    tau_iou : a mask must have a larger IoU than this with the mask on the plane before
+    tau_iou : a mask must have a larger IoU than this with the mask on the plane before. Lobed particles change
+        quickly between planes: with the guards in force, 0.3 follows them to their ends
     max_area : a mask must have fewer pixels than this; None: any
     rule : "plain" stops by these two alone, as published. "guarded" also stops where the mask is no longer like
         the start plane's, by the next five

@@ -34,7 +34,8 @@ _SMOOTH = 1.0  # deviation in samples of the smoothing before deviations within 
 _MIN_SHELL = 20  # samples; smaller shells are merged
 _VARIETY = 0.1  # two of a kind differ by this share of their own signal, besides noise
 _VARIETY_FLOOR = 0.3  # … where the signal is at least this share of the profile's largest
-_FEEDBACK = 8  # proposals that join the clicked particles as examples
+_FEEDBACK = (8,)  # proposals that join the clicked particles as examples, round by round
+_PRIOR = 0.5  # weight of the assumed variety against the examples' own, in examples per number of the profile
 _FEEDBACK_LIMIT = 1.5  # … only when they are this near
 
 
@@ -179,17 +180,18 @@ def distances(
     floor = _VARIETY_FLOOR * signal.max(axis=1, keepdims=True)
     variety = np.diag((_VARIETY * np.maximum(signal, floor)).ravel() ** 2 + 1e-12)
     result = _distance(profiles, query, noise * (1 + 1 / len(queries)) + variety)
-    if not len(result):
-        return result
-    near = non_maximum_suppression(centres, -result, radius)[:_FEEDBACK]
-    near = near[result[near] <= _FEEDBACK_LIMIT]
-    if not len(near):
-        return result
-    examples = np.concatenate([queries, profiles[near]])
-    mean = examples.mean(axis=0)
-    spread = (profiles[near] - mean).T @ (profiles[near] - mean) / len(near)
-    trust = len(near) / (len(near) + 0.5 * len(query))
-    return _distance(profiles, mean, noise / len(examples) + (1 - trust) * (noise + variety) + trust * spread)
+    for count in _FEEDBACK if len(result) else ():
+        near = non_maximum_suppression(centres, -result, radius)[:count]
+        near = near[result[near] <= _FEEDBACK_LIMIT]
+        if not len(near):
+            break
+        examples = np.concatenate([queries, profiles[near]])
+        mean = examples.mean(axis=0)
+        spread = (profiles[near] - mean).T @ (profiles[near] - mean) / len(near)
+        trust = len(near) / (len(near) + _PRIOR * len(query))
+        inner = (1 - trust) * (noise + variety) + trust * spread
+        result = _distance(profiles, mean, noise / len(examples) + inner)
+    return result
 
 
 def similarity(distance: Float64) -> Float64:

@@ -100,13 +100,12 @@ def prepare(store: RunStore, settings: PropagationSettings) -> None:
     store.delete("embeddings")
     for axis in AXES:
         length, plane = store.shape[geometry.axis_index(axis)], geometry.plane_shape(store.shape, axis)
-        rows, columns = (AXES[i] for i in geometry.plane_axes(axis))
         store.new_array(
             layout.planes(axis),
             shape=(length, *plane),
             dtype="uint8",
             chunks=(1, *plane),
-            dims=(axis, rows, columns),
+            dims=(f"plane_{axis}", f"row_{axis}", f"column_{axis}"),
         )
         size = info.embedding_shape(plane)
         store.new_array(
@@ -114,7 +113,7 @@ def prepare(store: RunStore, settings: PropagationSettings) -> None:
             shape=(length, *size),
             dtype=info.embedding_dtype,
             chunks=(1, *size),
-            dims=(axis, *(f"embedding_{axis}{i}" for i in range(len(size)))),
+            dims=(f"plane_{axis}", *(f"embedding_{axis}{i}" for i in range(len(size)))),
         )
 
 

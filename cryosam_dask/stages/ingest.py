@@ -47,7 +47,7 @@ def plan(source: TomogramSource, path: str, options: Json) -> Stage:
             )
         )
     settings = {
-        "input": source.identity,
+        "input": _content(source),
         "voxel_size": list(source.voxel_size),
         "origin": list(source.origin),
         "chunk": list(layout.CHUNK),
@@ -101,7 +101,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     params = unit.params
     options = params["options"]
     source = open_tomogram(params["path"], voxel_size=options.get("voxel_size"), unsigned=options.get("unsigned"))
-    if source.identity != settings["input"]:
+    if _content(source) != settings["input"]:
         raise InputError(f"{params['path']}: the file changed since the run began; use another --out or --overwrite")
     store = RunStore.open(context.url, "r+")
     start, stop = params["start"], params["stop"]
@@ -115,6 +115,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         first = start >> level
         store.array(layout.tomogram(level))[first : first + slab.shape[0]] = slab
     return None
+
+
+def _content(source: TomogramSource) -> Json:
+    """What tells two inputs apart: not what the file is called."""
+    return {key: value for key, value in source.identity.items() if key != "name"}
 
 
 def _check_finite(slab: Array, start: int, path: str) -> None:

@@ -35,7 +35,8 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
             shape=(count,),
             dtype="uint8",
             chunks=(1,),
-            dims=("unit",),
+            # arrays of one group must not share a dimension of different lengths, or xarray can't open them
+            dims=(f"unit_of_{stage.rpartition('/')[2]}",),
             attributes={"fingerprint": fingerprint, "settings": settings},
         )
         return True
