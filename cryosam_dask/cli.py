@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,12 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("cryosam: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"cryosam: error: {where}{os.strerror(error.errno)}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     except Exception as error:
         show = getattr(error, "show", None)
         if show is None:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import StoreError
-from cryosam_dask.executors.base import Executor, Timing, execute
+from cryosam_dask.executors.base import Execution, Executor, Timing, execute
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
+from cryosam_dask.models.registry import ensure_weights
 from cryosam_dask.settings import Settings, preset
 from cryosam_dask.stages import embed, features, ingest, label, match, propose, query, rank, segment, select
 from cryosam_dask.stages.base import Stage, Unit
@@ -79,6 +80,8 @@ def run(
     check_name(name)
     source = open_tomogram(tomogram, voxel_size=voxel_size, unsigned=unsigned)
     check_points(np.asarray(points, float), source.shape)
+    for model in (chosen.features.encoder, chosen.propagation.segmenter):
+        ensure_weights(model)
     with make_executor(workers, scheduler, device, client, uses_torch=uses_torch_of(chosen)) as executor:
         driver = Driver(out, executor, progress, overwrite=overwrite)
         driver.ingest(tomogram, voxel_size=voxel_size, unsigned=unsigned)
@@ -95,7 +98,8 @@ class Driver:
     Attributes
     ----------
     url : the run's store
-    timings : per stage, what each unit took; peak memory beside what was projected
+    timings : per stage, what each unit took
+    memory : per stage, bytes projected for its largest unit, and the most that a unit added to its worker's process
     notes : sentences that a user should read (a threshold that filters nothing, prompts without a mask)
     """
 
@@ -104,7 +108,7 @@ class Driver:
     ) -> None:
         self.url = str(out)
         self.timings: dict[str, list[Timing]] = {}
-        self.projected: dict[str, int] = {}
+        self.memory: dict[str, tuple[int, int]] = {}
         self.notes: list[str] = []
         self._executor = executor
         self._progress = progress
@@ -136,6 +140,7 @@ class Driver:
     def features(self, settings: Settings) -> None:
         """Encode the slices of the three views into the feature volume."""
         store, chosen = self._ingested(), settings.features
+        ensure_weights(chosen.encoder)
         upstream = _fingerprint(store, ingest.NAME)
         standardize = features.plan_standardize(store.shape, chosen, upstream)
         stage = features.plan(store.shape, chosen, standardize.fingerprint)
@@ -158,6 +163,7 @@ class Driver:
         """Segment the prompted particles and pool their features into the query."""
         check_name(name)
         store = self._ingested()
+        ensure_weights(settings.propagation.segmenter)
         prompts = check_points(np.asarray(points, float), store.shape)
         where, upstream = layout.query(name), _fingerprint(store, features.NAME)
         stage = segment.plan(store.shape, settings.propagation, upstream, where, prompts, None)
@@ -293,10 +299,16 @@ class Driver:
         if not wanted:
             return {}
         done = execute(stage, store, self._executor, progress or self._progress, units=wanted)
-        self.timings.setdefault(stage.name, []).extend(done.timings)
-        largest = max(unit.memory for unit in wanted) + stage.model_memory
-        self.projected[stage.name] = max(largest, self.projected.get(stage.name, 0))
+        self._account(stage, wanted, done)
         return {name: result.value for name, result in done.results.items()}
+
+    def _account(self, stage: Stage, units: Sequence[Unit], done: Execution) -> None:
+        """Keep what units took, and the memory that was projected for the largest beside what was measured."""
+        self.timings.setdefault(stage.name, []).extend(done.timings)
+        projected = max(unit.memory for unit in units) + stage.model_memory
+        measured = max((t.peak - t.memory for t in done.timings), default=0)
+        before = self.memory.get(stage.name, (0, 0))
+        self.memory[stage.name] = (max(before[0], projected), max(before[1], measured))
 
     def _stale(self, stage: Stage) -> bool:
         """Whether the stage was made with other settings and is to be replaced."""

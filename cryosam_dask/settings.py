@@ -58,30 +58,48 @@ class FeatureSettings(_Settings):
         return self
 
 
-class PropagationSettings(_Settings):
-    """How a point becomes a 3D mask.
+class PropagationRules(_Settings):
+    """How walkers stop and how planes are merged.
 
-    tau_iou : IoU that masks of neighbouring planes must exceed; max_area : pixels that a mask must stay under
-    rule : "plain" is the method as published. "guarded" also stops where the mask is no longer like the one on the
-        start plane: where its contrast with the pixels around it falls below `min_contrast` of the start plane's, its
-        area leaves `min_area_ratio`…`max_area_ratio` of the start plane's, its centre moves more than `max_drift` of
-        the start mask's radius, or after `max_reach` of its diameters
-    merge : "union" of all planes, as published, or "agreement": voxels that the stacks of `min_votes` axes hold
+    Attributes
+    ----------
+    tau_iou : a mask must have a larger IoU than this with the mask on the plane before. Lobed particles change
+        quickly between planes: with the guards in force, 0.3 follows them to their ends
+    max_area : a mask must have fewer pixels than this; None: any
+    rule : "plain" stops by these two alone, as published. "guarded" also stops where the mask is no longer like
+        the start plane's, by the next five
+    min_contrast : of the start mask's contrast with its surroundings. Half is the same criterion along the walk
+        as the threshold between two classes is in the plane
+    min_area_ratio, max_area_ratio : of the start mask's area
+    max_drift : how far the centre may be from the start mask's, in radii of the start mask; some radii, since
+        a tube or a wall that crosses the planes at a slant is to be followed some way
+    max_reach : how many planes one walker may go, in diameters of the start mask
+    merge : "union" of the three axes' stacks, as published; "agreement" keeps voxels that are in at least `min_votes`
+    """
+
+    tau_iou: float = Field(0.5, ge=0, le=1)
+    max_area: int | None = Field(None, ge=1)
+    rule: Literal["plain", "guarded"] = "guarded"
+    min_contrast: float = Field(0.5, ge=0, le=1)
+    min_area_ratio: float = Field(0.1, ge=0, le=1)
+    max_area_ratio: float = Field(2.0, ge=1)
+    max_drift: float = Field(4.0, gt=0)
+    max_reach: float = Field(4.0, gt=0)
+    merge: Literal["union", "agreement"] = "agreement"
+    min_votes: int = Field(2, ge=1, le=3)
+
+
+class PropagationSettings(PropagationRules):
+    """How a point becomes a 3D mask: the rules, the model, and how its work is cut.
+
+    Attributes
+    ----------
+    segmenter : name of the prompted segmenter, optionally `NAME=PATH` of its weights
     plane_thickness : slices averaged into each plane (1: none), against noise
     group : prompts in one unit of work
     """
 
     segmenter: str
-    tau_iou: float = Field(default=0.5, ge=0, le=1)
-    max_area: int | None = Field(default=None, ge=1)
-    rule: Literal["plain", "guarded"] = "plain"
-    merge: Literal["union", "agreement"] = "union"
-    min_contrast: float = Field(default=0.5, ge=0, le=1)
-    min_area_ratio: float = Field(default=0.1, ge=0, le=1)
-    max_area_ratio: float = Field(default=2.0, ge=1)
-    max_drift: float = Field(default=1.0, gt=0)
-    max_reach: float = Field(default=2.0, gt=0)
-    min_votes: int = Field(default=2, ge=1, le=3)
     plane_thickness: Odd = 1
     precision: Precision = "float32"
     group: int = Field(default=16, ge=1)
@@ -163,9 +181,11 @@ def preset(name: str, encoder: str, segmenter: str) -> Settings:
     features: dict[str, Any] = {"encoder": encoder}
     if textured:
         features |= {"standardize": "whiten", "thickness": 5}
-    propagation: dict[str, Any] = {"segmenter": segmenter, "max_area": 1024}
+    propagation: dict[str, Any] = {"segmenter": segmenter}
     if walking:
-        propagation |= {"rule": "guarded", "merge": "agreement", "plane_thickness": 5, "max_area": None}
+        propagation |= {"tau_iou": 0.3, "plane_thickness": 5}
+    else:
+        propagation |= {"rule": "plain", "merge": "union", "max_area": 1024}
     return _validated(
         {
             "preset": name,

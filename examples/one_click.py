@@ -1,6 +1,6 @@
 """Simulate a tomogram, click once, and look at the result with xarray.
 
-    python examples/one_click.py OUTPUT_FOLDER
+python examples/one_click.py OUTPUT_FOLDER
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def random_features(tmp_path: Path) -> MakeFeatures:
                 dims = layout.view_dims(axis)
                 store.put(layout.latents(ratio, axis), latents, (*dims, "channel"))
                 store.put(layout.gram(ratio, axis), kernel.gram_maps(latents.astype(np.float32)), (*dims, "product"))
-        store.update_info(features={"ratios": list(ratios), "channels": channels, "encoder": "random", "weights": "none"})
+        store.update_info(
+            features={"ratios": list(ratios), "channels": channels, "encoder": "random", "weights": "none"}
+        )
         return url
 
     return make

@@ -186,9 +186,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(
     assert contents(out) == contents(finished)
 
 
-def test_other_settings_are_refused_by_name_and_replaced_on_request(
-    simulation: dict[str, Any], tmp_path: Path
-) -> None:
+def test_other_settings_are_refused_by_name_and_replaced_on_request(simulation: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
 
     def go(overwrite: bool = False, **changes: Any) -> None:

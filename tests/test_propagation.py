@@ -14,11 +14,12 @@ from scipy import ndimage
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.kernels.instance import Patch, iou, merge_patches, pack, unpack
-from cryosam_dask.kernels.propagation import Logits, Propagation, PropagationSettings, contrast
+from cryosam_dask.kernels.propagation import Logits, Propagation, contrast
 from cryosam_dask.models.random_walker import RandomWalkerSegmenter
+from cryosam_dask.settings import PropagationRules
 from cryosam_dask.types import AXES, Prediction
 
-PLAIN = PropagationSettings(rule="plain", merge="union")
+PLAIN = PropagationRules(rule="plain", merge="union")
 
 
 class Thresholder:
@@ -62,9 +63,7 @@ def planes_of(volume: np.ndarray, axis: str, index: int) -> np.ndarray:
     return np.ascontiguousarray(np.take(volume, index, AXES.index(axis)))
 
 
-def drive(
-    work: Propagation, volume: np.ndarray, segmenter: Any, steps: int | None = None, shuffle: int = 0
-) -> int:
+def drive(work: Propagation, volume: np.ndarray, segmenter: Any, steps: int | None = None, shuffle: int = 0) -> int:
     """Serve planes until done or for a number of steps; how many distinct planes were served."""
     served: set[tuple[str, int]] = set()
     chooser = random.Random(shuffle)
@@ -99,7 +98,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("rule", [PLAIN, PropagationSettings()])
+@pytest.mark.parametrize("rule", [PLAIN, PropagationRules()])
 def test_a_clean_ball_comes_back_whole(rule):
     truth = ball()
     volume = np.where(truth, 220, 40).astype(np.uint8)
@@ -107,12 +106,8 @@ def test_a_clean_ball_comes_back_whole(rule):
     drive(work, volume, Thresholder())
     for instance in work.instances():
         assert overlap(paste(instance, truth.shape), truth) > 0.97
-        assert instance.mask.shape == tuple(
-            b - a for a, b in zip(instance.box[:3], instance.box[3:], strict=True)
-        )
-        assert all(instance.mask.any(axis=tuple({0, 1, 2} - {i}))[[0, -1]].all() for i in range(3)), (
-            "box is tight"
-        )
+        assert instance.mask.shape == tuple(b - a for a, b in zip(instance.box[:3], instance.box[3:], strict=True))
+        assert all(instance.mask.any(axis=tuple({0, 1, 2} - {i}))[[0, -1]].all() for i in range(3)), "box is tight"
         assert 0.5 < instance.score <= 1
         assert instance.centre() == pytest.approx(ndimage.center_of_mass(truth), abs=0.2)
 
@@ -126,9 +121,7 @@ def test_start_planes_are_decoded_once_and_prompts_of_a_plane_together():
     need = work.needed()
     assert len(need["z", 11]) == 4
     work.step(segmenter, "z", 11, volume[11], volume[11])
-    assert segmenter.calls == [(3, False), (1, False)], (
-        "four prompts in batches of three, no logits on the first plane"
-    )
+    assert segmenter.calls == [(3, False), (1, False)], "four prompts in batches of three, no logits on the first plane"
     after = work.needed()
     assert ("z", 11) not in after
     assert len(after["z", 10]) == len(after["z", 12]) == 4
@@ -159,7 +152,7 @@ def test_one_plane_volume():
 
 def test_nothing_under_the_point_gives_none():
     volume = np.full((8, 8, 8), 10, np.uint8)
-    work = Propagation.start([(4, 4, 4)], volume.shape, PropagationSettings())
+    work = Propagation.start([(4, 4, 4)], volume.shape, PropagationRules())
     drive(work, volume, Thresholder())
     assert work.instances() == [None]
     assert {w.finished for w in work.walkers} == {"no candidate"}
@@ -177,9 +170,7 @@ def test_plain_rule_filters_by_area_and_by_iou_before_score():
     assert work.instances()[0].mask.all(), "without it the best score wins and nothing stops the union"
     work = Propagation.start([(11, 14, 18)], truth.shape, PLAIN.model_copy(update={"tau_iou": 1.0}))
     drive(work, volume, Thresholder())
-    assert work.instances()[0].size < truth.sum() / 2, (
-        "no next mask has IoU > 1: only the start planes are left"
-    )
+    assert work.instances()[0].size < truth.sum() / 2, "no next mask has IoU > 1: only the start planes are left"
 
 
 def test_guarded_rule_stops_a_leak_that_the_plain_rule_follows():
@@ -189,7 +180,7 @@ def test_guarded_rule_stops_a_leak_that_the_plain_rule_follows():
     column[11:, 10:19, 14:23] = True
     volume = np.where(truth, 240, np.where(column, 140, 100)).astype(np.uint8)
     lowest = {}
-    for name, rule in (("plain", PLAIN), ("guarded", PropagationSettings())):
+    for name, rule in (("plain", PLAIN), ("guarded", PropagationRules())):
         work = Propagation.start([(11, 14, 18)], truth.shape, rule)
         drive(work, volume, Thresholder())
         (down,) = (w for w in work.walkers if w.axis == "z" and w.direction == 1)
@@ -211,7 +202,7 @@ def test_each_guard_names_itself(rule, reason):
     grid = np.indices((40, 24, 24))
     cone = np.hypot(grid[1] - 11 - 0.2 * grid[0], grid[2] - 11) <= 3 + 0.15 * grid[0]
     volume = np.where(cone, 220, 40).astype(np.uint8)
-    work = Propagation.start([(4, 12, 11)], volume.shape, PropagationSettings(**rule))
+    work = Propagation.start([(4, 12, 11)], volume.shape, PropagationRules(**rule))
     drive(work, volume, Thresholder())
     assert [w.finished for w in work.walkers if (w.axis, w.direction) == ("z", 1)] == [reason]
 
@@ -221,9 +212,7 @@ def test_dark_objects_are_guarded_like_bright_ones():
     image[10:20, 10:20] = 60
     patch = Patch.crop(image == 60, 0, 1.0)
     assert contrast(image, patch) == -40
-    assert contrast(image[10:20, 10:20], Patch.crop(np.ones((10, 10), bool), 0, 1.0)) == 0, (
-        "no ring, no contrast"
-    )
+    assert contrast(image[10:20, 10:20], Patch.crop(np.ones((10, 10), bool), 0, 1.0)) == 0, "no ring, no contrast"
 
 
 def segmenters():
@@ -234,15 +223,15 @@ def segmenters():
 def noisy() -> np.ndarray:
     rng = np.random.default_rng(3)
     truth = ball(shape=(32, 40, 44), centre=(15, 19, 22), radius=7)
-    return np.clip(
-        ndimage.uniform_filter(truth * 90.0 + 80 + rng.normal(0, 60, truth.shape), 3), 0, 255
-    ).astype(np.uint8)
+    return np.clip(ndimage.uniform_filter(truth * 90.0 + 80 + rng.normal(0, 60, truth.shape), 3), 0, 255).astype(
+        np.uint8
+    )
 
 
 @pytest.mark.parametrize("segmenter", segmenters(), ids=lambda s: s.name)
 @pytest.mark.parametrize("steps", [1, 3, 4, 9, 17])
 def test_stored_and_continued_is_bit_identical(segmenter, steps, noisy, tmp_path):
-    points, rule = [(15, 19, 22), (13, 20, 24), (3, 3, 3)], PropagationSettings()
+    points, rule = [(15, 19, 22), (13, 20, 24), (3, 3, 3)], PropagationRules()
     whole = Propagation.start(points, noisy.shape, rule)
     drive(whole, noisy, segmenter)
     parts = Propagation.start(points, noisy.shape, rule)
@@ -259,7 +248,7 @@ def test_stored_and_continued_is_bit_identical(segmenter, steps, noisy, tmp_path
 
 
 def test_arrays_round_trip_exactly(noisy):
-    work = Propagation.start([(15, 19, 22)], noisy.shape, PropagationSettings())
+    work = Propagation.start([(15, 19, 22)], noisy.shape, PropagationRules())
     drive(work, noisy, RandomWalkerSegmenter(), steps=8)
     arrays = work.to_arrays()
     again = Propagation.from_arrays(arrays, work.settings).to_arrays()
@@ -292,14 +281,12 @@ def test_a_plane_of_another_shape_is_refused():
 @pytest.mark.parametrize("bad", [{"tau_iou": 1.5}, {"rule": "other"}, {"min_votes": 4}, {"unknown": 1}])
 def test_settings_are_checked(bad):
     with pytest.raises(ValidationError):
-        PropagationSettings(**bad)
+        PropagationRules(**bad)
 
 
 def stack_of(volume: np.ndarray) -> dict:
     return {
-        axis: [
-            p for i in range(volume.shape[a]) if (p := Patch.crop(np.take(volume, i, a), i, 0.8)) is not None
-        ]
+        axis: [p for i in range(volume.shape[a]) if (p := Patch.crop(np.take(volume, i, a), i, 0.8)) is not None]
         for a, axis in enumerate(AXES)
     }
 

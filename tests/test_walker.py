@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cryosam_dask.kernels import walker
-from cryosam_dask.kernels.propagation import Propagation, PropagationSettings
+from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.models.random_walker import RandomWalkerSegmenter
+from cryosam_dask.settings import PropagationRules
 from cryosam_dask.types import AXES, PromptedSegmenter
 
 
@@ -202,11 +203,9 @@ def test_noisy_particles_are_segmented_in_three_dimensions():
     for radius in (6.0, 8.0, 11.0):
         truth = lumps(shape, (20, 30, 30), radius, rng)
         volume = 128 + 30 * truth + rng.normal(0, 60, shape)
-        slabs = [
-            np.clip(ndimage.uniform_filter1d(volume, 5, axis=a), 0, 255).astype(np.uint8) for a in range(3)
-        ]
+        slabs = [np.clip(ndimage.uniform_filter1d(volume, 5, axis=a), 0, 255).astype(np.uint8) for a in range(3)]
         segmenter = RandomWalkerSegmenter()
-        work = Propagation.start([(21, 29, 31), (8, 8, 8)], shape, PropagationSettings())
+        work = Propagation.start([(21, 29, 31), (8, 8, 8)], shape, PropagationRules())
         while need := work.needed():
             for axis, index in sorted(need):
                 image = np.take(slabs[AXES.index(axis)], index, AXES.index(axis))

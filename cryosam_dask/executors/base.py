@@ -35,7 +35,7 @@ PATIENCE = 32
 RETRY_PAUSE = 0.5
 """Seconds before the first retry, doubled before each further one: file systems and networks recover."""
 
-_NO_USE_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_USE_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
         if error.errno not in _NO_USE_GOING_ON:
             raise
         raise StoreError(
-            f"{context.url}: {os.strerror(error.errno or 0)} while {stage} ran {unit.name}; make room and run the same "
+            f"{context.url}: {os.strerror(error.errno or 0)} while {stage} ran {unit.name}; mend that and run the same "
             "command again, finished units are kept"
         ) from error
     timing = Timing(unit.name, time.perf_counter() - start, worker, watch.before, watch.peak)

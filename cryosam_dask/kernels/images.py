@@ -85,7 +85,7 @@ def resize(slices: Float32, size: tuple[int, int]) -> Float32:
         interpolation(np.arange(n, dtype=float), n, m) for n, m in zip(size, slices.shape[1:], strict=True)
     )
     part = slices[:, rows.start : rows.stop, columns.start : columns.stop]
-    out: Float32 = rows.weights @ part @ columns.weights.T
+    out: Float32 = np.matmul(np.matmul(rows.weights, part), columns.weights.T)
     return out
 
 

@@ -69,9 +69,7 @@ def unpack(bits: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[B
     sizes = [int(np.prod(s)) for s in shapes]
     stops = np.cumsum([0, *(-(-n // 8) for n in sizes)])
     if stops[-1] != bits.size:
-        raise ValueError(
-            f"packed masks: expected {stops[-1]} bytes for {len(sizes)} masks, found {bits.size}"
-        )
+        raise ValueError(f"packed masks: expected {stops[-1]} bytes for {len(sizes)} masks, found {bits.size}")
     return [
         np.unpackbits(bits[start:stop], count=n).reshape(s).astype(bool)
         for n, s, start, stop in zip(sizes, shapes, stops[:-1], stops[1:], strict=True)
@@ -101,9 +99,7 @@ class Instance:
 
     def centre(self) -> Point:
         """Centre of mass (z, y, x) in the volume's voxels: a pick, or the prompt of a second round."""
-        z, y, x = (
-            float(i.mean()) + start for i, start in zip(np.nonzero(self.mask), self.box[:3], strict=True)
-        )
+        z, y, x = (float(i.mean()) + start for i, start in zip(np.nonzero(self.mask), self.box[:3], strict=True))
         return z, y, x
 
 
@@ -161,9 +157,7 @@ def merge_patches(prompt: int, point: Point, patches: dict[Axis, list[Patch]], v
     mask = _connected(mask, (z, y, x))
     held = [np.flatnonzero(mask.any(tuple(j for j in range(3) if j != i))) for i in range(3)]
     cut = tuple(slice(int(h[0]), int(h[-1]) + 1) for h in held)
-    box = [a + s.start for a, s in zip(low, cut, strict=True)] + [
-        a + s.stop for a, s in zip(low, cut, strict=True)
-    ]
+    box = [a + s.start for a, s in zip(low, cut, strict=True)] + [a + s.stop for a, s in zip(low, cut, strict=True)]
     union = int((count > 0).sum())
     agreement = float(np.count_nonzero(count >= 2)) / union
     quality = float(np.mean([p.score for p in every]))

@@ -20,46 +20,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, unpack
+from cryosam_dask.settings import PropagationRules
 from cryosam_dask.types import AXES, Array, Axis, Float32, Point, Prediction, PromptedSegmenter, Shape3
-
-
-class PropagationSettings(BaseModel):
-    """How walkers stop and how planes are merged.
-
-    Attributes
-    ----------
-    tau_iou : a mask must have a larger IoU than this with the mask on the plane before. Lobed particles change
-        quickly between planes: with the guards in force, 0.3 follows them to their ends
-    max_area : a mask must have fewer pixels than this; None: any
-    rule : "plain" stops by these two alone, as published. "guarded" also stops where the mask is no longer like
-        the start plane's, by the next five
-    min_contrast : of the start mask's contrast with its surroundings. Half is the same criterion along the walk
-        as the threshold between two classes is in the plane
-    min_area_ratio, max_area_ratio : of the start mask's area
-    max_drift : how far the centre may be from the start mask's, in radii of the start mask; some radii, since
-        a tube or a wall that crosses the planes at a slant is to be followed some way
-    max_reach : how many planes one walker may go, in diameters of the start mask
-    merge : "union" of the three axes' stacks, as published; "agreement" keeps voxels that are in at least `min_votes`
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tau_iou: float = Field(0.5, ge=0, le=1)
-    max_area: int | None = Field(None, ge=1)
-    rule: Literal["plain", "guarded"] = "guarded"
-    min_contrast: float = Field(0.5, ge=0, le=1)
-    min_area_ratio: float = Field(0.1, ge=0, le=1)
-    max_area_ratio: float = Field(2.0, ge=1)
-    max_drift: float = Field(4.0, gt=0)
-    max_reach: float = Field(4.0, gt=0)
-    merge: Literal["union", "agreement"] = "agreement"
-    min_votes: int = Field(2, ge=1, le=3)
-
 
 Reason = Literal["", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach"]
 REASONS: tuple[Reason, ...] = (
@@ -133,11 +99,11 @@ class Propagation:
 
     points: list[Point]
     shape: Shape3
-    settings: PropagationSettings
+    settings: PropagationRules
     walkers: list[Walker]
 
     @classmethod
-    def start(cls, points: Sequence[Point], shape: Shape3, settings: PropagationSettings) -> Propagation:
+    def start(cls, points: Sequence[Point], shape: Shape3, settings: PropagationRules) -> Propagation:
         """Three walkers per point, each on its start plane. Raises InputError for a point outside the volume."""
         walkers = []
         for prompt, point in enumerate(points):
@@ -170,9 +136,7 @@ class Propagation:
         """
         size = _plane_shape(self.shape, axis)
         if image.shape != size:
-            raise ValueError(
-                f"plane {axis} = {plane}: expected an image of shape {size}, found {image.shape}"
-            )
+            raise ValueError(f"plane {axis} = {plane}: expected an image of shape {size}, found {image.shape}")
         waiting = [w for w in self.walkers if not w.finished and w.axis == axis and w.plane == plane]
         count = max(1, segmenter.batch)
         for fresh in (True, False):  # one call has either no logits or logits for all
@@ -252,22 +216,18 @@ class Propagation:
                 ],
                 np.int64,
             ).reshape(-1, 6),
-            "places": np.array([(*w.point, *(w.reference or none)) for w in walkers], np.float64).reshape(
+            "places": np.array([(*w.point, *(w.reference or none)) for w in walkers], np.float64).reshape(-1, 6),
+            "logits_boxes": np.array([(*v.shape, v.row, v.col, *v.block.shape) for v in logits], np.int64).reshape(
                 -1, 6
             ),
-            "logits_boxes": np.array(
-                [(*v.shape, v.row, v.col, *v.block.shape) for v in logits], np.int64
-            ).reshape(-1, 6),
             "logits": np.concatenate([v.block.ravel() for v in (nothing, *logits)]),
-            "patches": np.array([(p.plane, p.row, p.col, *p.mask.shape) for p in patches], np.int64).reshape(
-                -1, 5
-            ),
+            "patches": np.array([(p.plane, p.row, p.col, *p.mask.shape) for p in patches], np.int64).reshape(-1, 5),
             "scores": np.array([p.score for p in patches], np.float64),
             "bits": pack([p.mask for p in patches]),
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array], settings: PropagationSettings) -> Propagation:
+    def from_arrays(cls, arrays: Mapping[str, Array], settings: PropagationRules) -> Propagation:
         """Continue from `to_arrays`, under the same settings."""
         table = np.asarray(arrays["patches"])
         masks = unpack(np.asarray(arrays["bits"]), [(int(h), int(w)) for h, w in table[:, 3:]])
@@ -304,7 +264,7 @@ def _plane_shape(shape: Shape3, axis: Axis) -> tuple[int, int]:
 
 
 def _choose(
-    walker: Walker, prediction: Prediction, b: int, image: NDArray[np.uint8], settings: PropagationSettings
+    walker: Walker, prediction: Prediction, b: int, image: NDArray[np.uint8], settings: PropagationRules
 ) -> tuple[tuple[int, Patch, Reference] | None, Reason]:
     """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was."""
     reason: Reason = "no candidate"
@@ -323,7 +283,7 @@ def _choose(
     return None, reason
 
 
-def _unlike(seen: Reference, start: Reference, settings: PropagationSettings) -> Reason:
+def _unlike(seen: Reference, start: Reference, settings: PropagationRules) -> Reason:
     """In what a mask is no longer like the start plane's; "" while it is."""
     if not settings.min_area_ratio * start.area <= seen.area <= settings.max_area_ratio * start.area:
         return "area"

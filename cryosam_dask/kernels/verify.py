@@ -34,9 +34,9 @@ _SMOOTH = 1.0  # deviation in samples of the smoothing before deviations within 
 _MIN_SHELL = 20  # samples; smaller shells are merged
 _VARIETY = 0.1  # two of a kind differ by this share of their own signal, besides noise
 _VARIETY_FLOOR = 0.3  # … where the signal is at least this share of the profile's largest
-_FEEDBACK = (8,)  # proposals that join the clicked particles as examples, round by round
+_FEEDBACK = (2, 4, 8, 16, 32)  # proposals that join the clicked particles as examples, round by round
+_FEEDBACK_LIMIT = 1.3  # … only when they are this near
 _PRIOR = 0.5  # weight of the assumed variety against the examples' own, in examples per number of the profile
-_FEEDBACK_LIMIT = 1.5  # … only when they are this near
 
 
 class Volume(Protocol):
@@ -170,9 +170,10 @@ def distances(
     Notes
     -----
     d² = (x − q)ᵀ A⁻¹ (x − q) / P with A = S + S/m + V: S the background's covariance (the noise of the proposal and of
-    the mean query), V a diagonal of (0.1 × the query's own signal)². The nearest few proposals, when near enough, then
-    join the query once, which averages its noise away, and their own covariance replaces V in part (relevance
-    feedback).
+    the mean query), V a diagonal of (0.1 × the query's own signal)². Then come rounds of relevance feedback: the 2, 4,
+    8 … nearest proposals join the query as examples, which averages its noise away, and their own covariance takes
+    the place of S + V by degrees. A proposal joins only at a distance within 1.3, and a round that can't be filled so
+    is the last: where a species has few particles, the examples must not drift to another.
     """
     query = queries.mean(axis=0)
     middle, noise = _background(background)
@@ -191,6 +192,8 @@ def distances(
         trust = len(near) / (len(near) + _PRIOR * len(query))
         inner = (1 - trust) * (noise + variety) + trust * spread
         result = _distance(profiles, mean, noise / len(examples) + inner)
+        if len(near) < count:
+            break
     return result
 
 

@@ -74,9 +74,7 @@ def solve(target: Float32, strength: Float32, down: Float32, right: Float32) -> 
     band = np.zeros((w + 1, h * w), np.float32, order="F")
     band[0] = diagonal.ravel()
     if w > 1:
-        along = np.zeros(
-            (h, w), np.float32
-        )  # 0 at a row's end: its last pixel has no edge to the next row's first
+        along = np.zeros((h, w), np.float32)  # 0 at a row's end: its last pixel has no edge to the next row's first
         along[:, :-1] = -right
         band[1] = along.ravel()
     if h > 1:
@@ -84,9 +82,7 @@ def solve(target: Float32, strength: Float32, down: Float32, right: Float32) -> 
     rhs = (strength * target).astype(np.float32).reshape(-1, 1)
     _, x, info = spbsv(band, rhs, lower=1, overwrite_ab=1, overwrite_b=1)
     if info != 0:
-        raise np.linalg.LinAlgError(
-            f"random walker: the system is not positive definite (LAPACK info {info})"
-        )
+        raise np.linalg.LinAlgError(f"random walker: the system is not positive definite (LAPACK info {info})")
     result: Float32 = x.reshape(h, w)
     return result
 
@@ -177,9 +173,7 @@ def _quality_on(plane: Float32, row: int, col: int, mask: Bool) -> float:
         return 0.0
     margin = 12
     r0, c0 = max(row + int(rows[0]) - margin, 0), max(col + int(cols[0]) - margin, 0)
-    image = plane[r0 : row + int(rows[-1]) + margin + 1, c0 : col + int(cols[-1]) + margin + 1].astype(
-        np.float32
-    )
+    image = plane[r0 : row + int(rows[-1]) + margin + 1, c0 : col + int(cols[-1]) + margin + 1].astype(np.float32)
     held = np.zeros(image.shape, bool)
     cut = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     top, left = row + int(rows[0]) - r0, col + int(cols[0]) - c0
@@ -285,9 +279,7 @@ def _at_scale(plane: Float32, row: float, col: float, radius: float, how: WalkPa
     return _finish(plane, window, walked, row, col)
 
 
-def from_mask(
-    plane: Float32, row: float, col: float, before: Float32, how: WalkParameters
-) -> Candidate | None:
+def from_mask(plane: Float32, row: float, col: float, before: Float32, how: WalkParameters) -> Candidate | None:
     """Segment the object that had `before` as its logits on the neighbouring plane; None when these have no inside.
 
     The mask before, most where it is surest, says what inside looks like on this plane; its surroundings say what

@@ -18,11 +18,10 @@ from cryosam_dask import geometry
 from cryosam_dask.kernels.features import cosine
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
-from cryosam_dask.kernels.propagation import PropagationSettings as Rules
 from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
-from cryosam_dask.settings import PropagationSettings
+from cryosam_dask.settings import PropagationRules, PropagationSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.embed import Plane, mark_of
 from cryosam_dask.store import instances as stored
@@ -107,7 +106,7 @@ def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: 
 
 def start_planes(shape: Shape3, points: NDArray[np.float64]) -> set[Plane]:
     """The planes that prompts begin on."""
-    work = Propagation.start([_point(p) for p in points], shape, _rules(PropagationSettings(segmenter="")))
+    work = Propagation.start([_point(p) for p in points], shape, PropagationRules())
     return set(work.needed())
 
 
@@ -119,9 +118,9 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     points = [_point(p) for p in unit.params["points"]]
     state = layout.state(where, index)
     propagation = (
-        Propagation.from_arrays(_read_state(store, state), _rules(chosen))
+        Propagation.from_arrays(_read_state(store, state), chosen)
         if state in store
-        else Propagation.start(points, store.shape, _rules(chosen))
+        else Propagation.start(points, store.shape, chosen)
     )
     waiting = _advance(context, store, chosen, propagation, frozenset(unit.params.get("embedded", ())))
     if waiting:
@@ -144,10 +143,6 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     )
     store.delete(state)
     return UnitResult({"found": len(kept), "lost": len(found) - len(kept)})
-
-
-def _rules(s: PropagationSettings) -> Rules:
-    return Rules.model_validate({k: v for k, v in s.model_dump().items() if k in Rules.model_fields})
 
 
 def _advance(

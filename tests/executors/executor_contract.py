@@ -101,7 +101,7 @@ class ExecutorContract:
 
     def test_full_disk_ends_the_run_in_words(self, executor, tmp_path):
         store = new_store(tmp_path, 40)
-        with pytest.raises(StoreError, match=r"run.zarr: No space left on device while toy ran unit \d+; make room"):
+        with pytest.raises(StoreError, match=r"run.zarr: No space left on device while toy ran unit \d+; mend that"):
             execute(toy_stage(tmp_path, 40, faults=dict.fromkeys(range(40), "full")), store, executor)
         assert sum(calls(tmp_path, 40)) < 20
 
