@@ -77,16 +77,16 @@ class PropagationRules(_Settings):
     merge : "union" of the three axes' stacks, as published; "agreement" keeps voxels that are in at least `min_votes`
     """
 
-    tau_iou: float = Field(0.5, ge=0, le=1)
-    max_area: int | None = Field(None, ge=1)
+    tau_iou: float = Field(default=0.5, ge=0, le=1)
+    max_area: int | None = Field(default=None, ge=1)
     rule: Literal["plain", "guarded"] = "guarded"
-    min_contrast: float = Field(0.5, ge=0, le=1)
-    min_area_ratio: float = Field(0.1, ge=0, le=1)
-    max_area_ratio: float = Field(2.0, ge=1)
-    max_drift: float = Field(4.0, gt=0)
-    max_reach: float = Field(4.0, gt=0)
+    min_contrast: float = Field(default=0.5, ge=0, le=1)
+    min_area_ratio: float = Field(default=0.1, ge=0, le=1)
+    max_area_ratio: float = Field(default=2.0, ge=1)
+    max_drift: float = Field(default=4.0, gt=0)
+    max_reach: float = Field(default=4.0, gt=0)
     merge: Literal["union", "agreement"] = "agreement"
-    min_votes: int = Field(2, ge=1, le=3)
+    min_votes: int = Field(default=2, ge=1, le=3)
 
 
 class PropagationSettings(PropagationRules):

@@ -47,6 +47,9 @@ def tomogram(tmp_path: Path) -> Path:
     return path
 
 
+RUN = ["run", "{t}", "--out", "{o}", "--models", "builtin"]
+
+
 def one_line(err: str) -> str:
     lines = err.strip().splitlines()
     assert len(lines) == 1, err
@@ -59,12 +62,12 @@ def one_line(err: str) -> str:
     ("arguments", "message"),
     [
         (["run", "{t}", "--out", "{o}", "--models", "builtin"], "no point: give --point Z,Y,X"),
-        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "1,2"], "expected three numbers Z,Y,X"),
-        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "a,b,c"], "expected numbers"),
-        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "39,15,10"], "looks like x,y,z"),
-        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,99,10"], "outside"),
+        ([*RUN, "--point", "1,2"], "expected three numbers Z,Y,X"),
+        ([*RUN, "--point", "a,b,c"], "expected numbers"),
+        ([*RUN, "--point", "39,15,10"], "looks like x,y,z"),
+        ([*RUN, "--point", "5,99,10"], "outside"),
         (["run", "{t}", "--out", "{o}", "--models", "dinov9+sam-vith", "--point", "5,5,5"], "dinov9"),
-        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--name", "../x"], "name '../x'"),
+        ([*RUN, "--point", "5,5,5", "--name", "../x"], "name '../x'"),
         (
             ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--set", "match.tau=1"],
             "no setting",
@@ -77,8 +80,8 @@ def one_line(err: str) -> str:
             ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--ratios", "4,8"],
             "coarse to fine",
         ),
-        (["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--device", "cuda"], "cuda"),
-        (["run", "none.mrc", "--out", "{o}", "--models", "builtin", "--point", "5,5,5"], "none.mrc"),
+        ([*RUN, "--point", "5,5,5", "--device", "cuda"], "cuda"),
+        (["run", "none.mrc", *RUN[2:], "--point", "5,5,5"], "none.mrc"),
         (["info", "{o}"], "no run found"),
         (["export", "{o}", "p.csv"], "no run found"),
         (["features", "{o}", "--models", "builtin"], "no run found"),

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/quality.py --seeds 3 --snr 0.3 1 [--out FOLDER] [--set SECTION.NAME=VALUE …]
 
-Prints one JSON line per (species, snr) with means over the seeds. The clicked particle is drawn at random, and the click
-is up to 2 voxels off its centre. Default settings of the built-in models unless changed.
+Prints one JSON line per (species, snr) with means over the seeds. The clicked particle is drawn at random, and the
+click is up to 2 voxels off its centre. Default settings of the built-in models unless changed.
 """
 
 from __future__ import annotations
