@@ -93,9 +93,7 @@ class PromptedSegmenter(Protocol):
         """Embed planes (N, A, B) uint8; returns (N, *embedding_shape((A, B))) of `embedding_dtype`."""
         ...
 
-    def predict(
-        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None
-    ) -> Prediction:
+    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         """Segment one plane of shape (A, B) = `plane` for B prompts.
 
         Parameters

@@ -32,9 +32,7 @@ def top_k(coords: NDArray[np.floating], scores: NDArray[np.floating], k: int) ->
     return order[: max(k, 0)]
 
 
-def non_maximum_suppression(
-    coords: NDArray[np.floating], scores: NDArray[np.floating], radius: float
-) -> Index:
+def non_maximum_suppression(coords: NDArray[np.floating], scores: NDArray[np.floating], radius: float) -> Index:
     """Greedy suppression: best first, a point goes when a kept one lies within `radius` (inclusive).
 
     Parameters

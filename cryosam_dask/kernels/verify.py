@@ -107,7 +107,11 @@ def profile(radius: float) -> Profile:
 
 
 def describe(
-    volume: Volume, centres: NDArray[np.floating], shells: Profile, template: Float64 | None = None
+    volume: Volume,
+    centres: NDArray[np.floating],
+    shells: Profile,
+    template: Float64 | None = None,
+    rounds: int = _ROUNDS,
 ) -> tuple[Float64, Float64]:
     """Profiles around places of a tomogram.
 
@@ -117,8 +121,8 @@ def describe(
     ----------
     volume : (D, H, W); only the box is read
     centres : (n, 3) voxels (z, y, x) inside the volume
-    template : (2 S,) a profile; given, each centre first moves to where the volume correlates best with it, at
-        most `_ROUNDS` × `shells.shift` samples away
+    template : (2 S,) a profile; given, each centre first moves to where the volume correlates best with it
+    rounds : how often it moves (at most 2 times), each time by `shells.shift` samples at most
 
     Returns
     -------
@@ -137,7 +141,7 @@ def describe(
     grid = np.clip(grid, 0, np.array(samples.shape) - 1)
     if template is not None:
         correlation = _correlate(samples, shells, np.asarray(template)[: len(shells.starts)])
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             grid = _climb(correlation, grid, shells.shift)
     return (grid + 0.5) * shells.bin - 0.5 + low, _profiles(samples, grid, shells)
 
@@ -145,19 +149,18 @@ def describe(
 def describe_query(volume: Volume, centre: NDArray[np.floating], shells: Profile) -> tuple[Float64, Float64]:
     """Centre (3,) and profile (2 S,) of a clicked particle; the centre is where its own profile fits best.
 
-    The mask's centre of mass is off by a voxel or two; the profile around it, used as its own template, draws it in.
+    The mask's centre of mass is nearly right, but proposals stand where a template fits best, and the query must stand
+    as they do: so it moves once, by little, to the best fit of the profile around it. More rounds only wander.
     """
     centre = np.asarray(centre, np.float64).reshape(1, 3)
     _, first = describe(volume, centre, shells)
     nearby = _near_only(shells)
-    centre, _ = describe(volume, centre, nearby, first[0])
+    centre, _ = describe(volume, centre, nearby, first[0], rounds=1)
     centre, values = describe(volume, centre, shells)
     return centre[0], values[0]
 
 
-def distances(
-    centres: Float64, profiles: Float64, queries: Float64, background: Float64, radius: float
-) -> Float64:
+def distances(centres: Float64, profiles: Float64, queries: Float64, background: Float64, radius: float) -> Float64:
     """How unlike the clicked particles each proposal is: about 1 for one of a kind, larger for others.
 
     Parameters
@@ -219,7 +222,7 @@ def _distance(profiles: Float64, query: Float64, covariance: Float64) -> Float64
 
 
 def _near_only(shells: Profile) -> Profile:
-    """The same shells, with a third of the shift: for a centre that is nearly right."""
+    """The same shells, for a centre that is nearly right: half the shift, and the template's core alone."""
     return Profile(shells.radius / 2, shells.bin, shells.reach, shells.offsets, shells.starts, shells.counts)
 
 

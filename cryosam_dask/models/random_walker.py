@@ -52,9 +52,7 @@ class RandomWalkerSegmenter:
         smooth: Array = ndimage.gaussian_filter(planes.astype(np.float32), sigma).astype(np.float16)
         return smooth
 
-    def predict(
-        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None
-    ) -> Prediction:
+    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         """Segment B points (row, column) on one plane; see `PromptedSegmenter.predict`."""
         count = len(walker.SCALES) if logits is None else 1
         shape = (len(points), count, *plane)
