@@ -53,7 +53,7 @@ class PeakMemory:
     _STATUS = Path("/proc/self/status")
 
     def __init__(self) -> None:
-        self.before = psutil.Process().memory_info().rss
+        self.before = int(psutil.Process().memory_info().rss)
         try:
             self._RESET.write_text("5")
         except OSError:
@@ -66,7 +66,7 @@ class PeakMemory:
         """Bytes."""
         now = int(psutil.Process().memory_info().rss)
         if not self._resets:
-            return max(self.before, now)
+            return max(int(self.before), now)
         for line in self._STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return max(now, int(line.split()[1]) * 1024)
