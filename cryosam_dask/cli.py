@@ -100,9 +100,12 @@ def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
+    if verbose:
+        # on our own logger: the root belongs to whoever embeds us, and Dask's own lines are not for users
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("cryosam_dask").addHandler(handler)
+        logging.getLogger("cryosam_dask").setLevel(logging.INFO)
     if version:
         typer.echo(f"cryosam_dask {__version__}")
         raise typer.Exit
