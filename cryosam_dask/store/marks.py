@@ -2,7 +2,8 @@
 
 A stage owns one array `marks/STAGE`, one byte a unit and one unit a chunk: marking is one small write that no other
 unit touches. The array's attributes hold the fingerprint and the settings it stands for; they are written before the
-stage's first unit. Chunks of data are never taken as marks.
+stage's first unit. A mark's own chunk is only ever written with a 1 in it, so that which units are done is one listing
+of keys, not as many reads as there are units; chunks of data are never taken as marks.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
 
 def done(store: RunStore, stage: str) -> Bool:
     """Which units are done, (units,) bool."""
-    return np.asarray(store.array(layout.marks(stage))[:]).astype(bool)
+    path = layout.marks(stage)
+    out = np.zeros(store.array(path).shape, bool)
+    out[[int(name) for name in store.chunk_names(path) if name.isdecimal()]] = True
+    return out
 
 
 def mark(store: RunStore, stage: str, index: int) -> None:

@@ -41,6 +41,7 @@ class RunStore:
     def __init__(self, url: str, root: zarr.Group) -> None:
         self.url = url
         self.root = root
+        self._open: dict[str, zarr.Array[Any]] = {}
 
     @classmethod
     def open(cls, url: str | Path, mode: Literal["r", "r+"] = "r") -> RunStore:
@@ -113,15 +114,28 @@ class RunStore:
         z, y, x = self.info["origin"]
         return float(z), float(y), float(x)
 
+    def chunk_names(self, path: str) -> list[str]:
+        """Names of the chunks that a one-dimensional array has on disk, by listing and without reading them."""
+        import fsspec
+
+        filesystem, root = fsspec.url_to_fs(self.url)
+        try:
+            return [str(key).rpartition("/")[2] for key in filesystem.ls(f"{root}/{path}/c", detail=False)]
+        except FileNotFoundError:
+            return []
+
     def __contains__(self, path: str) -> bool:
         return path in self.root
 
     def array(self, path: str) -> zarr.Array[Any]:
         """An array of the store; `StoreError` if it is not there."""
-        found = self.root.get(path)
-        if not isinstance(found, zarr.Array):
-            raise StoreError(f"{self.url}: no array {path!r}; the stage that makes it has not run")
-        return found
+        # opening an array reads its metadata, which costs as much as a small chunk does
+        if path not in self._open:
+            found = self.root.get(path)
+            if not isinstance(found, zarr.Array):
+                raise StoreError(f"{self.url}: no array {path!r}; the stage that makes it has not run")
+            self._open[path] = found
+        return self._open[path]
 
     def read(self, path: str, part: Any = ...) -> Array:
         """A part of an array, in memory."""
@@ -146,6 +160,7 @@ class RunStore:
 
         Empty chunks are written too, so that a chunk that is not there is one that was lost.
         """
+        self._open.pop(path, None)
         parent, _, name = path.rpartition("/")
         group = self.root.require_group(parent) if parent else self.root
         return group.create_array(
@@ -171,6 +186,7 @@ class RunStore:
 
     def delete(self, path: str) -> None:
         """Remove an array or a group and all under it, if it is there."""
+        self._open.clear()
         if path in self.root:
             del self.root[path]
 
