@@ -164,6 +164,7 @@ def ingest(
     """Copy a tomogram into a store, chunked, with its resolution levels and statistics."""
     with _driver(out, workers, scheduler, "cpu", overwrite, uses_torch=False) as driver:
         driver.ingest(tomogram, voxel_size=_voxel_size(voxel_size), unsigned=unsigned)
+    _say(driver)
     typer.echo(f"{out}: ingested {tomogram}")
 
 
@@ -207,6 +208,7 @@ def query(
     prompts = _points(point, points)
     with _driver(run, workers, scheduler, device, overwrite, settings) as driver:
         driver.query(name, prompts, settings)
+    _say(driver)
     typer.echo(f"{run}: query {name}")
 
 
@@ -221,6 +223,7 @@ def match(
     """Find the places whose features are like the query's."""
     with _driver(run, workers, scheduler, "cpu", overwrite, uses_torch=False) as driver:
         driver.match(name)
+    _say(driver)
     typer.echo(f"{run}: matched {name}")
 
 
@@ -426,11 +429,16 @@ def _voxel_size(text: str | None) -> float | list[float] | None:
     return values[0] if len(values) == 1 else values
 
 
+def _say(driver: Driver) -> None:
+    """What the user should know, beside the results."""
+    for note in driver.notes:
+        print(note, file=sys.stderr)  # noqa: T201
+
+
 def _report(driver: Driver, name: str) -> None:
     from cryosam_dask.store import picks
     from cryosam_dask.store.run_store import RunStore
 
-    for note in driver.notes:
-        print(note, file=sys.stderr)  # noqa: T201
+    _say(driver)
     count = len(picks.read(RunStore.open(driver.url), name))
     typer.echo(f"{driver.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.errors import StoreError
+from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
 from cryosam_dask.executors.base import Execution, Executor, Timing, execute
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.io.picks import check_points
@@ -129,11 +129,15 @@ class Driver:
         store = ingest.create_store(self.url, source, path) if fresh else self.store
         if not fresh and marks.found_stage(store, stage.name) is None:
             ingest.prepare(store, source)
+        for note in source.notes:
+            self._note(f"{path}: {note}")
+        unfinished = "statistics" not in store.info
         try:
             self._execute(stage, store)
             ingest.finish(store, path)
-        except Exception:
-            if fresh:
+        except (InputError, MemoryLimitError):
+            # nothing can come of this store; after any other error the same command goes on with it
+            if unfinished:
                 _remove_run(self.url)
             raise
 

@@ -5,6 +5,8 @@ A unit is a slab of slices: it reads the slab once, writes its whole chunks on e
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,7 @@ def create_store(url: str, source: TomogramSource, path: str) -> RunStore:
         url,
         {
             "version": __version__,
+            "packages": _versions(),
             "input": {"path": path, **source.identity},
             "shape": list(source.shape),
             "voxel_size": list(source.voxel_size),
@@ -115,6 +118,12 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         first = start >> level
         store.array(layout.tomogram(level))[first : first + slab.shape[0]] = slab
     return None
+
+
+def _versions() -> dict[str, str]:
+    """What the run was made with, for its description."""
+    names = ("numpy", "scipy", "scikit-image", "zarr", "dask", "torch", "timm", "segment-anything")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def _content(source: TomogramSource) -> Json:
