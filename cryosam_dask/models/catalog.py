@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cryosam_dask.errors import ModelError
+from cryosam_dask.models.vit import PASS_TOKENS
 from cryosam_dask.types import PromptedSegmenter, SliceEncoder
 
 PRESETS = {"builtin": "texture+random-walker", "paper": "dinov2-vitl14+sam-vith"}
@@ -69,10 +70,6 @@ _SAMS = {"sam-vitb": 93_735_472, "sam-vitl": 312_342_832, "sam-vith": 641_090_60
 
 ENCODERS = ("texture", *VITS)
 SEGMENTERS = ("random-walker", *_SAMS)
-
-
-PASS_TOKENS = {"cpu": 4096, "cuda": 32768}
-"""Patch tokens in one forward pass of an encoder, by kind of device; a slice with more goes alone."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosam_dask.errors import MemoryLimitError, ModelError, SettingsError
-from cryosam_dask.models.catalog import PASS_TOKENS
 from cryosam_dask.models.weights import load_into, read_state_dict
 from cryosam_dask.types import Float32
 
 if TYPE_CHECKING:
     import torch
+
+PASS_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Patch tokens in one forward pass of an encoder, by kind of device; a slice with more goes alone."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types a model computes in; the half ones through autocast, with weights kept in float32."""
