@@ -17,7 +17,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def _check_odd(name: str, value: int) -> None:
