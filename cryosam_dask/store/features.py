@@ -137,7 +137,8 @@ class FeatureVolume:
         import xarray as xr
 
         grid = self.grid(ratio)
-        side = max(8, int((BLOCK_BYTES / (4 * (channels or self.channels))) ** (1 / 3)))
+        # similarity has small results: its blocks are cut by the voxels they cover, which say how many tokens it reads
+        side = max(8, 128 // ratio if channels is None else int((BLOCK_BYTES / (4 * channels)) ** (1 / 3)))
         chunks = tuple(tuple(b - a for a, b in geometry.slabs(n, side)) for n in grid)
         last = () if channels is None else (channels,)
 
