@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.errors import InputError
+from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.export import write_mrc_labels
 from cryosam_dask.io.frame import Block
 from cryosam_dask.io.picks import read_points, write_picks
 from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.store import layout, picks
+from cryosam_dask.stages import label
+from cryosam_dask.store import layout, marks, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names, stage_progress
 from cryosam_dask.types import Array
@@ -58,6 +59,7 @@ def export(
             tomogram_name=Path(str(store.info["input"]["path"])).stem,
         )
         return
+    _check_painted(store, chosen)
     _export_labels(store, chosen if kind == "labels" else layout.semantic_name(chosen), path)
 
 
@@ -71,6 +73,13 @@ def single_name(store: RunStore, name: str | None) -> str:
     if len(known) != 1:
         raise InputError(f"{store.url}: say which results with --name; there are: {', '.join(known) or 'none yet'}")
     return known[0]
+
+
+def _check_painted(store: RunStore, name: str) -> None:
+    """`StoreError` where the labels of a query are not all painted: a run may have stopped after its picks."""
+    stage = label.stage_name(name)
+    if marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
+        raise StoreError(f"{store.url}: the labels of {name!r} are not finished; run `cryosam segment` again")
 
 
 def _export_labels(store: RunStore, image: str, path: str | Path) -> None:
@@ -106,6 +115,7 @@ def evaluate(
     table = picks.read(store, chosen)
     figures = evaluate_picks(table[["z", "y", "x"]], table["score"], points[["z", "y", "x"]], radius).to_dict()
     if truth_labels is not None:
+        _check_painted(store, chosen)
         source = open_tomogram(truth_labels, voxel_size=store.voxel_size)
         if source.shape != store.shape:
             raise InputError(f"{truth_labels}: shape {source.shape}, the tomogram has {store.shape}")

@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     features = cs.FeatureVolume.open(folder / "run.zarr")
     own = features.pool(labels == 1)
     similarity = features.similarity(own, 4, center=True)
-    profile = similarity.max(("y", "x"))
+    profile = similarity.max(("y", "x")).compute()
     print(f"places most like instance 1 lie at z = {float(profile.z[int(profile.argmax())]):.0f} Å")
 
 

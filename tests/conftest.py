@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 
@@ -51,3 +52,20 @@ def random_features(tmp_path: Path) -> MakeFeatures:
         return url
 
     return make
+
+
+BALLS = ((20, 20, 20), (18, 44, 24), (22, 22, 66), (14, 46, 70))
+"""Centres of the balls of `ball_tomogram`."""
+
+
+@pytest.fixture(scope="session")
+def ball_tomogram(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MRC of 37 × 62 × 90 voxels of 10 Å: four bright balls of radius 7 in noise."""
+    z, y, x = np.indices((37, 62, 90))
+    values = np.random.default_rng(0).normal(size=z.shape)
+    for a, b, c in BALLS:
+        values += 3.0 * ((z - a) ** 2 + (y - b) ** 2 + (x - c) ** 2 < 49)
+    path = tmp_path_factory.mktemp("balls") / "balls.mrc"
+    with mrcfile.new(path, values.astype(np.float32)) as file:
+        file.voxel_size = 10
+    return path

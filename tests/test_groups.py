@@ -1,0 +1,258 @@
+"""How work is cut: groups partition, and what units write never meets in a chunk and covers each array."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cryosam_dask.executors import serial
+from cryosam_dask.executors.serial import SerialExecutor
+from cryosam_dask.io.source import open_tomogram
+from cryosam_dask.pipeline import Driver
+from cryosam_dask.settings import FeatureSettings, PropagationSettings
+from cryosam_dask.stages import embed, features, ingest, label, match, rank, segment
+from cryosam_dask.stages.base import Region, Stage, Unit
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import AXES, Shape3
+
+SHAPES: list[Shape3] = [(2, 2, 2), (16, 16, 16), (33, 17, 5), (7, 130, 65), (65, 31, 258), (40, 2, 70)]
+
+
+def points_of(seed: int, count: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).uniform(0, [70, 300, 500], (count, 3))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 60), st.integers(1, 20))
+def test_groups_of_prompts_are_full_and_hold_each_prompt_once(seed: int, count: int, size: int) -> None:
+    groups = segment.group_prompts(points_of(seed, count), size)
+    assert sorted(i for group in groups for i in group) == list(range(count))
+    assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1)
+    assert len(groups) == math.ceil(count / size)
+
+
+def test_prompts_of_a_group_are_neighbours() -> None:
+    corners = np.array(list(np.ndindex(2, 2, 2))) * 400.0
+    points = np.concatenate([corners + np.random.default_rng(i).uniform(0, 60, 3) for i in range(4)])
+    for group in segment.group_prompts(points, 4):
+        assert len({tuple(p) for p in (points[group] // 400).astype(int)}) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 60))
+def test_blocks_hold_each_point_once_and_only_their_own(seed: int, count: int) -> None:
+    points = points_of(seed, count)
+    found = rank.blocks(points)
+    assert sorted(int(i) for members in found for i in members) == list(range(count))
+    cubes = [{tuple(p) for p in (points[members] // rank.BLOCK).astype(int)} for members in found]
+    assert all(len(cube) == 1 for cube in cubes)
+    assert len(set().union(*cubes)) == len(found)
+
+
+planes = st.tuples(st.sampled_from(AXES), st.integers(0, 40))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(planes, max_size=40), st.booleans())
+def test_bundles_of_planes_hold_each_plane_once_and_few_adjacent_ones(wanted: list[embed.Plane], most: bool) -> None:
+    """Few planes, or all but those few."""
+    if most:
+        wanted = [(axis, i) for axis in AXES for i in range(41) if (axis, i) not in wanted]
+    runs = embed._runs(iter(wanted))
+    held = [(axis, i) for axis, start, stop in runs for i in range(start, stop)]
+    assert len(held) == len(set(held))
+    assert set(held) == set(wanted)
+    assert all(1 <= stop - start <= embed.BUNDLE for _, start, stop in runs)
+    for (axis, first, stop), (other, start, _) in itertools.pairwise(runs):
+        assert axis != other or start > stop or stop - first == embed.BUNDLE
+
+
+@settings(max_examples=30)
+@given(st.tuples(*[st.integers(1, 50)] * 3))
+def test_marks_of_planes_count_all_planes_once(shape: Shape3) -> None:
+    every = [embed.mark_of(shape, (axis, i)) for axis, n in zip(AXES, shape, strict=True) for i in range(n)]
+    assert every == list(range(sum(shape)))
+
+
+def check_written(array: Any, regions: Iterable[tuple[object, Region]], whole: bool = True) -> None:
+    """Regions, each with its owner: whole chunks; no chunk has two owners; together (if `whole`) the array."""
+    owners: dict[tuple[int, ...], object] = {}
+    for owner, region in regions:
+        spans = []
+        for start, stop, chunk, length in zip(region.start, region.stop, array.chunks, array.shape, strict=True):
+            assert 0 <= start < stop <= length, region
+            assert start % chunk == 0, region
+            assert stop % chunk == 0 or stop == length, region
+            spans.append(range(start // chunk, -(-stop // chunk)))
+        for index in np.ndindex(*(len(s) for s in spans)):
+            key = tuple(s[i] for s, i in zip(spans, index, strict=True))
+            assert owners.setdefault(key, owner) == owner, f"{region.array}: chunk {key} has two owners"
+    if whole:
+        assert len(owners) == math.prod(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
+
+
+def check_stage(stage: Stage, store: RunStore, arrays: Iterable[str], whole: bool = True) -> None:
+    """All arrays are written, each as `check_written` wants it; every unit has marks of its own."""
+    by_array: dict[str, list[tuple[object, Region]]] = defaultdict(list)
+    for unit in stage.units:
+        for region in unit.writes:
+            by_array[region.array].append((unit.name, region))
+    assert set(by_array) == set(arrays)
+    for path, regions in by_array.items():
+        check_written(store.array(path), regions, whole)
+    used = [i for unit in stage.units for i in unit.marks]
+    assert len({unit.name for unit in stage.units}) == len(stage.units)
+    assert len(used) == len(set(used))
+    assert set(used) <= set(range(stage.count))
+    assert not whole or len(used) == stage.count
+
+
+def new_store(tmp_path: Path, shape: Shape3) -> RunStore:
+    return RunStore.create(tmp_path / "run.zarr", {"shape": list(shape), "voxel_size": [10.0] * 3, "origin": [0.0] * 3})
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (66, 3, 1030)])
+def test_units_of_the_ingest_and_of_labels(tmp_path: Path, shape: Shape3) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    with mrcfile.new(tmp_path / "t.mrc", values) as file:
+        file.voxel_size = 10
+    source = open_tomogram(tmp_path / "t.mrc", voxel_size=None, unsigned=None)
+    stage = ingest.plan(source, str(tmp_path / "t.mrc"), {})
+    store = ingest.create_store(str(tmp_path / "run.zarr"), source, "t.mrc")
+    check_stage(stage, store, [layout.tomogram()])
+    label.prepare(store, "a")
+    painting = label.plan(store, "a", np.zeros((0, 6), np.int64), [], "up")
+    check_stage(painting, store, [layout.labels("a")])
+
+
+@pytest.mark.parametrize("encoder", ["texture", "dino-vits16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_units_of_features_and_their_matching(tmp_path: Path, shape: Shape3, encoder: str) -> None:
+    chosen = FeatureSettings(encoder=encoder, ratios=(2, 4, 8, 16), dense_ratios=(8, 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "weights_identity", lambda spec: "w")
+        stage, dense = features.plan(shape, chosen, "up"), features.plan_dense(shape, chosen, "up")
+        store = new_store(tmp_path, shape)
+        features.prepare(store, chosen)
+        features.finish(store, chosen)
+    check_stage(stage, store, [layout.latents(r, a) for r in (1, 2, 4, 8, 16) for a in AXES])
+    check_stage(dense, store, [layout.dense(r) for r in (8, 16)])
+    for path in [layout.gram(r, a) for r in (1, 2, 4, 8, 16) for a in AXES]:
+        assert store.array(path).chunks[:3] == store.array(path.removesuffix("_gram")).chunks[:3]
+    for ratio in (1, 4, 16):
+        match.prepare(store, "a", ratio)
+        check_stage(match.plan(store, "a", ratio, None, 0.5, "up"), store, [layout.similarity("a", ratio)])
+
+
+def test_units_of_matching_shrink_with_many_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "UNIT_BYTES", 1 << 18)
+    chosen = FeatureSettings(encoder="texture")
+    store = new_store(tmp_path, (50, 70, 90))
+    features.prepare(store, chosen)
+    features.finish(store, chosen)
+    cells = match.unit_cells(FeatureVolume(store), 4)
+    assert math.prod(cells) < math.prod(min(a, b) for a, b in zip(match.CELLS, (13, 18, 23), strict=True))
+    match.prepare(store, "a", 4)
+    check_stage(match.plan(store, "a", 4, None, 0.5, "up"), store, [layout.similarity("a", 4)])
+
+
+@pytest.mark.parametrize("segmenter", ["random-walker", "sam-vitb"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_units_of_embedding_own_their_planes(tmp_path: Path, shape: Shape3, segmenter: str) -> None:
+    chosen = PropagationSettings(segmenter=segmenter)
+    store = new_store(tmp_path, shape)
+    embed.prepare(store, chosen)
+    every = [(axis, i) for axis, n in zip(AXES, shape, strict=True) for i in range(n)]
+    arrays = [path(axis) for axis in AXES for path in (layout.planes, layout.embeddings)]
+    check_stage(embed.plan(shape, chosen, "up", every), store, arrays)
+    few = every[::3]
+    axes = {axis for axis, _ in few}
+    some = [path(axis) for axis in AXES if axis in axes for path in (layout.planes, layout.embeddings)]
+    check_stage(embed.plan(shape, chosen, "up", few), store, some, whole=False)
+
+
+class Recorder:
+    """A zarr array that notes what is written to it."""
+
+    def __init__(self, array: Any, path: str, log: list[Region]) -> None:
+        self._array, self._path, self._log = array, path, log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._array, name)
+
+    def __getitem__(self, part: Any) -> Any:
+        return self._array[part]
+
+    def __setitem__(self, part: Any, value: Any) -> None:
+        parts = part if isinstance(part, tuple) else (part,)
+        parts = tuple(slice(p, p + 1) if isinstance(p, int | np.integer) else p for p in parts)
+        spans = [p.indices(n)[:2] for p, n in zip(parts, self._array.shape, strict=False)]
+        spans += [(0, n) for n in self._array.shape[len(spans) :]]
+        self._log.append(Region(self._path, tuple(a for a, _ in spans), tuple(b for _, b in spans)))
+        self._array[part] = value
+
+
+def test_what_units_really_write_is_what_they_said_and_never_shares_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run over an odd shape with several levels, every write noted."""
+    shape = (41, 50, 270)
+    z, y, x = np.indices(shape)
+    values = np.random.default_rng(0).normal(size=shape)
+    for c in (40, 120, 200):
+        values += 6 * (np.sqrt((z - 20) ** 2 + (y - 25) ** 2 + (x - c) ** 2) < 8)
+    with mrcfile.new(tmp_path / "t.mrc", values.astype(np.float32)) as file:
+        file.voxel_size = 10
+    written: dict[str, dict[str, list[tuple[object, Region]]]] = defaultdict(lambda: defaultdict(list))
+    unsaid: list[str] = []
+    log: list[Region] = []
+    open_array, run_unit = RunStore.array, serial.run_unit
+
+    def unit_of(stage: str, work: Any, options: Any, context: Any, unit: Unit) -> Any:
+        log.clear()
+        found = run_unit(stage, work, options, context, unit)
+        wrote = {(r.array, r.start, r.stop) for r in log if not r.array.startswith("marks/")}
+        for region in unit.writes:
+            if region.start and not region.array.startswith(("features/standardization", "queries", "embeddings")):
+                exact = (region.array, region.start, region.stop) in wrote
+                unsaid.extend([] if exact else [f"{stage} {unit.name}: {region}"])
+        for region in log:
+            written[stage][region.array].append((unit.name, region))
+        return found
+
+    monkeypatch.setattr(RunStore, "array", lambda self, path: Recorder(open_array(self, path), path, log))
+    monkeypatch.setattr(serial, "run_unit", unit_of)
+    from cryosam_dask.pipeline import settings_for
+
+    chosen = settings_for("builtin", {"match.rank": "similarity", "match.count": 1, "match.ratios": [16, 8, 4]})
+    driver = Driver(tmp_path / "run.zarr", SerialExecutor())
+    driver.ingest(tmp_path / "t.mrc")
+    driver.features(chosen)
+    driver.query("a", [[20, 25, 40]], chosen)
+    driver.match("a")
+    driver.segment("a")
+    monkeypatch.undo()
+    assert unsaid == []
+    store = RunStore.open(driver.url)
+    assert {"ingest", "features", "features-dense", "embeddings", "match/a/r4", "label/a"} <= set(written)
+    for arrays in written.values():
+        for path, regions in arrays.items():
+            partly = path.startswith("embeddings") or path == layout.marks(embed.NAME)
+            check_written(store.array(path), regions, whole=not partly)
+    levels = range(layout.level_count(shape))
+    assert {layout.tomogram(i) for i in levels} <= set(written["ingest"])
+    assert {layout.labels("a", i) for i in levels} <= set(written["label/a"])
+    assert marks.done(store, "label/a").all()
