@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, rotate
 
 from cryosam_dask.kernels import verify
+from cryosam_dask.kernels.peaks import TYPICAL
 from cryosam_dask.kernels.texture import CHANNELS
 from cryosam_dask.models.texture import TextureEncoder
 from cryosam_dask.types import SliceEncoder
@@ -103,11 +104,13 @@ def scene():
 
 def ranked(volume, click, radius, places):
     shells = verify.profile(radius)
-    _, query = verify.describe_query(volume, np.array(click, float), shells)
-    centres, profiles = verify.describe(volume, places, shells, query)
+    clicked, template = verify.query_template(volume, np.array([click], float), shells)
+    _, queries = verify.describe(volume, clicked, shells, template)
+    centres, profiles = verify.describe(volume, places, shells, template)
     random = np.random.default_rng(0).uniform(0, np.array(volume.shape) - 1, (300, 3))
     _, background = verify.describe(volume, random, shells)
-    return centres, verify.distances(centres, profiles, query[None], background, radius)
+    _, fitted = verify.describe(volume, random, shells, template)
+    return centres, verify.distances(centres, profiles, queries, background, radius, fitted)
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (-20, 1000)])
@@ -120,9 +123,22 @@ def test_same_species_is_nearest_whatever_the_units_and_contrast(scene, scale, o
     assert np.linalg.norm(centres[:4] - LARGE, axis=1).max() <= 2
 
 
+def test_noise_at_its_best_fit_is_not_of_the_kind():
+    """However faint the clicked particle is, hardly a random place passes the cut."""
+    faint = noise(64, 96, 96, seed=5) * 4
+    for centre in LARGE:
+        faint += ball(faint.shape, centre, 7).astype(np.float32)
+    places = np.random.default_rng(1).uniform(4, np.array(faint.shape) - 5, (300, 3))
+    away = np.linalg.norm(places[:, None] - LARGE, axis=2).min(1) > 20
+    centres, distance = ranked(faint, LARGE[0], 7.0, np.concatenate([LARGE, places[away]]))
+    elsewhere = np.linalg.norm(centres[:, None] - LARGE, axis=2).min(1) > 7
+    assert (distance[elsewhere] < TYPICAL).mean() < 0.03
+    assert np.isfinite(distance).all()
+
+
 def test_profiles_do_not_depend_on_how_places_are_grouped(scene):
     shells = verify.profile(7.0)
-    _, query = verify.describe_query(scene, np.array(LARGE[0], float), shells)
+    _, query = verify.query_template(scene, np.array([LARGE[0]], float), shells)
     places = np.array([*LARGE, (1, 1, 1), (63, 95, 95)], float)
     together = verify.describe(scene, places, shells, query)
     apart = [verify.describe(scene, place[None], shells, query) for place in places]

@@ -112,7 +112,7 @@ class Cut(NamedTuple):
     reason: str
 
 
-_TYPICAL = 1.8  # distance at which a proposal is as likely of the kind as not, if the scores show no gap
+TYPICAL = 1.8  # distance at which a proposal is as likely of the kind as not, if the scores show no gap
 _TYPICAL_SPREAD = 0.15  # how far, in log distance, a gap may pull the cut away from it
 _BANDWIDTH = 0.08
 _RANGE = (0.9, 3.0)  # the cut never leaves these distances
@@ -139,7 +139,7 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
     grid = np.linspace(np.log(_RANGE[0]), np.log(_RANGE[1]), 121)
     logs_near = logs[np.abs(logs - grid.mean()) < np.ptp(grid)]
     density = np.exp(-0.5 * ((grid[:, None] - logs_near) / _BANDWIDTH) ** 2).sum(axis=1)
-    cost = np.log(density + 0.25) + 0.5 * ((grid - np.log(_TYPICAL)) / _TYPICAL_SPREAD) ** 2
+    cost = np.log(density + 0.25) + 0.5 * ((grid - np.log(TYPICAL)) / _TYPICAL_SPREAD) ** 2
     best = int(np.argmin(cost))
     threshold = float(1 / (1 + np.exp(2 * grid[best])))
     kept = int((values >= threshold).sum())

@@ -20,7 +20,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from cryosam_dask.kernels.peaks import non_maximum_suppression
+from cryosam_dask.kernels.peaks import TYPICAL, non_maximum_suppression
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -36,6 +36,9 @@ _VARIETY = 0.1  # two of a kind differ by this share of their own signal, beside
 _VARIETY_FLOOR = 0.3  # … where the signal is at least this share of the profile's largest
 _FEEDBACK = (2, 4, 8, 16, 32)  # proposals that join the clicked particles as examples, round by round
 _FEEDBACK_LIMIT = 1.3  # … only when they are this near
+_NULL_SHARE = 0.6  # a particle is nearer than this share of the distance that places without one have
+_SUPPORT = 4  # nearest proposals that tell which description of the query has more of its like
+_CALM = 0.5  # share of the random places, the calmest, that surely hold no particle
 _PRIOR = 0.5  # weight of the assumed variety against the examples' own, in examples per number of the profile
 
 
@@ -146,21 +149,30 @@ def describe(
     return (grid + 0.5) * shells.bin - 0.5 + low, _profiles(samples, grid, shells)
 
 
-def describe_query(volume: Volume, centre: NDArray[np.floating], shells: Profile) -> tuple[Float64, Float64]:
-    """Centre (3,) and profile (2 S,) of a clicked particle; the centre is where its own profile fits best.
+def query_template(volume: Volume, centres: NDArray[np.floating], shells: Profile) -> tuple[Float64, Float64]:
+    """Centres (n, 3) and mean profile (2 S,) of clicked particles, each where its own profile fits best.
 
-    The mask's centre of mass is nearly right, but proposals stand where a template fits best, and the query must stand
-    as they do: so it moves once, by little, to the best fit of the profile around it. More rounds only wander.
+    The mask's centre of mass is nearly right, but proposals stand where a template fits best. So each centre moves
+    once, by little, to the best fit of the profile around it. More rounds only wander.
     """
-    centre = np.asarray(centre, np.float64).reshape(1, 3)
-    _, first = describe(volume, centre, shells)
-    nearby = _near_only(shells)
-    centre, _ = describe(volume, centre, nearby, first[0], rounds=1)
-    centre, values = describe(volume, centre, shells)
-    return centre[0], values[0]
+    found, profiles = [], []
+    for centre in np.asarray(centres, np.float64).reshape(-1, 1, 3):
+        _, first = describe(volume, centre, shells)
+        moved, _ = describe(volume, centre, _near_only(shells), first[0], rounds=1)
+        moved, values = describe(volume, moved, shells)
+        found.append(moved[0])
+        profiles.append(values[0])
+    return np.stack(found), np.mean(profiles, axis=0)
 
 
-def distances(centres: Float64, profiles: Float64, queries: Float64, background: Float64, radius: float) -> Float64:
+def distances(
+    centres: Float64,
+    profiles: Float64,
+    queries: Float64,
+    background: Float64,
+    radius: float,
+    fitted: Float64 | None = None,
+) -> Float64:
     """How unlike the clicked particles each proposal is: about 1 for one of a kind, larger for others.
 
     Parameters
@@ -169,24 +181,32 @@ def distances(centres: Float64, profiles: Float64, queries: Float64, background:
     queries : (m, P) profiles of the clicked particles
     background : (b, P) profiles at random places; up to a fifth of them may lie on particles
     radius : proposals nearer than this count as one when examples are chosen
+    fitted : (b, P) profiles at the same random places moved as proposals are, to the best fit of the query's profile;
+        None if there are none, and then distances are not calibrated by what noise attains
 
     Notes
     -----
     d² = (x − q)ᵀ A⁻¹ (x − q) / P with A = S + S/m + V: S the background's covariance (the noise of the proposal and of
     the mean query), V a diagonal of (0.1 × the query's own signal)². Then come rounds of relevance feedback: the 2, 4,
     8 … nearest proposals join the query as examples, which averages its noise away, and their own covariance takes
-    the place of S + V by degrees. A proposal joins only at a distance within 1.3, and a round that can't be filled so
-    is the last: where a species has few particles, the examples must not drift to another.
+    the place of S + V by degrees. A proposal joins only at a distance within 1.3 from the examples so far and from the
+    clicked particles, and a round that can't be filled so is the last: where a species has few particles, the examples
+    must not drift to another.
+
+    Where the signal is weak, noise that was moved to its best fit lies hardly farther off than two of a kind. Its
+    typical distance n is measured at random places that look like nothing. Examples must be nearer than 0.6 n, and if
+    0.6 n is less than `TYPICAL`, all distances are stretched so that it comes to lie there.
     """
     query = queries.mean(axis=0)
     middle, noise = _background(background)
-    signal = np.abs(query - middle).reshape(2, -1)
-    floor = _VARIETY_FLOOR * signal.max(axis=1, keepdims=True)
-    variety = np.diag((_VARIETY * np.maximum(signal, floor)).ravel() ** 2 + 1e-12)
-    result = _distance(profiles, query, noise * (1 + 1 / len(queries)) + variety)
+    null = np.empty((0, len(query))) if fitted is None else fitted[_calm(background, _CALM)]
+    variety = _variety(query, middle)
+    covariance = noise * (1 + 1 / len(queries)) + variety
+    result, bound = _distance(profiles, query, covariance), _bound(null, query, covariance)
+    like_clicked = result <= min(_FEEDBACK_LIMIT, bound)
     for count in _FEEDBACK if len(result) else ():
-        near = non_maximum_suppression(centres, -result, radius)[:count]
-        near = near[result[near] <= _FEEDBACK_LIMIT]
+        near = np.flatnonzero(like_clicked & (result <= min(_FEEDBACK_LIMIT, bound)))
+        near = near[non_maximum_suppression(centres[near], -result[near], radius)][:count]
         if not len(near):
             break
         examples = np.concatenate([queries, profiles[near]])
@@ -194,10 +214,38 @@ def distances(centres: Float64, profiles: Float64, queries: Float64, background:
         spread = (profiles[near] - mean).T @ (profiles[near] - mean) / len(near)
         trust = len(near) / (len(near) + _PRIOR * len(query))
         inner = (1 - trust) * (noise + variety) + trust * spread
-        result = _distance(profiles, mean, noise / len(examples) + inner)
+        covariance = noise / len(examples) + inner
+        result, bound = _distance(profiles, mean, covariance), _bound(null, mean, covariance)
         if len(near) < count:
             break
-    return result
+    return result * max(1.0, TYPICAL / bound)
+
+
+def best_described(
+    centres: Float64,
+    profiles: Float64,
+    options: list[Float64],
+    background: Float64,
+    radius: float,
+    fitted: Float64,
+) -> Float64:
+    """Of several descriptions (m, P) of the clicked particles, the one with the nearest like among the proposals.
+
+    A few voxels decide at which of two equal fits a particle is described, and only one may be where its like are.
+    Nearness is the mean distance of the 2nd to 5th proposals (the 1st may be the clicked one) in units of what noise
+    attains, so that a description of noise is not preferred. The other arguments are those of `distances`.
+    """
+    middle, noise = _background(background)
+    null = fitted[_calm(background, _CALM)]
+
+    def nearness(queries: Float64) -> float:
+        query = queries.mean(axis=0)
+        covariance = noise * (1 + 1 / len(queries)) + _variety(query, middle)
+        distance = _distance(profiles, query, covariance)
+        order = non_maximum_suppression(centres, -distance, radius)[1 : 1 + _SUPPORT]
+        return float(distance[order].mean()) / _bound(null, query, covariance) if len(order) else 0.0
+
+    return min(options, key=nearness)
 
 
 def similarity(distance: Float64) -> Float64:
@@ -205,14 +253,32 @@ def similarity(distance: Float64) -> Float64:
     return 1 / (1 + np.asarray(distance) ** 2)
 
 
-def _background(profiles: Float64) -> tuple[Float64, Float64]:
-    """Mean and covariance of the four fifths of (b, P) profiles that lie nearest to their median."""
+def _variety(query: Float64, middle: Float64) -> Float64:
+    """Covariance (P, P) of what two of a kind differ by, besides noise."""
+    signal = np.abs(query - middle).reshape(2, -1)
+    floor = _VARIETY_FLOOR * signal.max(axis=1, keepdims=True)
+    return np.diag((_VARIETY * np.maximum(signal, floor)).ravel() ** 2 + 1e-12)
+
+
+def _bound(null: Float64, query: Float64, covariance: Float64) -> float:
+    """Distance within which a proposal is not just noise at its best fit; infinite where noise was not fitted."""
+    return _NULL_SHARE * float(np.median(_distance(null, query, covariance))) if len(null) else np.inf
+
+
+def _calm(profiles: Float64, share: float) -> NDArray[np.bool_]:
+    """Which of (b, P) profiles are the `share` that lies nearest to their median."""
     middle = np.median(profiles, axis=0)
     deviation = 1.4826 * np.median(np.abs(profiles - middle), axis=0) + 1e-9
     unlike = (((profiles - middle) / deviation) ** 2).sum(axis=1)
-    calm = profiles[unlike <= np.quantile(unlike, 0.8)]
+    calm: NDArray[np.bool_] = unlike <= np.quantile(unlike, share)
+    return calm
+
+
+def _background(profiles: Float64) -> tuple[Float64, Float64]:
+    """Mean and covariance of the four fifths of (b, P) profiles that lie nearest to their median."""
+    calm = profiles[_calm(profiles, 0.8)]
     covariance = np.cov(calm.T)
-    return calm.mean(axis=0), 0.9 * covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-12 * np.eye(len(middle))
+    return calm.mean(axis=0), 0.9 * covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-12 * np.eye(profiles.shape[1])
 
 
 def _distance(profiles: Float64, query: Float64, covariance: Float64) -> Float64:

@@ -70,27 +70,32 @@ def plan(store: RunStore, name: str, candidates: NDArray[np.float64], upstream: 
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Describe the places of one block; candidates move to where the query's profile fits best."""
+    """Describe the places of one block where the query's profile fits best near them; random ones also as they are."""
     store = RunStore.open(context.url, "r+")
     name = settings["name"]
     shells = verify.profile(settings["radius"])
-    template = None
-    if unit.params["kind"] == "candidates":
-        template = np.asarray(store.read(f"{layout.query(name)}/profiles"), float).mean(0)
-    volume = store.array(layout.tomogram())
-    centres, profiles = verify.describe(volume, np.asarray(unit.params["points"], float), shells, template)
+    template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
+    volume, points = store.array(layout.tomogram()), np.asarray(unit.params["points"], float)
+    centres, profiles = verify.describe(volume, points, shells, template)
     path = group_path(name, unit.params["index"])
     store.put(f"{path}/centres", centres, ("place", "axis"), {"units": "voxel"})
     store.put(f"{path}/profiles", profiles, ("place", "shell"))
+    if unit.params["kind"] == "background":
+        store.put(f"{path}/unmoved", verify.describe(volume, points, shells)[1], ("place", "shell"))
     return None
 
 
 def describe_query(store: RunStore, name: str, centres: NDArray[np.float64], sizes: list[int]) -> None:
-    """Profiles of the prompted instances (centre of mass, voxels), written beside the query."""
+    """Profiles of the prompted instances (centre of mass, voxels), written beside the query with their template."""
     radius = verify.equivalent_radius(float(np.median(sizes)))
     shells = verify.profile(radius)
     volume = store.array(layout.tomogram())
-    profiles = np.stack([verify.describe_query(volume, centre, shells)[1] for centre in centres])
+    centres, template = verify.query_template(volume, centres, shells)
+    own = np.concatenate([verify.describe(volume, centre, shells)[1] for centre in centres])
+    # also by the very steps that proposals go through, so that both stand alike
+    profiles = np.concatenate([verify.describe(volume, centre, shells, template)[1] for centre in centres])
+    store.put(f"{layout.query(name)}/unmoved", own, ("instance", "shell"))
+    store.put(f"{layout.query(name)}/template", template, ("shell",))
     store.put(f"{layout.query(name)}/profiles", profiles, ("instance", "shell"), {"radius": radius})
 
 
@@ -101,13 +106,17 @@ def query_radius(store: RunStore, name: str) -> float:
 
 def gather(store: RunStore, name: str, stage: Stage) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centres (n, 3) and scores (n,) in (0, 1] of the candidates, once all units are done."""
-    found: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {"candidates": [], "background": []}
+    paths: dict[str, list[str]] = {"candidates": [], "background": []}
     for unit in stage.units:
-        path = group_path(name, unit.params["index"])
-        found[unit.params["kind"]].append((store.read(f"{path}/centres"), store.read(f"{path}/profiles")))
-    centres = np.concatenate([c for c, _ in found["candidates"]])
-    profiles = np.concatenate([p for _, p in found["candidates"]])
-    background = np.concatenate([p for _, p in found["background"]])
-    queries = np.asarray(store.read(f"{layout.query(name)}/profiles"), float)
-    distance = verify.distances(centres, profiles, queries, background, query_radius(store, name))
+        paths[unit.params["kind"]].append(group_path(name, unit.params["index"]))
+
+    def every(kind: str, array: str) -> NDArray[np.float64]:
+        return np.concatenate([np.asarray(store.read(f"{path}/{array}"), float) for path in paths[kind]])
+
+    centres, profiles = every("candidates", "centres"), every("candidates", "profiles")
+    unmoved, fitted = every("background", "unmoved"), every("background", "profiles")
+    radius = query_radius(store, name)
+    options = [np.asarray(store.read(f"{layout.query(name)}/{array}"), float) for array in ("profiles", "unmoved")]
+    queries = verify.best_described(centres, profiles, options, unmoved, radius, fitted)
+    distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted)
     return centres, verify.similarity(distance)

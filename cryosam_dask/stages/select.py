@@ -15,6 +15,9 @@ from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool
 
+SIZE_FACTOR = 2.0
+"""An instance more than so many times larger or smaller than the prompted ones is something else, or a failed mask."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -26,10 +29,11 @@ class Selection:
 
 
 def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selection:
-    """Score the instances, drop those largely inside better ones, number the rest and write the picks.
+    """Score the instances, drop those of another size or largely inside better ones, number the rest, write the picks.
 
     The score is that of the prompt where proposals were ranked by their profiles, else the similarity of the
-    instance's own mean feature with the query, times the segmenter's quality.
+    instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first case
+    only: proposals that have the profile of the query have its size.
     """
     import pandas as pd
 
@@ -52,7 +56,15 @@ def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selec
         group, member = sources[i]
         return parts[group].mask(member)
 
-    kept = merging.distinct(boxes, sizes, rank, mask, settings.label.overlap)
+    fitting = np.arange(len(sources))
+    if settings.match.rank == "profile":
+        typical = float(np.median(store.read(f"{layout.query(name)}/sizes")))
+        fitting = np.flatnonzero(prompted | of_size(boxes, sizes, typical, store.shape))
+    kept = fitting[
+        merging.distinct(
+            boxes[fitting], sizes[fitting], rank[fitting], lambda i: mask(int(fitting[i])), settings.label.overlap
+        )
+    ]
     kept = kept[np.argsort(-score[kept], kind="stable")]
     centers = np.array([merging.center_of_mass(boxes[i], mask(int(i))) for i in kept]).reshape(-1, 3)
     table = pd.DataFrame(
@@ -72,7 +84,18 @@ def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selec
     )
     picks.write(store, name, table, {"segmented": len(sources), "kept": len(kept)})
     notes = [f"{len(kept)} instances kept of {len(sources)} segmented"]
+    if strange := len(sources) - len(fitting):
+        notes.append(f"{strange} of them left out, less than half or more than twice as large as what was prompted")
     order = kept[::-1]
     labels = range(len(kept), 0, -1)
     painted = [(*sources[i], n) for i, n in zip(order, labels, strict=True)]
     return Selection(boxes[order], painted, notes)
+
+
+def of_size(
+    boxes: NDArray[np.int64], sizes: NDArray[np.int64], typical: float, shape: tuple[int, int, int]
+) -> NDArray[np.bool_]:
+    """Which (n,) instances have about `typical` voxels; one that the tomogram's border cuts may have fewer."""
+    cut = (boxes[:, :3] <= 0).any(axis=1) | (boxes[:, 3:] >= np.array(shape)).any(axis=1)
+    result: NDArray[np.bool_] = (sizes <= SIZE_FACTOR * typical) & (cut | (sizes * SIZE_FACTOR >= typical))
+    return result
