@@ -164,9 +164,9 @@ class _SamInfo:
         return 256, 256
 
     def embed_bytes(self, plane: tuple[int, int]) -> int:
-        # Global attention holds the scores of all pairs of the 64 × 64 tokens three times.
-        tokens = 64 * 64
-        return 3 * 4 * self.encoder.heads * tokens**2 + tokens * 4 * 16 * self.encoder.width
+        # Per token: the residual stream and its copies, and the four-fold hidden layer twice. Besides: the image in
+        # float32, the bias of a few lines of attention, and what torch's libraries take at their first call.
+        return 64 * 64 * 4 * 12 * self.encoder.width + 104 * 2**20
 
     def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
         # Kept: masks and logits of all prompts. At work on one batch: the decoder's embeddings, and masks in float32 at

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import ModelError
+from cryosam_dask.models.sam_attention import fuse
+from cryosam_dask.models.sam_decoder import MaskDecoder, pixels
 from cryosam_dask.models.vit import autocast, check_dtype, device_memory
 from cryosam_dask.models.weights import load_into, read_state_dict
 from cryosam_dask.types import Array, Float32, Prediction
@@ -38,7 +40,7 @@ class SamSegmenter:
 
     Parameters
     ----------
-    model : a `segment_anything.modeling.Sam`
+    model : a `segment_anything.modeling.Sam`; it is moved to the device and gets fused attention
     name, identity : as in the protocol
     device : "cpu", "cuda" or "cuda:N"
     dtype : one of `vit.DTYPES`, the type the image encoder computes in
@@ -60,6 +62,8 @@ class SamSegmenter:
         self.dtype = check_dtype(dtype)
         self.batch = batch or BATCH[device.split(":")[0]]
         self._model = model.to(device).eval().requires_grad_(False)
+        fuse(self._model.image_encoder)
+        self._decoder = MaskDecoder(self._model)
         self._size = int(model.image_encoder.img_size)
         rows, columns = model.prompt_encoder.image_embedding_size
         self._embedding_shape = (int(model.prompt_encoder.embed_dim), int(rows), int(columns))
@@ -125,7 +129,7 @@ class SamSegmenter:
         scores = np.empty((count, CANDIDATES), np.float32)
         low = np.empty((count, CANDIDATES, *self._logits_shape), np.float32)
         with torch.inference_mode(), device_memory(self.name, self.device):
-            image = torch.tensor(np.asarray(embedding, np.float32), device=self.device)[None]
+            image = pixels(torch.tensor(np.asarray(embedding, np.float32), device=self.device)[None])
             for start in range(0, count, self.batch):
                 chunk = slice(start, start + self.batch)
                 part = self._decode(image, plane, points[chunk], None if logits is None else logits[chunk])
@@ -147,14 +151,7 @@ class SamSegmenter:
         previous = None
         if logits is not None:
             previous = torch.tensor(np.asarray(logits, np.float32), device=self.device)[:, None]
-        sparse, dense = model.prompt_encoder(points=(coordinates, labels), boxes=None, masks=previous)
-        low, scores = model.mask_decoder(
-            image_embeddings=image,
-            image_pe=model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
+        low, scores = self._decoder.decode(image, coordinates, labels, previous)
         masks = model.postprocess_masks(low, resized, plane) > model.mask_threshold
         return masks, scores, low
 

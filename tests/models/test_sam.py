@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from cryosam_dask.errors import ModelError
-from cryosam_dask.models import sam
+from cryosam_dask.models import sam, sam_attention
 
 from .contract import PromptedSegmenterContract, noise, picture
 
@@ -79,13 +81,11 @@ def exact_embedding(segmenter: sam.SamSegmenter, grey: np.ndarray) -> np.ndarray
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_masks_scores_and_logits_equal_the_predictors(
-    model: Any, segmenter: sam.SamSegmenter, plane: tuple[int, int]
-) -> None:
+def test_masks_scores_and_logits_equal_the_predictors(segmenter: sam.SamSegmenter, plane: tuple[int, int]) -> None:
     from segment_anything import SamPredictor
 
     grey = picture(plane)[0]
-    predictor = SamPredictor(model)
+    predictor = SamPredictor(tiny_sam())  # as published; the segmenter's model has been optimised
     predictor.set_image(np.repeat(grey[..., None], 3, 2))
     embedding = exact_embedding(segmenter, grey)
     np.testing.assert_allclose(embedding, predictor.get_image_embedding()[0].numpy(), atol=1e-5)
@@ -109,6 +109,84 @@ def test_masks_scores_and_logits_equal_the_predictors(
             assert (found.masks[b] == (full > 0))[clear].all()
         assert found.masks.any()
         assert not found.masks.all()
+
+
+def attentions(grid: tuple[int, int], heads: int = 3) -> tuple[Any, Any]:
+    """The public attention for a grid of tokens with random weights, and a copy of it with ours."""
+    from segment_anything.modeling.image_encoder import Attention
+
+    torch.manual_seed(1)
+    exact = Attention(8 * heads, heads, qkv_bias=True, use_rel_pos=True, input_size=grid).requires_grad_(False)
+    for parameter in exact.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.5)
+    ours = copy.deepcopy(exact)
+    sam_attention.fuse(SimpleNamespace(blocks=[SimpleNamespace(attn=ours)]))
+    return exact, ours
+
+
+def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.float() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize(("grid", "windows"), [((8, 8), 1), ((14, 14), 9), ((6, 11), 2), ((13, 4), 1)])
+@pytest.mark.parametrize("budget", [1, 20_000, 60_000, 1 << 23])
+def test_fused_attention_equals_the_published(
+    monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int], windows: int, budget: int
+) -> None:
+    monkeypatch.setitem(sam_attention.BIAS_BYTES, "cpu", budget)
+    exact, ours = attentions(grid)
+    x = torch.randn(windows, *grid, 24)
+    assert distance(ours(x), exact(x)) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fused_attention_is_as_near_as_the_published_in_half_precision(dtype: torch.dtype) -> None:
+    exact, ours = attentions((9, 12))
+    x = torch.randn(2, 9, 12, 24)
+    with torch.autocast("cpu", dtype):
+        half, published = ours(x), exact(x)
+    assert half.dtype == published.dtype == dtype
+    assert 0 < distance(half, exact(x)) < 1.1 * distance(published, exact(x))
+
+
+@pytest.mark.parametrize("size", [128, 176])
+def test_the_image_encoder_equals_the_published(size: int) -> None:
+    exact, ours = tiny_sam(size).image_encoder, tiny_sam(size).image_encoder
+    published = type(ours.blocks[0].attn).forward
+    sam_attention.fuse(ours)
+    images = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        assert distance(ours(images), exact(images)) < 1e-5
+    assert type(exact.blocks[0].attn).forward is published  # other models keep theirs
+    assert all(np.array_equal(ours.state_dict()[key], value) for key, value in exact.state_dict().items())
+
+
+def test_fused_attention_never_holds_the_scores_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments: Any, **named: Any) -> torch.Tensor:
+        masks.append(named["attn_mask"].numel() * named["attn_mask"].element_size())
+        return attend(*arguments, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setitem(sam_attention.BIAS_BYTES, "cpu", 100_000)
+    _, ours = attentions((16, 16))
+    ours(torch.randn(1, 16, 16, 24))
+    assert max(masks) <= 100_000
+    assert sum(masks) == 3 * 256 * 256 * 4
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_prompts_decoded_together_are_as_alone(model: Any, segmenter: sam.SamSegmenter, batch: int) -> None:
+    plane = (48, 80)
+    embedding = segmenter.embed(picture(plane)[0][None])[0]
+    points, previous = clicks(plane, 7), noise(7, *segmenter.logits_shape(plane)) * 4
+    together = sam.SamSegmenter(model, "sam-tiny", "random", batch=batch)
+    for logits in (None, previous):
+        found, expected = (s.predict(embedding, plane, points, logits) for s in (together, segmenter))
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
 def test_float16_embeddings_change_masks_little(segmenter: sam.SamSegmenter) -> None:
