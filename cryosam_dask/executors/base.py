@@ -132,8 +132,12 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
         raise StoreError(
             f"worker {worker} can't open the store ({error}); it must stand where all workers can write"
         ) from error
+    from threadpoolctl import threadpool_limits
+
     try:
-        result = work(context, settings, unit)
+        # sums round differently on another number of threads; units must give the same bytes wherever they run
+        with threadpool_limits(limits=1, user_api="blas"):
+            result = work(context, settings, unit)
         result = UnitResult() if result is None else result
         if result.done:
             for index in unit.marks:
