@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
-from cryosam_dask.executors.base import Execution, Executor, Timing, execute
+from cryosam_dask.executors.base import Execution, Executor, Timing, execute, unfinished
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
@@ -23,6 +23,7 @@ from cryosam_dask.stages import embed, features, ingest, label, match, propose, 
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore, check_name
+from cryosam_dask.store.views import query_names
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -151,7 +152,7 @@ class Driver:
         if self._stale(stage):
             for name in (features.STANDARDIZE, features.NAME, features.DENSE):
                 store.delete(layout.marks(name))
-            for name in _queries(store):
+            for name in query_names(store):
                 self._forget(name)
         if marks.found_stage(store, stage.name) is None:
             store.delete(layout.marks(features.STANDARDIZE))
@@ -200,7 +201,7 @@ class Driver:
         tau = settings.match.tau_sim
         for ratio in settings.match.ratios:
             stage = match.plan(store, name, ratio, coarser, tau, upstream)
-            self._named(name, stage, lambda r=ratio: match.prepare(store, name, r))  # type: ignore[misc]
+            self._named(stage, lambda r=ratio: match.prepare(store, name, r))  # type: ignore[misc]
             found = match.candidates(store, name, ratio, tau)
             if note := match.check_kept(found, ratio, tau):
                 self._note(note)
@@ -208,7 +209,7 @@ class Driver:
         if settings.match.rank == "profile":
             candidates = propose.shortlist(store, name, settings.match, found)
             ranking = rank.plan(store, name, candidates, upstream)
-            self._named(name, ranking, lambda: None)
+            self._named(ranking, lambda: None)
             points, scores = rank.gather(store, name, ranking)
             radius, upstream = rank.query_radius(store, name), ranking.fingerprint
         else:
@@ -231,7 +232,7 @@ class Driver:
         for note in chosen.notes:
             self._note(note)
         painting = label.plan(store, name, chosen.boxes, chosen.sources, stage.fingerprint)
-        self._named(name, painting, lambda: label.prepare(store, name))
+        self._named(painting, lambda: label.prepare(store, name))
 
     @property
     def store(self) -> RunStore:
@@ -242,7 +243,7 @@ class Driver:
         store = self.store
         embedded = self._embedding(store, settings)
         shape = store.shape
-        waiting = {unit.name: unit for unit in self._open_units(stage, store)}
+        waiting = {unit.name: unit for unit in unfinished(stage, store, stage.units)}
         members = [i for unit in waiting.values() for i in unit.params["prompts"]]
         planes = segment.start_planes(shape, points[members])
         with (self._progress or NullProgress()).interleaved() as turns:
@@ -280,14 +281,7 @@ class Driver:
         marks.begin(store, stage.name, fingerprint=stage.fingerprint, settings=stage.settings, count=stage.count)
         return set(np.flatnonzero(marks.done(store, stage.name)).tolist())
 
-    def _open_units(self, stage: Stage, store: RunStore) -> list[Unit]:
-        found = marks.found_stage(store, stage.name)
-        if found is None or found["fingerprint"] != stage.fingerprint:
-            return list(stage.units)
-        done = marks.done(store, stage.name)
-        return [unit for unit in stage.units if not all(done[i] for i in unit.marks)]
-
-    def _named(self, name: str, stage: Stage, prepare: Callable[[], None]) -> None:
+    def _named(self, stage: Stage, prepare: Callable[[], None]) -> None:
         """Execute a stage of a query, laying its arrays out first if it is new or to be replaced."""
         store = self.store
         if self._stale(stage):
@@ -346,7 +340,7 @@ class Driver:
         store = self._ingested()
         where = layout.query(check_name(name))
         if f"{where}/feature" not in store:
-            known = ", ".join(_queries(store)) or "none yet"
+            known = ", ".join(query_names(store)) or "none yet"
             raise StoreError(f"{self.url}: no query called {name!r} (there are: {known}); run `cryosam query` first")
         return store, Settings.model_validate(store.group(where).attrs["settings"])
 
@@ -360,10 +354,6 @@ def _fingerprint(store: RunStore, stage: str) -> str:
     if found is None:
         raise StoreError(f"{store.url}: {stage} has not run yet; run `cryosam {stage.partition('/')[0]}` first")
     return str(found["fingerprint"])
-
-
-def _queries(store: RunStore) -> list[str]:
-    return sorted(store.group("queries").group_keys()) if "queries" in store else []
 
 
 def _remove_run(url: str) -> None:

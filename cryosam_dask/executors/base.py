@@ -195,6 +195,15 @@ def execute(
     return Execution(ledger.results, tuple(ledger.timings), skipped)
 
 
+def unfinished(stage: Stage, store: RunStore, units: Iterable[Unit]) -> list[Unit]:
+    """The units that lack a mark of this very stage: all, if it has not begun or was begun with other settings."""
+    found = marks.found_stage(store, stage.name)
+    if found is None or found["fingerprint"] != stage.fingerprint:
+        return list(units)
+    done = marks.done(store, stage.name)
+    return [unit for unit in units if not all(done[index] for index in unit.marks)]
+
+
 def _begin(stage: Stage, store: RunStore, units: Sequence[Unit], executor: Executor) -> list[Unit]:
     """Compare settings, find the units that are not done, check that they fit, and lay the marks out, in this order."""
 
@@ -205,8 +214,7 @@ def _begin(stage: Stage, store: RunStore, units: Sequence[Unit], executor: Execu
     fresh = marks.found_stage(store, stage.name) is None
     if not fresh:
         begin()
-        done = marks.done(store, stage.name)
-        todo = [unit for unit in units if not all(done[index] for index in unit.marks)]
+        todo = unfinished(stage, store, units)
     if todo:
         check_memory(stage, todo, executor.worker_memory)
     if fresh:

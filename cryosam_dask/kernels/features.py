@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cryosam_dask.geometry import Interpolation
+from cryosam_dask.geometry import Interpolation, interpolation
 from cryosam_dask.types import Array, Bool, Float32
 
 
@@ -104,8 +104,6 @@ def pool_view(latents: Array, mask: Bool, rows: Interpolation, columns: Interpol
 
 def token_weights(length: int, tokens: int) -> Float32:
     """Summed interpolation weight of each token over all voxels of an axis, (tokens,)."""
-    from cryosam_dask.geometry import interpolation
-
     full = interpolation(np.arange(length, dtype=float), length, tokens)
     out = np.zeros(tokens, np.float32)
     out[full.start : full.stop] = full.weights.sum(0)

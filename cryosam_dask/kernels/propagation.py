@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import plane_shape
 from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, unpack
 from cryosam_dask.settings import PropagationRules
 from cryosam_dask.types import AXES, Array, Axis, Float32, Point, Prediction, PromptedSegmenter, Shape3
@@ -134,7 +135,7 @@ class Propagation:
         embedding : the plane's embedding; image : (rows, columns) the plane that it was made from. A plane that
         no walker waits for changes nothing.
         """
-        size = _plane_shape(self.shape, axis)
+        size = plane_shape(self.shape, axis)
         if image.shape != size:
             raise ValueError(f"plane {axis} = {plane}: expected an image of shape {size}, found {image.shape}")
         waiting = [w for w in self.walkers if not w.finished and w.axis == axis and w.plane == plane]
@@ -256,11 +257,6 @@ class Propagation:
         z, y, x = (int(v) for v in arrays["shape"])
         points = [(float(p[0]), float(p[1]), float(p[2])) for p in arrays["points"]]
         return cls(points, (z, y, x), settings, walkers)
-
-
-def _plane_shape(shape: Shape3, axis: Axis) -> tuple[int, int]:
-    rows, cols = (n for a, n in zip(AXES, shape, strict=True) if a != axis)
-    return rows, cols
 
 
 def _choose(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.geometry import Box
+from cryosam_dask.kernels.instance import pack, unpack
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool, Float32
 
@@ -34,7 +35,8 @@ class StoredInstances:
 
     def mask(self, index: int) -> Bool:
         """The mask of one instance in its box."""
-        return unpack(self.bits[self.offset[index] : self.offset[index + 1]], self.box[index])
+        shape = tuple(int(n) for n in self.box[index, 3:] - self.box[index, :3])
+        return unpack(self.bits[self.offset[index] : self.offset[index + 1]], [shape])[0]
 
 
 _DIMS = {
@@ -46,16 +48,6 @@ _DIMS = {
     "quality": ("instance",),
     "similarity": ("instance",),
 }
-
-
-def pack(mask: Bool) -> NDArray[np.uint8]:
-    return np.packbits(mask)
-
-
-def unpack(bits: NDArray[np.uint8], box: Array) -> Bool:
-    """A mask from its bits, of the shape of its box."""
-    shape = tuple(int(n) for n in box[3:] - box[:3])
-    return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
 def as_box(box: Array) -> Box:
@@ -72,12 +64,11 @@ def collect(
     similarity: Sequence[float],
 ) -> StoredInstances:
     """Pack instances given one by one."""
-    packed = [pack(mask) for mask in masks]
     return StoredInstances(
         np.asarray(prompts, np.int64),
         np.asarray(boxes, np.int64).reshape(-1, 6),
-        np.concatenate([np.zeros(0, np.uint8), *packed]),
-        np.cumsum([0, *(len(p) for p in packed)]).astype(np.int64),
+        pack(masks),
+        np.cumsum([0, *(-(-m.size // 8) for m in masks)]).astype(np.int64),
         np.asarray([int(m.sum()) for m in masks], np.int64),
         np.asarray(quality, np.float32),
         np.asarray(similarity, np.float32),
