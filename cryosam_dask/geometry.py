@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.types import AXES, Array, Axis, Float32, Point, Shape3
+from cryosam_dask.types import AXES, Array, Axis, Bool, Float32, Point, Shape3
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """(start, stop) along z, y, x."""
@@ -94,6 +94,21 @@ def box_slices(box: Box) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
+def bounds(mask: Bool) -> Box:
+    """The smallest box that holds all of a mask (z, y, x) that is not empty."""
+    sides = []
+    for axis in range(3):
+        held = np.flatnonzero(mask.any(tuple(i for i in range(3) if i != axis)))
+        sides.append((int(held[0]), int(held[-1]) + 1))
+    return sides[0], sides[1], sides[2]
+
+
+def shifted(box: Box, by: Box) -> Box:
+    """A box that is counted from the start of another, counted from where that one is."""
+    z, y, x = ((a + start, b + start) for (a, b), (start, _) in zip(box, by, strict=True))
+    return z, y, x
+
+
 def intersect(a: Box, b: Box) -> Box | None:
     """The common part of two boxes, or None."""
     z, y, x = ((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
@@ -125,6 +140,11 @@ class Interpolation:
     lower: NDArray[np.intp]
     fraction: NDArray[np.float64]
 
+    def part(self, first: int, last: int) -> Interpolation:
+        """That of the positions [first, last), with tokens still counted from the first of all."""
+        lower, fraction = self.lower[first:last] + self.start, self.fraction[first:last]
+        return _touching(lower, fraction)
+
     @property
     def weights(self) -> Float32:
         """(n, stop − start) matrix that interpolates."""
@@ -147,9 +167,13 @@ def interpolation(positions: NDArray[np.float64], length: int, tokens: int) -> I
     """Interpolate `tokens` tokens that stand for `length` voxels at voxel `positions` (as `align_corners=False`)."""
     source = np.clip((positions + 0.5) * (tokens / length) - 0.5, 0, tokens - 1)
     lower = np.floor(source).astype(np.intp)
-    fraction = source - lower
-    start = int(lower.min())
-    stop = int(lower.max()) + 2 if np.any(fraction[lower == lower.max()] > 0) else int(lower.max()) + 1
+    return _touching(lower, source - lower)
+
+
+def _touching(lower: NDArray[np.intp], fraction: NDArray[np.float64]) -> Interpolation:
+    """The interpolation between tokens `lower`, of all, and those above them."""
+    start, highest = int(lower.min()), int(lower.max())
+    stop = highest + 2 if np.any(fraction[lower == highest] > 0) else highest + 1
     return Interpolation(start, stop, lower - start, fraction)
 
 

@@ -19,9 +19,10 @@ from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
 from cryosam_dask.models.registry import ensure_weights
 from cryosam_dask.settings import Settings, preset
-from cryosam_dask.stages import embed, features, ingest, label, match, propose, query, rank, segment, select
+from cryosam_dask.stages import embed, features, ingest, label, match, project, propose, query, rank, segment, select
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout, marks
+from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.store.views import query_names
 
@@ -197,15 +198,16 @@ class Driver:
         """Compare the query with the features, coarse to fine, and propose prompts."""
         store, settings = self._queried(name)
         upstream = _fingerprint(store, query.stage_name(name))
-        coarser: int | None = None
-        tau = settings.match.tau_sim
-        for ratio in settings.match.ratios:
-            stage = match.plan(store, name, ratio, coarser, tau, upstream)
-            self._named(stage, lambda r=ratio: match.prepare(store, name, r))  # type: ignore[misc]
-            found = match.candidates(store, name, ratio, tau)
-            if note := match.check_kept(found, ratio, tau):
+        volume = FeatureVolume(store)
+        for this in match.passes(name, settings.match):
+            products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, upstream)
+            self._named(products, lambda p=this: project.prepare(store, p))  # type: ignore[misc]
+            stage = match.plan(store.shape, this, products.fingerprint)
+            self._named(stage, lambda p=this: match.prepare(store, p))  # type: ignore[misc]
+            found = match.candidates(store, this, settings.match.tau_sim)
+            if note := match.check_kept(found, this.ratio, settings.match.tau_sim):
                 self._note(note)
-            coarser, upstream = ratio, stage.fingerprint
+            upstream = stage.fingerprint
         if settings.match.rank == "profile":
             candidates = propose.shortlist(store, name, settings.match, found)
             ranking = rank.plan(store, name, candidates, upstream)
@@ -326,7 +328,13 @@ class Driver:
             store.delete(layout.labels_group(image))
         for where in (layout.query(name), layout.instances(name)):
             store.delete(layout.marks(segment.stage_name(where)))
-        for stage in (query.stage_name(name), f"match/{name}", rank.stage_name(name), label.stage_name(name)):
+        for stage in (
+            query.stage_name(name),
+            f"project/{name}",
+            f"match/{name}",
+            rank.stage_name(name),
+            label.stage_name(name),
+        ):
             store.delete(layout.marks(stage))
 
     def _ingested(self) -> RunStore:

@@ -23,12 +23,12 @@ def upsampled(tokens: Dense, size: tuple[int, int]) -> Dense:
     return np.asarray(out.permute(0, 2, 3, 1).numpy())
 
 
-def block(tokens: Dense, size: tuple[int, int]) -> kernel.ViewBlock:
+def block(tokens: Dense, size: tuple[int, int], vectors: Dense) -> kernel.ViewBlock:
     rows, columns = (
         interpolation(np.arange(n, dtype=float), n, t) for n, t in zip(size, tokens.shape[1:3], strict=True)
     )
     part = np.s_[:, rows.start : rows.stop, columns.start : columns.stop]
-    return kernel.ViewBlock(tokens[part], kernel.gram_maps(tokens)[part], rows, columns)
+    return kernel.ViewBlock(kernel.token_dots(tokens[part], vectors), kernel.gram_maps(tokens)[part], rows, columns)
 
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
@@ -43,11 +43,14 @@ def test_norm_projection_and_pooling_equal_the_dense_ones(
     tokens = rng.normal(size=shape).astype(np.float32)
     vectors = rng.normal(size=(shape[3], 2)).astype(np.float32)
     mask = rng.random((shape[0], *size)) < 0.5
-    dense, view = upsampled(tokens, size), block(tokens, size)
-    assert kernel.upsample(view.latents, view.rows, view.columns) == pytest.approx(dense, abs=1e-4)
+    dense, view = upsampled(tokens, size), block(tokens, size, vectors)
+    rows, columns = view.rows, view.columns
+    touched = tokens[:, rows.start : rows.stop, columns.start : columns.stop]
+    assert kernel.upsample(touched, rows, columns) == pytest.approx(dense, abs=1e-4)
     assert kernel.squared_norm(view) == pytest.approx((dense**2).sum(-1), abs=2e-4)
-    assert kernel.project(view, vectors) == pytest.approx(np.moveaxis(dense @ vectors, -1, 0), abs=1e-4)
-    pooled = kernel.pool_view(view.latents, mask, view.rows, view.columns)
+    dots = rows.weights @ view.dots @ columns.weights.T
+    assert dots == pytest.approx(np.moveaxis(dense @ vectors, -1, 0), abs=1e-4)
+    pooled = kernel.pool_view(touched, mask, rows, columns)
     assert pooled == pytest.approx(dense[mask].sum(0), abs=2e-3)
 
 
@@ -56,9 +59,22 @@ def test_centred_terms_are_those_of_the_centred_features() -> None:
     tokens = rng.normal(1, 1, size=(2, 3, 4, 5)).astype(np.float32)
     query, mean = rng.normal(size=(2, 5)).astype(np.float32)
     dense = upsampled(tokens, (9, 14)) - mean
-    numerator, squared = kernel.view_terms(block(tokens, (9, 14)), query, mean)
+    target = kernel.Target(query, mean)
+    view = block(tokens, (9, 14), target.vectors)
+    numerator, squared = kernel.view_terms(view, target)
     assert numerator == pytest.approx(dense @ (query - mean), abs=1e-4)
     assert squared == pytest.approx((dense**2).sum(-1), abs=1e-4)
+    part = np.s_[1:2], np.s_[3:8], np.s_[10:14]
+    assert kernel.view_terms(view.part(*part), target)[0] == pytest.approx(numerator[part], abs=1e-5)
+
+
+def test_dots_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    tokens, vectors = rng.normal(size=(3, 5, 7, 6)).astype(np.float16), rng.normal(size=(6, 2)).astype(np.float32)
+    expected = np.moveaxis(tokens.astype(np.float32) @ vectors, -1, 0)
+    for values in (1, 24, 1 << 17):
+        monkeypatch.setattr(kernel, "BLOCK_VALUES", values)
+        assert kernel.token_dots(tokens, vectors) == pytest.approx(expected, abs=1e-5)
 
 
 def test_token_weights_sum_to_the_voxels_and_weigh_the_mean() -> None:

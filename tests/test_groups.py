@@ -21,7 +21,7 @@ from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.pipeline import Driver
 from cryosam_dask.settings import FeatureSettings, PropagationSettings
-from cryosam_dask.stages import embed, features, ingest, label, match, rank, segment
+from cryosam_dask.stages import embed, features, ingest, label, match, project, rank, segment
 from cryosam_dask.stages.base import Region, Stage, Unit
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.features import FeatureVolume
@@ -152,21 +152,31 @@ def test_units_of_features_and_their_matching(tmp_path: Path, shape: Shape3, enc
     check_stage(dense, store, [layout.dense(r) for r in (8, 16)])
     for path in [layout.gram(r, a) for r in (1, 2, 4, 8, 16) for a in AXES]:
         assert store.array(path).chunks[:3] == store.array(path.removesuffix("_gram")).chunks[:3]
-    for ratio in (1, 4, 16):
-        match.prepare(store, "a", ratio)
-        check_stage(match.plan(store, "a", ratio, None, 0.5, "up"), store, [layout.similarity("a", ratio)])
+    check_matching(store, (1, 4, 16))
 
 
-def test_units_of_matching_shrink_with_many_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(match, "UNIT_BYTES", 1 << 18)
+def check_matching(store: RunStore, ratios: tuple[int, ...]) -> None:
+    volume = FeatureVolume(store)
+    for ratio in ratios:
+        for center in (False, True):
+            this = match.Pass("a", ratio, center=center)
+            project.prepare(store, this)
+            products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, "up")
+            check_stage(products, store, [layout.dots("a", ratio, axis) for axis in AXES])
+            match.prepare(store, this)
+            check_stage(match.plan(store.shape, this, "up"), store, [layout.similarity("a", ratio)])
+
+
+def test_units_of_matching_in_several_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "UNIT_BYTES", 1 << 16)
+    monkeypatch.setattr(match, "CELLS", (4, 8, 16))
+    monkeypatch.setattr(match, "CHUNK", (4, 4, 8))
     chosen = FeatureSettings(encoder="texture")
     store = new_store(tmp_path, (50, 70, 90))
     features.prepare(store, chosen)
     features.finish(store, chosen)
-    cells = match.unit_cells(FeatureVolume(store), 4)
-    assert math.prod(cells) < math.prod(min(a, b) for a, b in zip(match.CELLS, (13, 18, 23), strict=True))
-    match.prepare(store, "a", 4)
-    check_stage(match.plan(store, "a", 4, None, 0.5, "up"), store, [layout.similarity("a", 4)])
+    check_matching(store, (4, 8))
+    assert len(match.plan(store.shape, match.Pass("a", 4), "up").units) == 4 * 3 * 2
 
 
 @pytest.mark.parametrize("segmenter", ["random-walker", "sam-vitb"])

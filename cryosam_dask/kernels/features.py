@@ -19,6 +19,8 @@ import numpy as np
 from cryosam_dask.geometry import Interpolation, interpolation
 from cryosam_dask.types import Array, Bool, Float32
 
+BLOCK_VALUES = 1 << 17
+
 
 @dataclass(frozen=True)
 class ViewBlock:
@@ -26,27 +28,56 @@ class ViewBlock:
 
     Attributes
     ----------
-    latents : (n, r, c, C), the tokens `rows` and `columns` touch; gram : (n, r, c, 4), or None if not needed
+    dots : (k, n, r, c), products of the tokens that `rows` and `columns` touch with k vectors (`token_dots`)
+    gram : (n, r, c, 4), their Gram maps
     """
 
-    latents: Array
-    gram: Array | None
+    dots: Float32
+    gram: Float32
     rows: Interpolation
     columns: Interpolation
 
+    def part(self, slices: slice, rows: slice, columns: slice) -> ViewBlock:
+        """That of a part of the positions."""
+        row, column = self.rows.part(rows.start, rows.stop), self.columns.part(columns.start, columns.stop)
+        r = slice(row.start - self.rows.start, row.stop - self.rows.start)
+        c = slice(column.start - self.columns.start, column.stop - self.columns.start)
+        return ViewBlock(self.dots[:, slices, r, c], self.gram[slices, r, c], row, column)
 
-def gram_maps(tokens: Float32) -> Float32:
+
+@dataclass(frozen=True)
+class Target:
+    """What one view is compared with: its (C,) part of F_Q, and of the mean feature where F and F_Q are centred."""
+
+    query: Float32
+    mean: Float32 | None = None
+
+    @property
+    def vectors(self) -> Float32:
+        """(C, k) to multiply tokens with: the query; or the query less the mean, and the mean."""
+        if self.mean is None:
+            return self.query[:, None]
+        return np.stack([self.query - self.mean, self.mean], axis=1)
+
+
+def gram_maps(tokens: Array) -> Float32:
     """Products of neighbouring tokens (n, r, c, C): (n, r, c, 4) in the order self, down, right, cross.
 
     Entries of the last row or column whose neighbour does not exist are 0; no interpolation weighs them.
     """
-    n, r, c, _ = tokens.shape
-    out = np.zeros((n, r, c, 4), np.float32)
-    out[..., 0] = np.einsum("nrcz,nrcz->nrc", tokens, tokens)
-    out[:, :-1, :, 1] = np.einsum("nrcz,nrcz->nrc", tokens[:, :-1], tokens[:, 1:])
-    out[:, :, :-1, 2] = np.einsum("nrcz,nrcz->nrc", tokens[:, :, :-1], tokens[:, :, 1:])
-    out[:, :-1, :-1, 3] = np.einsum("nrcz,nrcz->nrc", tokens[:, :-1, :-1], tokens[:, 1:, 1:])
-    out[:, :-1, :-1, 3] += np.einsum("nrcz,nrcz->nrc", tokens[:, :-1, 1:], tokens[:, 1:, :-1])
+    out = np.zeros((*tokens.shape[:3], 4), np.float32)
+    for image, maps in zip(tokens, out, strict=True):  # one slice at a time stays in the cache
+        single = image.astype(np.float32, copy=False)
+        maps[..., 0] = _dots(single, single)
+        maps[:-1, :, 1] = _dots(single[:-1], single[1:])
+        maps[:, :-1, 2] = _dots(single[:, :-1], single[:, 1:])
+        maps[:-1, :-1, 3] = _dots(single[:-1, :-1], single[1:, 1:])
+        maps[:-1, :-1, 3] += _dots(single[:-1, 1:], single[1:, :-1])
+    return out
+
+
+def _dots(a: Float32, b: Float32) -> Float32:
+    out: Float32 = np.einsum("rcz,rcz->rc", a, b)
     return out
 
 
@@ -57,9 +88,21 @@ def upsample(latents: Array, rows: Interpolation, columns: Interpolation) -> Flo
     return out
 
 
+def token_dots(latents: Array, vectors: Float32) -> Float32:
+    """Products of tokens (n, r, c, C) with each column of (C, k): (k, n, r, c)."""
+    *grid, channels = latents.shape
+    tokens = latents.reshape(-1, channels)
+    out = np.empty((len(tokens), vectors.shape[1]), np.float32)
+    # in single precision a few hundred kilobytes at a time: they stay in the cache, and no copy of all is made
+    rows = max(1, BLOCK_VALUES // channels)
+    for start in range(0, len(tokens), rows):
+        part = slice(start, start + rows)
+        np.matmul(tokens[part].astype(np.float32), vectors, out=out[part])
+    return np.ascontiguousarray(out.T).reshape(-1, *grid)
+
+
 def squared_norm(block: ViewBlock) -> Float32:
     """‖up(latents)‖² at the block's positions, (n, rows, columns), from the Gram maps."""
-    assert block.gram is not None
     wr, wc = block.rows.weights**2, block.columns.weights**2
     pr, pc = block.rows.pairs, block.columns.pairs
     self_, down, right, cross = np.moveaxis(block.gram, -1, 0)
@@ -67,25 +110,14 @@ def squared_norm(block: ViewBlock) -> Float32:
     return out
 
 
-def project(block: ViewBlock, vectors: Float32) -> Float32:
-    """up(latents) · v for each column v of (C, k): (k, n, rows, columns)."""
-    n, r, c, channels = block.latents.shape
-    maps = (block.latents.reshape(-1, channels).astype(np.float32) @ vectors).reshape(n, r, c, -1)
-    out: Float32 = block.rows.weights @ np.moveaxis(maps, -1, 0) @ block.columns.weights.T
-    return out
-
-
-def view_terms(block: ViewBlock, query: Float32, mean: Float32 | None) -> tuple[Float32, Float32]:
-    """One view's share of the cosine's numerator and of its denominator's ‖F‖², each (n, rows, columns).
-
-    `query` is this view's (C,) part of F_Q. With `mean` (C,), both are of F − μ and F_Q − μ.
-    """
+def view_terms(block: ViewBlock, target: Target) -> tuple[Float32, Float32]:
+    """One view's share of the cosine's numerator and of its denominator's ‖F‖², each (n, rows, columns)."""
+    dots = block.rows.weights @ block.dots @ block.columns.weights.T
     norm = squared_norm(block)
+    mean = target.mean
     if mean is None:
-        return project(block, query[:, None])[0], norm
-    centered = query - mean
-    dots = project(block, np.stack([centered, mean], axis=1))
-    return dots[0] - float(centered @ mean), norm - 2 * dots[1] + float(mean @ mean)
+        return dots[0], norm
+    return dots[0] - float((target.query - mean) @ mean), norm - 2 * dots[1] + float(mean @ mean)
 
 
 def cosine(numerator: Float32, squared: Float32, query_norm: float) -> Float32:
@@ -110,9 +142,13 @@ def token_weights(length: int, tokens: int) -> Float32:
     return out
 
 
-def average_slices(tokens: Float32, ratio: int) -> Float32:
-    """Mean of each run of `ratio` slices, (ceil(n / ratio), r, c, C); the last run possibly shorter."""
+def average_slices(tokens: Float32, ratio: int, counts: Array | None = None) -> Float32:
+    """Mean of each run of `ratio` slices, (ceil(n / ratio), r, c, C); the last run possibly shorter.
+
+    counts : (n,) of how many slices each entry is the sum, where some were added up before
+    """
     starts = np.arange(0, len(tokens), ratio)
-    counts = np.diff(np.append(starts, len(tokens)))
-    sums = np.add.reduceat(tokens, starts, axis=0)
-    return (sums / counts[:, None, None, None]).astype(np.float32)
+    sums: Float32 = np.add.reduceat(tokens, starts, axis=0)
+    counts = np.add.reduceat(np.ones(len(tokens)) if counts is None else counts, starts)
+    sums /= counts.astype(np.float32)[:, None, None, None]
+    return sums

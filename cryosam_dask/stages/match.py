@@ -1,14 +1,14 @@
-"""Match: the query's cosine similarity on cells, from coarse to fine; then the proposals.
+"""Match: the query's cosine similarity on cells, from coarse to fine.
 
-On the coarsest ratio all cells are evaluated, on each next one only those under a cell that reached `tau_sim`. A unit
-is a box of cells, one chunk of the similarity array; where no cell is asked for it reads no features. Cells that were
-not evaluated hold NaN.
+On the coarsest ratio all cells are evaluated, on each next one only those under a cell that reached `tau_sim`. For each
+ratio, `stages.project` has multiplied the tokens that its cells touch with the query; a unit here is a box of cells
+that interpolates these products and the Gram maps, both small. Cells that were not evaluated hold NaN.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,21 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
+from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array, Bool, Float32, Shape3
+from cryosam_dask.types import Axis, Bool, Float32, Shape3
 
-CELLS: Shape3 = (32, 64, 64)
-"""Cells in a unit, at most; fewer where their tokens would take more than `UNIT_BYTES`."""
+CELLS: Shape3 = (64, 256, 256)
+"""Cells in a unit, at most."""
 
-UNIT_BYTES = 192 << 20
+CHUNK: Shape3 = (64, 128, 128)
+"""Chunks of the similarity; a unit has whole ones."""
+
+SAMPLES = 4096
+"""Cells of a chunk that the median of all is taken from."""
 
 CANDIDATES = 4_000_000
 """Cells that are held for non-maximum suppression; of more, the best are taken."""
@@ -35,121 +40,119 @@ def stage_name(name: str, ratio: int) -> str:
     return f"match/{name}/r{ratio}"
 
 
-def plan(store: RunStore, name: str, ratio: int, coarser: int | None, tau_sim: float, upstream: str) -> Stage:
-    """The boxes of cells of one ratio, under the ratio before it (None: all cells)."""
-    volume = FeatureVolume(store)
-    grid = volume.grid(ratio)
-    size = unit_cells(volume, ratio)
+@dataclass(frozen=True)
+class Pass:
+    """One ratio of a matching: which cells of it are evaluated, and how.
+
+    Attributes
+    ----------
+    name : of the query; ratio : of the cells
+    coarser : only cells under those of this ratio that reached `tau_sim`; None: all
+    center : whether the similarity is of F − μ with F_Q − μ
+    """
+
+    name: str
+    ratio: int
+    coarser: int | None = None
+    tau_sim: float | None = None
+    center: bool = False
+
+
+def passes(name: str, settings: MatchSettings) -> list[Pass]:
+    """The ratios of a matching, from coarse to fine."""
+    coarser = (None, *settings.ratios)
+    return [
+        Pass(name, ratio, before, None if before is None else settings.tau_sim, settings.center)
+        for ratio, before in zip(settings.ratios, coarser, strict=False)
+    ]
+
+
+def plan(shape: Shape3, this: Pass, upstream: str) -> Stage:
+    """The boxes of cells of one ratio; `upstream` is the fingerprint of its projection."""
     units = []
-    for index, box in enumerate(geometry.boxes(grid, size)):
-        region = Region(layout.similarity(name, ratio), tuple(a for a, _ in box), tuple(b for _, b in box))
+    for index, box in enumerate(geometry.boxes(geometry.cell_grid(shape, this.ratio), CELLS)):
+        low, high = zip(*box, strict=True)
+        region = Region(layout.similarity(this.name, this.ratio), low, high)
+        cells = math.prod(b - a for a, b in box)
         units.append(
             Unit(
-                name=f"ratio {ratio} cells {','.join(f'{a}:{b}' for a, b in box)}",
+                name=f"ratio {this.ratio} cells {','.join(f'{a}:{b}' for a, b in box)}",
                 marks=(index,),
                 params={"box": [list(side) for side in box]},
                 writes=(region,),
-                memory=_token_bytes(volume, ratio, size) + math.prod(size) * 40 + (32 << 20),
+                memory=cells * 10 + (24 << 20),
             )
         )
-    settings = {"name": name, "ratio": ratio, "coarser": coarser, "tau_sim": tau_sim if coarser else None}
-    return Stage(stage_name(name, ratio), work, settings, upstream, tuple(units), len(units))
+    return Stage(stage_name(this.name, this.ratio), work, asdict(this), upstream, tuple(units), len(units))
 
 
-def unit_cells(volume: FeatureVolume, ratio: int) -> Shape3:
-    """Cells along z, y, x in a unit of this ratio."""
-    size = [min(a, b) for a, b in zip(CELLS, volume.grid(ratio), strict=True)]
-    while _token_bytes(volume, ratio, (size[0], size[1], size[2])) > UNIT_BYTES and max(size) > 1:
-        longest = size.index(max(size))
-        size[longest] = -(-size[longest] // 2)
-    return size[0], size[1], size[2]
-
-
-def _token_bytes(volume: FeatureVolume, ratio: int, size: Shape3) -> int:
-    """The most that one view's tokens of a unit take, in half and in single precision."""
-    most = 0
-    for axis in AXES:
-        grid = volume.token_grid(axis)
-        lengths = geometry.plane_shape(volume.shape, axis)
-        rows, columns = (
-            min(tokens, math.ceil(size[i] * ratio * tokens / length) + 2)
-            for i, tokens, length in zip(geometry.plane_axes(axis), grid, lengths, strict=True)
-        )
-        most = max(most, size[geometry.axis_index(axis)] * rows * columns)
-    return most * (volume.channels // 3) * (2 + 4)
-
-
-def prepare(store: RunStore, name: str, ratio: int) -> None:
-    volume = FeatureVolume(store)
-    grid = volume.grid(ratio)
+def prepare(store: RunStore, this: Pass) -> None:
+    """Create the array of similarities."""
     store.new_array(
-        layout.similarity(name, ratio),
-        shape=grid,
+        layout.similarity(this.name, this.ratio),
+        shape=geometry.cell_grid(store.shape, this.ratio),
         dtype="float32",
-        chunks=unit_cells(volume, ratio),
+        chunks=CHUNK,
         dims=("z", "y", "x"),
         fill_value=math.nan,
     )
-    ome.put_coordinates(store, layout.similarity_group(name, ratio), ratio)
+    ome.put_coordinates(store, layout.similarity_group(this.name, this.ratio), this.ratio)
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Similarity on one box of cells, where the coarser ratio allows it."""
-    store = RunStore.open(context.url, "r+")
-    name, ratio = settings["name"], settings["ratio"]
+    store, this = RunStore.open(context.url, "r+"), Pass(**settings)
     z, y, x = ((int(a), int(b)) for a, b in unit.params["box"])
     box: Box = (z, y, x)
-    wanted = _wanted(store, settings, box)
+    wanted = wanted_cells(store, this, box)
     out = np.full(wanted.shape, np.nan, np.float32)
     if wanted.any():
-        tight = _bounds(wanted)
+        query, mean = read_query(store, this)
+        tight = geometry.bounds(wanted)
         inside = geometry.box_slices(tight)
-        z, y, x = ((a + o[0], b + o[0]) for (a, b), o in zip(tight, box, strict=True))
-        values = _evaluate(store, name, ratio, (z, y, x))
-        out[inside] = np.where(wanted[inside], values, np.nan)
-    store.array(layout.similarity(name, ratio))[geometry.box_slices(box)] = out
+
+        def dots(axis: Axis, part: tuple[slice, slice, slice]) -> Float32:
+            return store.read(layout.dots(this.name, this.ratio, axis), (slice(None), *part))
+
+        out[inside] = FeatureVolume(store).similarity_block(
+            query, this.ratio, geometry.shifted(tight, box), mean, wanted=wanted[inside], dots=dots
+        )
+    store.array(layout.similarity(this.name, this.ratio))[geometry.box_slices(box)] = out
     return None
 
 
-def _evaluate(store: RunStore, name: str, ratio: int, box: Box) -> Float32:
-    query = store.read(f"{layout.query(name)}/feature")
-    mean = store.read(f"{layout.query(name)}/mean")
-    return FeatureVolume(store).similarity_block(query, ratio, box, mean if mean.any() else None)
+def read_query(store: RunStore, this: Pass) -> tuple[Float32, Float32 | None]:
+    """The query's feature, and the mean that it is centred by or None."""
+    where = layout.query(this.name)
+    return store.read(f"{where}/feature"), store.read(f"{where}/mean") if this.center else None
 
 
-def _wanted(store: RunStore, settings: Json, box: Box) -> Bool:
+def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:
     """Cells of the box that lie under a coarser cell at or above the threshold."""
     shape = tuple(b - a for a, b in box)
-    coarser = settings["coarser"]
-    if coarser is None:
+    if this.coarser is None:
         return np.ones(shape, bool)
-    step = coarser // settings["ratio"]
+    step = this.coarser // this.ratio
     parents = tuple(slice(a // step, (b - 1) // step + 1) for a, b in box)
-    kept = store.read(layout.similarity(settings["name"], coarser), parents) >= settings["tau_sim"]
+    kept = store.read(layout.similarity(this.name, this.coarser), parents) >= this.tau_sim
     index = np.ix_(*(np.arange(a, b) // step - a // step for a, b in box))
     out: Bool = kept[index]
     return out
-
-
-def _bounds(mask: Bool) -> Box:
-    sides = []
-    for axis in range(3):
-        held = np.flatnonzero(mask.any(tuple(i for i in range(3) if i != axis)))
-        sides.append((int(held[0]), int(held[-1]) + 1))
-    return sides[0], sides[1], sides[2]
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Cells of a ratio that reached the threshold, and how the similarities lie.
 
-    centers : (n, 3) voxels; scores : (n,); evaluated : number of cells evaluated
+    centers : (n, 3) voxels; scores : (n,); of more than `CANDIDATES` only the best
+    evaluated : number of cells evaluated; reached : how many of them reached the threshold
     low, middle, high : least, median and greatest similarity seen
     """
 
     centers: NDArray[np.float64]
     scores: Float32
     evaluated: int
+    reached: int
     low: float
     middle: float
     high: float
@@ -159,31 +162,43 @@ class Candidates:
         return f"similarities from {self.low:.3f} to {self.high:.3f}, half of them below {self.middle:.3f}"
 
 
-def candidates(store: RunStore, name: str, ratio: int, tau_sim: float) -> Candidates:
-    """Read a ratio's similarity box by box and gather the cells at or above the threshold."""
-    array = store.array(layout.similarity(name, ratio))
+def candidates(store: RunStore, this: Pass, tau_sim: float) -> Candidates:
+    """Read a ratio's similarity chunk by chunk and gather the cells at or above the threshold."""
+    array = store.array(layout.similarity(this.name, this.ratio))
     grid: Shape3 = (array.shape[0], array.shape[1], array.shape[2])
-    axes = [geometry.cell_centers(n, ratio) for n in store.shape]
-    where: list[Array] = []
-    scores: list[Float32] = []
+    axes = [geometry.cell_centers(n, this.ratio) for n in store.shape]
+    points, scores = [np.empty((0, 3))], [np.empty(0, np.float32)]
     seen: list[Float32] = []
-    evaluated = 0
-    for box in geometry.boxes(grid, CELLS):
+    evaluated = reached = 0
+    for box in geometry.boxes(grid, CHUNK):
         values = np.asarray(array[geometry.box_slices(box)])
         known = values[np.isfinite(values)]
         evaluated += known.size
         if known.size == 0:
             continue
-        seen.append(np.quantile(known, np.linspace(0, 1, 101)).astype(np.float32))
+        seen += [known[:: 1 + known.size // SAMPLES], known.min(keepdims=True), known.max(keepdims=True)]
         index = np.argwhere(values >= tau_sim)
-        where.append(np.stack([axes[i][index[:, i] + box[i][0]] for i in range(3)], axis=1))
+        reached += len(index)
+        points.append(np.stack([axes[i][index[:, i] + box[i][0]] for i in range(3)], axis=1))
         scores.append(values[tuple(index.T)])
+        if sum(map(len, scores)) > 2 * CANDIDATES:
+            points, scores = _best(points, scores)
+    points, scores = _best(points, scores)
     spread = np.concatenate(seen)
-    points, best = np.concatenate(where), np.concatenate(scores)
-    if len(best) > CANDIDATES:
-        top = np.argpartition(-best, CANDIDATES)[:CANDIDATES]
-        points, best = points[top], best[top]
-    return Candidates(points, best, evaluated, float(spread.min()), float(np.median(spread)), float(spread.max()))
+    return Candidates(
+        points[0], scores[0], evaluated, reached, float(spread.min()), float(np.median(spread)), float(spread.max())
+    )
+
+
+def _best(
+    points: list[NDArray[np.float64]], scores: list[Float32]
+) -> tuple[list[NDArray[np.float64]], list[Float32]]:
+    """Join the lists; of more than `CANDIDATES` points keep those of the highest scores, in their order."""
+    places, values = np.concatenate(points), np.concatenate(scores)
+    if len(values) > CANDIDATES:
+        top = np.sort(np.argpartition(-values, CANDIDATES)[:CANDIDATES])
+        places, values = places[top], values[top]
+    return [places], [values]
 
 
 def check_kept(found: Candidates, ratio: int, tau_sim: float) -> str | None:
@@ -193,7 +208,7 @@ def check_kept(found: Candidates, ratio: int, tau_sim: float) -> str | None:
             f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {found.words}; "
             "set match.tau_sim lower, or click on another particle"
         )
-    if len(found.scores) == found.evaluated and found.evaluated > 1:
+    if found.reached == found.evaluated and found.evaluated > 1:
         return (
             f"every cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g} ({found.words}): it filters nothing; "
             "set it higher, or match.center"

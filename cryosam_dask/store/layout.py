@@ -95,6 +95,11 @@ def similarity(name: str, ratio: int) -> str:
     return f"{similarity_group(name, ratio)}/similarity"
 
 
+def dots(name: str, ratio: int, axis: Axis) -> str:
+    """Products of a view's tokens with the query."""
+    return f"{similarity_group(name, ratio)}/dots/{axis}"
+
+
 def proposals(name: str) -> str:
     return f"proposals/{name}"
 

@@ -1,0 +1,111 @@
+"""Project: the query's dot product with every token that the cells to be evaluated touch.
+
+The similarity of a cell is interpolated from scalars on tokens, so the latents, which are nearly all that there is to
+read, are gone through slab by slab along their own chunks, each chunk once; boxes of cells would read those at their
+edges several times. A unit is a run of slabs of one view; it reads the chunks of latents that hold a touched token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+
+from cryosam_dask import geometry
+from cryosam_dask.geometry import Box
+from cryosam_dask.stages import match
+from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.match import Pass
+from cryosam_dask.store import layout
+from cryosam_dask.store.features import PIECE_BYTES, FeatureVolume
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import AXES, Axis, Bool, Shape3
+
+UNIT_BYTES = 128 << 20
+"""Latents in a unit, where a single slab has not more: units of a second or so."""
+
+
+def stage_name(name: str, ratio: int) -> str:
+    return f"project/{name}/r{ratio}"
+
+
+def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this: Pass, upstream: str) -> Stage:
+    """Runs of slabs of the three views.
+
+    Parameters
+    ----------
+    grids : tokens along the rows and columns of each view's slices; channels : C of one view
+    """
+    ratio = this.ratio
+    units: list[Unit] = []
+    for axis in AXES:
+        thick = _unit_slices(grids[axis], channels, ratio)
+        rows, columns = geometry.plane_axes(axis)
+        cells = geometry.cell_grid(shape, ratio)
+        for start, stop in geometry.slabs(cells[geometry.axis_index(axis)], thick):
+            region = Region(layout.dots(this.name, ratio, axis), (0, start, 0, 0), (_vectors(this), stop, *grids[axis]))
+            units.append(
+                Unit(
+                    name=f"ratio {ratio} {axis} {start}:{stop}",
+                    marks=(len(units),),
+                    params={"axis": axis, "start": start, "stop": stop},
+                    writes=(region,),
+                    # pieces as read, decoded and read ahead; the products; one slab's cells
+                    memory=4 * PIECE_BYTES
+                    + (stop - start) * math.prod(grids[axis]) * 16
+                    + layout.SLAB // ratio * cells[rows] * cells[columns] * 6
+                    + (8 << 20),
+                )
+            )
+    return Stage(stage_name(this.name, ratio), work, asdict(this), upstream, tuple(units), len(units))
+
+
+def _vectors(this: Pass) -> int:
+    """Vectors that tokens are multiplied with: the query, and the mean where both are centred."""
+    return 2 if this.center else 1
+
+
+def _unit_slices(grid: tuple[int, int], channels: int, ratio: int) -> int:
+    """Latent slices in a unit: whole slabs of the feature stage."""
+    slab = max(1, layout.SLAB // ratio)
+    return slab * max(1, UNIT_BYTES // (slab * math.prod(grid) * channels * 2))
+
+
+def prepare(store: RunStore, this: Pass) -> None:
+    """Create the arrays of products."""
+    volume = FeatureVolume(store)
+    for axis in AXES:
+        grid = volume.token_grid(axis)
+        slices = volume.grid(this.ratio)[geometry.axis_index(axis)]
+        store.new_array(
+            layout.dots(this.name, this.ratio, axis),
+            shape=(_vectors(this), slices, *grid),
+            dtype="float32",
+            chunks=(_vectors(this), _unit_slices(grid, volume.view_channels, this.ratio), *grid),
+            dims=("vector", *layout.view_dims(axis)),
+        )
+
+
+def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
+    """Multiply the touched tokens of a run of slabs with the query."""
+    store, this = RunStore.open(context.url, "r+"), Pass(**settings)
+    axis: Axis = unit.params["axis"]
+    start, stop = unit.params["start"], unit.params["stop"]
+    volume, index = FeatureVolume(store), geometry.axis_index(axis)
+    target = volume.targets(*match.read_query(store, this))[index]
+    slabs = [(start + a, start + b) for a, b in geometry.slabs(stop - start, max(1, layout.SLAB // this.ratio))]
+    asked = [(*slices, touched_tokens(store, this, axis, slices)) for slices in slabs]
+    products = volume.dots_of_slabs(target, this.ratio, axis, asked)
+    store.array(layout.dots(this.name, this.ratio, axis))[:, start:stop] = products
+    return None
+
+
+def touched_tokens(store: RunStore, this: Pass, axis: Axis, slices: tuple[int, int]) -> Bool:
+    """Tokens (r, c) that any cell to be evaluated in some slices of a view touches."""
+    volume, index = FeatureVolume(store), geometry.axis_index(axis)
+    sides = [(0, n) for n in volume.grid(this.ratio)]
+    sides[index] = slices
+    box: Box = (sides[0], sides[1], sides[2])
+    wanted = match.wanted_cells(store, this, box)
+    return volume.touched_tokens(this.ratio, axis, np.asarray(wanted.any(axis=index)))
