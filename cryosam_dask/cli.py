@@ -294,6 +294,48 @@ def info(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def plan(
+    tomogram: TomogramArgument,
+    models: ModelsOption = "paper",
+    count: CountOption = None,
+    ratios: RatiosOption = None,
+    set_: SetOption = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", metavar="N,N,…", help="Give the time on so many workers; else 1 to 256.")
+    ] = None,
+    speed: Annotated[
+        str,
+        typer.Option("--speed", metavar="NAME|TFLOP/s", help="Of a worker: cpu (2 threads), a100, h100, or a number."),
+    ] = "cpu",
+    diameter: Annotated[float, typer.Option("--diameter", metavar="Å", help="Of the particles.")] = 250.0,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", metavar="MB/s", help="Of the storage that all workers share.")
+    ] = None,
+    driver: Annotated[float, typer.Option("--driver", metavar="MS", help="Milliseconds of the driver a unit.")] = 2.0,
+    voxel_size: VoxelOption = None,
+    unsigned: UnsignedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will take, before anything runs: units, memory, disk, planes to embed, time on N workers.
+
+    It reads the tomogram's header only; no weights, no GPU and no store are needed.
+    """
+    from cryosam_dask import planning
+    from cryosam_dask.io.source import open_tomogram
+
+    options = planning.Options(
+        **({} if workers is None else {"workers": planning.worker_counts(workers)}),
+        machine=planning.machine(speed),
+        diameter=diameter,
+        driver_seconds=driver / 1000,
+        bandwidth=float("inf") if bandwidth is None else bandwidth * 1e6,
+    )
+    source = open_tomogram(tomogram, voxel_size=_voxel_size(voxel_size), unsigned=unsigned)
+    made = planning.plan_run(source, _settings(models, set_, count, ratios), options)
+    typer.echo(json.dumps(planning.to_json(made)) if as_json else planning.in_words(made))
+
+
+@app.command()
 def simulate(
     path: Annotated[Path, typer.Argument(metavar="OUT.mrc", help="The tomogram to write.")],
     truth: Annotated[Path | None, typer.Option("--truth", metavar="CSV", help="Write the positions here.")] = None,

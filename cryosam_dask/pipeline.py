@@ -18,7 +18,7 @@ from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
 from cryosam_dask.models.registry import ensure_weights
-from cryosam_dask.settings import Settings, preset
+from cryosam_dask.settings import Precision, Settings, preset
 from cryosam_dask.stages import embed, features, ingest, label, match, project, propose, query, rank, segment, select
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout, marks
@@ -145,7 +145,8 @@ class Driver:
 
     def features(self, settings: Settings) -> None:
         """Encode the slices of the three views into the feature volume."""
-        store, chosen = self._ingested(), settings.features
+        store = self._ingested()
+        chosen = self._with_precision(settings).features
         ensure_weights(chosen.encoder)
         upstream = _fingerprint(store, ingest.NAME)
         standardize = features.plan_standardize(store.shape, chosen, upstream)
@@ -169,6 +170,7 @@ class Driver:
         """Segment the prompted particles and pool their features into the query."""
         check_name(name)
         store = self._ingested()
+        settings = self._with_precision(settings)
         ensure_weights(settings.propagation.segmenter)
         prompts = check_points(np.asarray(points, float), store.shape)
         where, upstream = layout.query(name), _fingerprint(store, features.NAME)
@@ -179,9 +181,31 @@ class Driver:
         self._check_settings(where, settings)
         store.group(where).attrs["settings"] = settings.model_dump(mode="json")
         self._segment(stage, settings, prompts)
+        # planned again: its memory follows from what has been segmented
+        pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
         for result in self._execute(pooling, store).values():
             for point in result.get("missing", []):
                 self._note(f"nothing could be segmented at the prompt {','.join(f'{v:g}' for v in point)}")
+
+    def _with_precision(self, settings: Settings) -> Settings:
+        """Settings with "auto" precisions decided: as in what is there already, else as suits the device."""
+        encoder = encoder_info(settings.features.encoder)
+        segmenter = segmenter_info(settings.propagation.segmenter)
+        decide = self._precision
+        return settings.replace(
+            {
+                "features.precision": decide(settings.features.precision, encoder.uses_torch, features.NAME),
+                "propagation.precision": decide(settings.propagation.precision, segmenter.uses_torch, embed.NAME),
+            }
+        )
+
+    def _precision(self, precision: Precision, uses_torch: bool, stage: str) -> str:
+        if precision != "auto":
+            return precision
+        found = None if self._overwrite else marks.found_stage(self.store, stage)
+        if found is not None:
+            return str(found["settings"]["precision"])
+        return self._executor.precision if uses_torch else "float32"
 
     def _check_settings(self, where: str, settings: Settings) -> None:
         """Refuse to continue a query with other settings, by their names; stages know only those that concern them."""
@@ -202,21 +226,24 @@ class Driver:
         for this in match.passes(name, settings.match):
             products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, upstream)
             self._named(products, lambda p=this: project.prepare(store, p))  # type: ignore[misc]
-            stage = match.plan(store.shape, this, products.fingerprint)
+            stage = match.plan(store.shape, volume.token_grids, this, products.fingerprint)
             self._named(stage, lambda p=this: match.prepare(store, p))  # type: ignore[misc]
-            found = match.candidates(store, this, settings.match.tau_sim)
+            found = match.survey(store, this, settings.match.tau_sim)
             if note := match.check_kept(found, this.ratio, settings.match.tau_sim):
                 self._note(note)
             upstream = stage.fingerprint
+        radius = propose.suppression_radius(store, name, settings.match)
         if settings.match.rank == "profile":
-            candidates = propose.shortlist(store, name, settings.match, found)
+            most = propose.shortlist_length(store.shape)
+            candidates, _ = propose.survivors(store, this, found, radius, most)
             ranking = rank.plan(store, name, candidates, upstream)
             self._named(ranking, lambda: None)
             points, scores = rank.gather(store, name, ranking)
             radius, upstream = rank.query_radius(store, name), ranking.fingerprint
         else:
-            points, scores = found.centers, found.scores.astype(float)
-            radius = propose.suppression_radius(store, name, settings.match)
+            count = None if settings.match.count == "auto" else settings.match.count
+            points, similarity = propose.survivors(store, this, found, radius, count)
+            scores = similarity.astype(float)
         for note in propose.choose(store, name, settings.match, points, scores, radius, upstream):
             self._note(note)
 
@@ -265,9 +292,12 @@ class Driver:
         while waiting:
             missing = [plane for plane in planes if embed.mark_of(shape, plane) not in embedded]
             if missing:
-                self._execute(embed.plan(shape, settings.propagation, upstream, missing), store, progress=turns)
+                # planes that are read together share a unit, but not so many that workers have nothing to do
+                most = -(-len(missing) // self._executor.slots)
+                embedding = embed.plan(shape, settings.propagation, upstream, missing, most)
+                self._execute(embedding, store, progress=turns)
                 embedded.update(embed.mark_of(shape, plane) for plane in missing)
-            there = sorted(embedded)
+            there = segment.pack_marks(embedded, sum(shape))
             units = [replace(unit, params={**unit.params, "embedded": there}) for unit in waiting.values()]
             results = self._execute(stage, store, units, turns)
             waiting = {n: u for n, u in waiting.items() if "planes" in results.get(n, {})}
@@ -306,7 +336,7 @@ class Driver:
         """Keep what units took, and the memory that was projected for the largest beside what was measured."""
         self.timings.setdefault(stage.name, []).extend(done.timings)
         projected = max(unit.memory for unit in units) + stage.model_memory
-        measured = max((t.peak - t.memory for t in done.timings), default=0)
+        measured = max((t.peak - t.memory for t in done.timings if t.together == 1), default=0)
         before = self.memory.get(stage.name, (0, 0))
         self.memory[stage.name] = (max(before[0], projected), max(before[1], measured))
 

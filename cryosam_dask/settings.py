@@ -13,7 +13,7 @@ from cryosam_dask.errors import SettingsError
 
 Ratio = Literal[2, 4, 8, 16]
 Odd = Annotated[int, Field(ge=1, le=31)]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class _Settings(BaseModel):
@@ -35,6 +35,7 @@ class FeatureSettings(_Settings):
     standardize : "none"; "scale": unit deviation per channel over the tomogram; "whiten": also uncorrelated
     tile, halo : tokens of a side in one forward pass, and extra ones around that are cropped
     batch : slices in one forward pass
+    precision : what the encoder computes in; "auto": in half precision where the device gains from it, and so recorded
     """
 
     encoder: str
@@ -46,7 +47,7 @@ class FeatureSettings(_Settings):
     tile: int = Field(default=96, ge=8)
     halo: int = Field(default=8, ge=0)
     batch: int = Field(default=4, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,12 +97,13 @@ class PropagationSettings(PropagationRules):
     ----------
     segmenter : name of the prompted segmenter, optionally `NAME=PATH` of its weights
     plane_thickness : slices averaged into each plane (1: none), against noise
+    precision : what the segmenter embeds in, as for features
     group : prompts in one unit of work
     """
 
     segmenter: str
     plane_thickness: Odd = 1
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     group: int = Field(default=16, ge=1)
 
     @model_validator(mode="after")

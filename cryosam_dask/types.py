@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +18,73 @@ Point = tuple[float, float, float]
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 Array = NDArray[Any]
+
+
+class Window(NamedTuple):
+    """An array of `shape` that is 0 (or False) outside a block, whose first element is at (row, col).
+
+    Masks of single objects, and logits of a segmenter that looks at a prompt's surroundings only, are kept like this.
+    """
+
+    shape: tuple[int, int]
+    row: int
+    col: int
+    block: Array
+
+    @classmethod
+    def crop(cls, full: Array) -> Window:
+        """Keep the block that is not 0."""
+        rows = np.flatnonzero((full != 0).any(1))
+        r0, r1 = (int(rows[0]), int(rows[-1]) + 1) if rows.size else (0, 0)
+        cols = np.flatnonzero((full[r0:r1] != 0).any(0))
+        c0, c1 = (int(cols[0]), int(cols[-1]) + 1) if cols.size else (0, 0)
+        return cls((full.shape[0], full.shape[1]), r0, c0, full[r0:r1, c0:c1].copy())
+
+    def full(self) -> Array:
+        """The whole array."""
+        out = np.zeros(self.shape, self.block.dtype)
+        self.paste(out)
+        return out
+
+    def paste(self, full: Array) -> None:
+        """Put the block into a whole array."""
+        h, w = self.block.shape
+        full[self.row : self.row + h, self.col : self.col + w] = self.block
+
+    def cut(self, row: int, col: int, shape: tuple[int, ...]) -> Array:
+        """The part of the whole array that begins at (row, col) and has `shape`; 0 beyond the array's ends."""
+        out = np.zeros(shape, self.block.dtype)
+        r0, c0 = max(row, self.row), max(col, self.col)
+        r1 = min(row + shape[0], self.row + self.block.shape[0])
+        c1 = min(col + shape[1], self.col + self.block.shape[1])
+        if r0 < r1 and c0 < c1:
+            held = self.block[r0 - self.row : r1 - self.row, c0 - self.col : c1 - self.col]
+            out[r0 - row : r1 - row, c0 - col : c1 - col] = held
+        return out
+
+
+class Candidates(Protocol):
+    """The candidate masks of one prompt on one plane; each is made when it is asked for, and only as large as it is.
+
+    `Prediction` has the same with every mask at the plane's full size.
+    """
+
+    @property
+    def scores(self) -> Float32:
+        """(M,) float32 the model's own estimate of each mask's quality, larger is better."""
+        ...
+
+    def mask(self, m: int) -> Window:
+        """Candidate m's mask, bool, in pixels of the plane."""
+        ...
+
+    def logits(self, m: int) -> Window:
+        """Candidate m's logits, float32, in the segmenter's own frame; for the next plane."""
+        ...
+
+    def peak(self, m: int) -> tuple[float, float]:
+        """Candidate m's most confident pixel (row, column) of the plane, as by `PromptedSegmenter.peak`."""
+        ...
 
 
 class Prediction(NamedTuple):
@@ -36,6 +104,22 @@ class Prediction(NamedTuple):
     masks: Bool
     scores: Float32
     logits: Float32
+
+    @classmethod
+    def of(cls, found: Sequence[Candidates], count: int, plane: tuple[int, int], frame: tuple[int, int]) -> Prediction:
+        """Candidates of B prompts at full size: masks of `plane`, logits of `frame`.
+
+        A prompt with fewer than `count` = M candidates gets empty masks with score 0 for the rest.
+        """
+        masks = np.zeros((len(found), count, *plane), bool)
+        scores = np.zeros((len(found), count), np.float32)
+        logits = np.zeros((len(found), count, *frame), np.float32)
+        for b, one in enumerate(found):
+            for m, score in enumerate(one.scores):
+                one.mask(m).paste(masks[b, m])
+                one.logits(m).paste(logits[b, m])
+                scores[b, m] = score
+        return cls(masks, scores, logits)
 
 
 @runtime_checkable
@@ -109,6 +193,17 @@ class PromptedSegmenter(Protocol):
 
         Positions that stand for the segmenter's own padding are never returned.
         """
+        ...
+
+
+@runtime_checkable
+class WindowedSegmenter(PromptedSegmenter, Protocol):
+    """A segmenter that also gives candidates without masks of whole planes: optional, and quicker on large planes."""
+
+    def candidates(
+        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
+    ) -> Sequence[Candidates]:
+        """What `predict` finds, for each of B prompts; logits : B windows, or None on the first plane."""
         ...
 
 

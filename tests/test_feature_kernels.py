@@ -51,7 +51,7 @@ def test_norm_projection_and_pooling_equal_the_dense_ones(
     dots = rows.weights @ view.dots @ columns.weights.T
     assert dots == pytest.approx(np.moveaxis(dense @ vectors, -1, 0), abs=1e-4)
     pooled = kernel.pool_view(touched, mask, rows, columns)
-    assert pooled == pytest.approx(dense[mask].sum(0), abs=2e-3)
+    assert pooled == pytest.approx(dense[mask].sum(0, dtype=float), rel=1e-5, abs=2e-3)
 
 
 def test_centred_terms_are_those_of_the_centred_features() -> None:
@@ -87,6 +87,34 @@ def test_token_weights_sum_to_the_voxels_and_weigh_the_mean() -> None:
 def test_average_slices_has_a_shorter_last_run() -> None:
     tokens = np.arange(7, dtype=np.float32).reshape(7, 1, 1, 1)
     assert kernel.average_slices(tokens, 4).ravel().tolist() == [1.5, 5.0]
+
+
+@given(st.integers(1, 16), st.sampled_from([(2, 4), (2, 16), (4, 8), (4, 16), (4, 4)]))
+def test_coarser_averages_follow_from_the_sums_of_finer_ones(count: int, ratios: tuple[int, int]) -> None:
+    fine, coarse = ratios
+    tokens = np.random.default_rng(count).normal(size=(count, 2, 3, 4)).astype(np.float32)
+    starts = np.arange(0, count, fine)
+    sums = np.add.reduceat(tokens, starts, axis=0)
+    counts = np.minimum(fine, count - starts)
+    found = kernel.average_slices(sums, coarse // fine, counts)
+    assert found == pytest.approx(kernel.average_slices(tokens, coarse), abs=1e-6)
+
+
+def test_gram_maps_of_half_tokens_are_those_of_the_same_in_single_precision() -> None:
+    half = np.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype(np.float16)
+    maps = kernel.gram_maps(half)
+    assert maps.dtype == np.float32
+    assert (maps == kernel.gram_maps(half.astype(np.float32))).all()
+    t = half.astype(float)
+    assert maps[1, 2, 3] == pytest.approx(
+        [
+            t[1, 2, 3] @ t[1, 2, 3],
+            t[1, 2, 3] @ t[1, 3, 3],
+            t[1, 2, 3] @ t[1, 2, 4],
+            t[1, 2, 3] @ t[1, 3, 4] + t[1, 2, 4] @ t[1, 3, 3],
+        ],
+        rel=1e-5,
+    )
 
 
 def test_similarity_of_nothing_is_zero_not_nan() -> None:

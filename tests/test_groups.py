@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,16 +16,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cryosam_dask.executors import serial
+from cryosam_dask.executors.base import run_unit
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.pipeline import Driver
 from cryosam_dask.settings import FeatureSettings, PropagationSettings
 from cryosam_dask.stages import embed, features, ingest, label, match, project, rank, segment
 from cryosam_dask.stages.base import Region, Stage, Unit
+from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Shape3
+from cryosam_dask.types import AXES, Axis, Shape3
 
 SHAPES: list[Shape3] = [(2, 2, 2), (16, 16, 16), (33, 17, 5), (7, 130, 65), (65, 31, 258), (40, 2, 70)]
 
@@ -62,22 +63,76 @@ def test_blocks_hold_each_point_once_and_only_their_own(seed: int, count: int) -
     assert len(set().union(*cubes)) == len(found)
 
 
-planes = st.tuples(st.sampled_from(AXES), st.integers(0, 40))
+SIDES: Shape3 = (70, 33, 100)
+planes = st.sampled_from(AXES).flatmap(
+    lambda axis: st.tuples(st.just(axis), st.integers(0, SIDES[AXES.index(axis)] - 1))
+)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(planes, max_size=40), st.booleans())
-def test_bundles_of_planes_hold_each_plane_once_and_few_adjacent_ones(wanted: list[embed.Plane], most: bool) -> None:
+@given(st.lists(planes, max_size=40), st.booleans(), st.sampled_from([1, 5, 31]), st.integers(1, 20))
+def test_bundles_of_planes_hold_each_plane_once_and_read_one_row_of_chunks(
+    wanted: list[embed.Plane], nearly_all: bool, thickness: int, most: int
+) -> None:
     """Few planes, or all but those few."""
-    if most:
-        wanted = [(axis, i) for axis in AXES for i in range(41) if (axis, i) not in wanted]
-    runs = embed._runs(iter(wanted))
-    held = [(axis, i) for axis, start, stop in runs for i in range(start, stop)]
+    if nearly_all:
+        wanted = [(axis, i) for axis, n in zip(AXES, SIDES, strict=True) for i in range(n) if (axis, i) not in wanted]
+    chosen = PropagationSettings(segmenter="random-walker", plane_thickness=thickness)
+    units = embed.plan(SIDES, chosen, "up", iter(wanted), most).units
+    held = [(unit.params["axis"], i) for unit in units for i in unit.params["planes"]]
     assert len(held) == len(set(held))
     assert set(held) == set(wanted)
-    assert all(1 <= stop - start <= embed.BUNDLE for _, start, stop in runs)
-    for (axis, first, stop), (other, start, _) in itertools.pairwise(runs):
-        assert axis != other or start > stop or stop - first == embed.BUNDLE
+    assert [unit.marks for unit in units] == [
+        tuple(embed.mark_of(SIDES, (unit.params["axis"], i)) for i in unit.params["planes"]) for unit in units
+    ]
+    rows: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for unit in units:
+        axis, indices = AXES.index(unit.params["axis"]), unit.params["planes"]
+        assert 1 <= len(indices) <= min(most, embed.BUNDLE)
+        assert indices == sorted(indices)
+        row = indices[0] // layout.CHUNK[axis]
+        rows[axis, row].append(len(indices))
+        first, stop = row * layout.CHUNK[axis], min((row + 1) * layout.CHUNK[axis], SIDES[axis])
+        (read,) = unit.reads
+        assert first - thickness // 2 <= read.start[axis] <= read.stop[axis] - 1 < stop + thickness // 2
+        assert read.start[axis] == max(indices[0] - thickness // 2, 0)
+        assert read.stop[axis] == min(indices[-1] + thickness // 2 + 1, SIDES[axis])
+        written = [
+            i for r in unit.writes if r.array.startswith("embeddings/planes") for i in range(r.start[0], r.stop[0])
+        ]
+        assert written == indices
+    for counts in rows.values():
+        assert len(counts) == math.ceil(sum(counts) / min(most, embed.BUNDLE))
+        assert max(counts) - min(counts) <= 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 39), min_size=1, unique=True), st.sampled_from(AXES), st.sampled_from([1, 3, 7]))
+def test_a_sample_holds_the_slices_asked_for_and_averages_them(
+    small_store: tuple[RunStore, NDArray[np.float32]], indices: list[int], axis: Axis, thickness: int
+) -> None:
+    store, values = small_store
+    view = np.moveaxis(values, AXES.index(axis), 0).astype(float)
+    indices = sorted({i % len(view) for i in indices})
+    reach = thickness // 2
+    expected = np.stack([view[max(i - reach, 0) : i + reach + 1].mean(0) for i in indices])
+    sample = Sample(store, axis, indices, thickness)
+    near = {j for i in indices for j in range(max(i - reach, 0), min(i + reach + 1, len(view)))}
+    assert len(sample._block) == len(near)
+    assert sample._block.dtype == np.float32
+    assert sample.standard(indices) == pytest.approx((expected - 3) / 2, abs=1e-5)
+    for index, plane in zip(indices[::-1], expected[::-1], strict=True):
+        assert np.abs(sample.grey([index])[0] - np.clip((plane - 1) * 255 / 4, 0, 255)).max() <= 0.51
+
+
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunStore, NDArray[np.float32]]:
+    shape = (40, 35, 39)
+    values = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
+    store = new_store(tmp_path_factory.mktemp("small"), shape)
+    store.new_array(layout.tomogram(), shape=shape, dtype="f4", chunks=(16, 16, 16), dims=AXES)[...] = values
+    store.update_info(statistics={"mean": 3.0, "std": 2.0, "low": 1.0, "high": 5.0})
+    return store, values
 
 
 @settings(max_examples=30)
@@ -133,6 +188,11 @@ def test_units_of_the_ingest_and_of_labels(tmp_path: Path, shape: Shape3) -> Non
     stage = ingest.plan(source, str(tmp_path / "t.mrc"), {})
     store = ingest.create_store(str(tmp_path / "run.zarr"), source, "t.mrc")
     check_stage(stage, store, [layout.tomogram()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "INGEST_BOX", (32, 32, 64))
+        patch.setattr(layout, "CHUNK", (32, 32, 32))
+        ingest.prepare(store, source)
+        check_stage(ingest.plan(source, "t.mrc", {}), store, [layout.tomogram()])
     label.prepare(store, "a")
     painting = label.plan(store, "a", np.zeros((0, 6), np.int64), [], "up")
     check_stage(painting, store, [layout.labels("a")])
@@ -164,19 +224,18 @@ def check_matching(store: RunStore, ratios: tuple[int, ...]) -> None:
             products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, "up")
             check_stage(products, store, [layout.dots("a", ratio, axis) for axis in AXES])
             match.prepare(store, this)
-            check_stage(match.plan(store.shape, this, "up"), store, [layout.similarity("a", ratio)])
+            check_stage(match.plan(store.shape, volume.token_grids, this, "up"), store, [layout.similarity("a", ratio)])
 
 
 def test_units_of_matching_in_several_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project, "UNIT_BYTES", 1 << 16)
     monkeypatch.setattr(match, "CELLS", (4, 8, 16))
-    monkeypatch.setattr(match, "CHUNK", (4, 4, 8))
     chosen = FeatureSettings(encoder="texture")
     store = new_store(tmp_path, (50, 70, 90))
     features.prepare(store, chosen)
     features.finish(store, chosen)
     check_matching(store, (4, 8))
-    assert len(match.plan(store.shape, match.Pass("a", 4), "up").units) == 4 * 3 * 2
+    assert len(match.plan(store.shape, FeatureVolume(store).token_grids, match.Pass("a", 4), "up").units) == 4 * 3 * 2
 
 
 @pytest.mark.parametrize("segmenter", ["random-walker", "sam-vitb"])
@@ -229,7 +288,7 @@ def test_what_units_really_write_is_what_they_said_and_never_shares_a_chunk(
     written: dict[str, dict[str, list[tuple[object, Region]]]] = defaultdict(lambda: defaultdict(list))
     unsaid: list[str] = []
     log: list[Region] = []
-    open_array, run_unit = RunStore.array, serial.run_unit
+    open_array = RunStore.array
 
     def unit_of(stage: str, work: Any, options: Any, context: Any, unit: Unit) -> Any:
         log.clear()
@@ -260,9 +319,9 @@ def test_what_units_really_write_is_what_they_said_and_never_shares_a_chunk(
     assert {"ingest", "features", "features-dense", "embeddings", "match/a/r4", "label/a"} <= set(written)
     for arrays in written.values():
         for path, regions in arrays.items():
-            partly = path.startswith("embeddings") or path == layout.marks(embed.NAME)
+            partly = path.startswith(("embeddings", "marks/"))  # marks are also written past the array
             check_written(store.array(path), regions, whole=not partly)
+    assert all(marks.done(store, stage).all() for stage in written if stage != embed.NAME)
     levels = range(layout.level_count(shape))
     assert {layout.tomogram(i) for i in levels} <= set(written["ingest"])
     assert {layout.labels("a", i) for i in levels} <= set(written["label/a"])
-    assert marks.done(store, "label/a").all()

@@ -19,7 +19,7 @@ LAYERS = [
     {"models"},
     {"stages"},
     {"executors"},
-    {"pipeline"},
+    {"pipeline", "planning"},
     {"outputs", "demo", "picture"},
     {"cli"},
 ]

@@ -24,14 +24,14 @@ def run(store: RunStore, stage: Stage) -> None:
         stage.work(Context(store.url), stage.settings, unit)
 
 
-def match_all(store: RunStore, chosen: MatchSettings) -> list[match.Candidates]:
+def match_all(store: RunStore, chosen: MatchSettings) -> list[match.Survey]:
     volume, found = FeatureVolume(store), []
     for this in match.passes("a", chosen):
         project.prepare(store, this)
         run(store, project.plan(store.shape, volume.token_grids, volume.view_channels, this, "up"))
         match.prepare(store, this)
-        run(store, match.plan(store.shape, this, "up"))
-        found.append(match.candidates(store, this, chosen.tau_sim))
+        run(store, match.plan(store.shape, volume.token_grids, this, "up"))
+        found.append(match.survey(store, this, chosen.tau_sim))
     return found
 
 
@@ -41,8 +41,7 @@ def store(request: pytest.FixtureRequest, random_features: Any, monkeypatch: pyt
     monkeypatch.setattr(project, "UNIT_BYTES", 1 << 14)
     monkeypatch.setattr(features, "PIECE_BYTES", 1 << 11)
     monkeypatch.setattr(features, "TILE", (8, 16, 16))
-    monkeypatch.setattr(match, "CELLS", (16, 32, 64))
-    monkeypatch.setattr(match, "CHUNK", (16, 32, 32))
+    monkeypatch.setattr(match, "CELLS", (16, 32, 32))
     store = RunStore.open(random_features(request.param, dtype="float16", tokens=(5, 6, 7)), "r+")
     volume = FeatureVolume(store)
     for ratio in volume.ratios:
@@ -134,16 +133,17 @@ def test_pieces_cover_the_touched_chunks_once(
             assert (count[chunk] == touched[chunk].any()).all()
 
 
-def test_of_too_many_candidates_the_best_are_held(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = MatchSettings(ratios=(4,), tau_sim=-1 + 1e-6)
-    every = match_all(store, chosen)[0]
-    assert every.reached == len(every.scores) == every.evaluated
-    monkeypatch.setattr(match, "CANDIDATES", 100)
-    held = match.candidates(store, match.passes("a", chosen)[0], chosen.tau_sim)
-    assert held.reached == every.reached
-    assert sorted(held.scores.tolist()) == sorted(every.scores.tolist())[-100:]
-    points = {tuple(p): s for p, s in zip(every.centers.tolist(), every.scores.tolist(), strict=True)}
-    assert all(points[tuple(p)] == s for p, s in zip(held.centers.tolist(), held.scores.tolist(), strict=True))
+@pytest.mark.parametrize("tau", [-1 + 1e-6, 0.1, 0.2])
+def test_a_survey_counts_the_cells_that_reach_the_threshold(store: RunStore, tau: float) -> None:
+    found = match_all(store, MatchSettings(ratios=(4,), tau_sim=tau))[0]
+    values = store.read(layout.similarity("a", 4))
+    assert found.evaluated == values.size
+    assert found.reached == found.counts.sum() == np.count_nonzero(values >= tau)
+    assert (found.low, found.high) == (values.min(), values.max())
+    assert found.middle == pytest.approx(np.median(values), abs=0.02)
+    step = int(np.argmax(found.counts))
+    inside = (values >= found.edges[step]) & (values < found.edges[step + 1])
+    assert found.counts[step] == np.count_nonzero(inside)
 
 
 def test_parts_are_read_ahead_in_order() -> None:

@@ -51,7 +51,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def transformer(weights: Path, **changes: Any) -> Settings:
-    values = {"match.tau_sim": -1.0, "match.ratios": [4], "match.count": 2, "match.center": True}
+    values = {
+        "match.tau_sim": -1.0, "match.ratios": [4], "match.count": 2, "match.center": True,
+        "features.precision": "float32",
+    }  # fmt: skip
     spec = f"timm:{ARCHITECTURE}={weights}+random-walker"
     return settings_for(spec, values | {k.replace("__", "."): v for k, v in changes.items()})
 
@@ -133,6 +136,25 @@ def test_native_latents_are_those_of_the_normalised_slices(
     found = finished.read(layout.latents(1, axis)).astype(np.float32)[[0, 7, 16, -1]]
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(found - expected).max() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize("best", ["float32", "bfloat16"])
+def test_precision_is_what_suits_the_device_and_then_stays(
+    small: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: str
+) -> None:
+    from cryosam_dask.executors.serial import SerialExecutor
+
+    settings = transformer(weights, features__precision="auto", features__dense_ratios=[])
+    monkeypatch.setattr(SerialExecutor, "precision", best)
+    store = features_only(small, tmp_path / "run.zarr", settings)
+    assert store.array(layout.marks("features")).attrs["settings"]["precision"] == best  # type: ignore[call-overload,index]
+    before = store.read(layout.latents(1, "z"))
+    exact = features_only(small, tmp_path / "exact.zarr", settings.replace({"features.precision": "float32"}))
+    assert np.array_equal(before, exact.read(layout.latents(1, "z"))) == (best == "float32")
+    assert before.astype(float) == pytest.approx(exact.read(layout.latents(1, "z")).astype(float), abs=0.1)
+    monkeypatch.setattr(SerialExecutor, "precision", "float16")
+    again = features_only(small, tmp_path / "run.zarr", settings)
+    assert again.array(layout.marks("features")).attrs["settings"]["precision"] == best  # type: ignore[call-overload,index]
 
 
 def test_coarse_latents_are_means_over_slices(finished: RunStore) -> None:

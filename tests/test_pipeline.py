@@ -274,7 +274,7 @@ def test_a_unit_too_large_for_a_worker_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.setattr(SerialExecutor, "worker_memory", property(lambda self: 1 << 20))
     driver = Driver(tmp_path / "r.zarr", SerialExecutor())
-    with pytest.raises(MemoryLimitError, match=r"ingest: unit slices .* needs .* a worker has 1\.0 MB"):
+    with pytest.raises(MemoryLimitError, match=r"ingest: unit voxels .* needs .* a worker has 1\.0 MB"):
         driver.ingest(simulation["path"])
     assert not (tmp_path / "r.zarr").exists()
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.kernels.instance import Patch, iou, merge_patches, pack, unpack
-from cryosam_dask.kernels.propagation import Logits, Propagation, contrast
+from cryosam_dask.kernels.instance import Patch, iou, merge_patches, pack, squared_distance, unpack
+from cryosam_dask.kernels.propagation import Propagation, contrast
 from cryosam_dask.models.random_walker import RandomWalkerSegmenter
 from cryosam_dask.settings import PropagationRules
-from cryosam_dask.types import AXES, Prediction
+from cryosam_dask.types import AXES, Prediction, Window, WindowedSegmenter
 
 PLAIN = PropagationRules(rule="plain", merge="union")
 
@@ -247,6 +247,29 @@ def test_stored_and_continued_is_bit_identical(segmenter, steps, noisy, tmp_path
             np.testing.assert_array_equal(a.mask, b.mask)
 
 
+class Plain:
+    """A segmenter's own contract and nothing more: whole planes."""
+
+    def __init__(self, segmenter: Any) -> None:
+        for name in ("name", "identity", "batch", "embedding_shape", "embedding_dtype", "logits_shape", "embed"):
+            setattr(self, name, getattr(segmenter, name))
+        self.predict, self.peak = segmenter.predict, segmenter.peak
+
+
+@pytest.mark.parametrize("rule", [PLAIN, PropagationRules(), PropagationRules(tau_iou=0.3, merge="union")])
+def test_windows_and_whole_planes_give_the_same_propagation(rule, noisy):
+    assert isinstance(RandomWalkerSegmenter(), WindowedSegmenter)
+    assert not isinstance(Plain(RandomWalkerSegmenter()), WindowedSegmenter)
+    states = []
+    for segmenter in (RandomWalkerSegmenter(), Plain(RandomWalkerSegmenter())):
+        work = Propagation.start([(15, 19, 22), (13, 20, 24), (3, 3, 3), (31, 39, 0)], noisy.shape, rule)
+        drive(work, noisy, segmenter)
+        states.append(work.to_arrays())
+    for key, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][key], err_msg=key)
+    assert len(states[0]["patches"]) > 60
+
+
 def test_arrays_round_trip_exactly(noisy):
     work = Propagation.start([(15, 19, 22)], noisy.shape, PropagationRules())
     drive(work, noisy, RandomWalkerSegmenter(), steps=8)
@@ -340,4 +363,25 @@ def test_patches_and_logits_stand_for_whole_planes(seed, density):
         assert iou(one, two) == pytest.approx((a & b).sum() / (a | b).sum())
         assert one.centre() == pytest.approx(ndimage.center_of_mass(a))
     full = np.where(a, rng.normal(size=a.shape), 0).astype(np.float32)
-    np.testing.assert_array_equal(Logits.crop(full).full(), full)
+    np.testing.assert_array_equal(Window.crop(full).full(), full)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(-4, 12), st.integers(-4, 14), st.integers(0, 12), st.integers(0, 12))
+def test_a_part_of_a_window_is_that_part_of_the_whole(seed, row, col, h, w):
+    rng = np.random.default_rng(seed)
+    window = Window((9, 11), int(rng.integers(0, 5)), int(rng.integers(0, 6)), rng.random((4, 5)) < 0.5)
+    padded = np.pad(window.full(), 30)
+    np.testing.assert_array_equal(window.cut(row, col, (h, w)), padded[30 + row :, 30 + col :][:h, :w])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.001, 1), st.sampled_from([(1, 1), (3, 17), (20, 4), (24, 26)]))
+def test_distances_to_a_mask_are_exact_as_far_as_they_go(seed, density, shape):
+    mask = np.random.default_rng(seed).random(shape) < density
+    mask[0, 0] = True
+    exact = np.round(ndimage.distance_transform_edt(~mask) ** 2)
+    found = squared_distance(mask, 5)
+    np.testing.assert_array_equal(found[exact <= 25], exact[exact <= 25])
+    assert (found[exact > 25] > 25).all()
+    np.testing.assert_array_equal(squared_distance(mask, 10)[exact <= 100], exact[exact <= 100])

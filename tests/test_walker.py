@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from cryosam_dask.kernels import walker
 from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.kernels.quality import quality
 from cryosam_dask.models.random_walker import RandomWalkerSegmenter
 from cryosam_dask.settings import PropagationRules
 from cryosam_dask.types import AXES, PromptedSegmenter
@@ -41,6 +42,16 @@ def test_banded_solution_is_the_dense_one(h, w, seed):
     np.testing.assert_allclose(found, dense_solution(target, strength, down, right), atol=2e-4)
     assert found.min() >= target.min() - 1e-4, "a probability stays between its priors (maximum principle)"
     assert found.max() <= target.max() + 1e-4
+
+
+def test_a_system_is_solved_for_one_prior_after_another():
+    rng = np.random.default_rng(0)
+    for h, w in ((9, 6), (6, 9)):
+        strength, *targets = rng.random((4, h, w)).astype(np.float32) + 0.1
+        down, right = rng.random((h - 1, w)).astype(np.float32), rng.random((h, w - 1)).astype(np.float32)
+        system = walker.System(strength, down, right)
+        for target in targets:
+            np.testing.assert_array_equal(system.solve(target), walker.solve(target, strength, down, right))
 
 
 def test_a_walk_stops_at_an_edge():
@@ -89,16 +100,62 @@ def best(segmenter, image, point, logits=None):
     return p.masks[0, m], float(p.scores[0, m]), p.logits[0, m]
 
 
+def one_piece(seed, density):
+    """A random mask of one component, often with holes, that may touch the border."""
+    noise = np.random.default_rng(seed).random((11, 14)) < density
+    labels, count = ndimage.label(noise)
+    return labels == np.bincount(labels.ravel())[1:].argmax() + 1 if count else noise
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.05, 0.5, 0.7, 0.95]))
+def test_a_component_is_filled_as_by_scipy(seed, density):
+    mask = one_piece(seed, density)
+    if mask.any():
+        filled = ndimage.binary_fill_holes(mask)
+        assert walker._has_holes(mask) == (filled != mask).any()
+        np.testing.assert_array_equal(walker._component(mask, 5, 7), filled)
+
+
+def plain_quality(image, mask):
+    """`quality` as its docstring has it, with nothing but scipy's and numpy's own functions."""
+    distance, area = ndimage.distance_transform_edt(~mask), mask.sum()
+    width = max(4.0, 0.42 * np.sqrt(area / np.pi) + 2)
+    inside, ring = image[mask], image[(distance >= 2) & (distance <= width)]
+    rim, beside = (
+        image[mask & ~ndimage.binary_erosion(mask, border_value=1)],
+        image[(distance > 1.2) & (distance <= 2.5)],
+    )
+    ground = image[distance > 3]
+    noise = 1.4826 * np.median(np.abs(ground - np.median(ground)))
+    n, m, gap = inside.size, ring.size, inside.mean() - ring.mean()
+    between = n * m / (n + m) ** 2 * gap**2
+    explained = between / (between + (n * inside.var() + m * ring.var()) / (n + m) + 1e-9)
+    step = max((rim.mean() - beside.mean()) * np.sign(gap), 0)
+    rows, cols = np.nonzero(mask)
+    compact = min(1, area / (2 * np.pi) / (rows.var() + cols.var() + 1 / 6))
+    return area / (area + 12) * explained * np.sqrt(step / (step + 3 * noise + 1e-6)) * compact**0.25
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.floats(2, 14))
+def test_quality_is_what_it_says(seed, radius):
+    rng = np.random.default_rng(seed)
+    truth = disc(shape=(50, 54), centre=(25.0, 26.0), radius=radius)
+    image = ndimage.gaussian_filter(noisy(truth, 60, 30, seed).astype(np.float32), 1.5)
+    mask = truth & (rng.random(truth.shape) < 0.9)
+    assert quality(image, mask) == pytest.approx(plain_quality(image, mask), rel=1e-4)
+    assert quality(image, mask) > 0
+
+
 def test_quality_prefers_the_object_to_its_part_and_to_more_than_it():
     truth = disc()
     image = ndimage.gaussian_filter(noisy(truth, 60, 20).astype(np.float32), 1)
-    score = {r: walker.quality(image, disc(radius=r)) for r in (4.0, 8.0, 14.0)}
+    score = {r: quality(image, disc(radius=r)) for r in (4.0, 8.0, 14.0)}
     assert score[8.0] > 1.3 * max(score[4.0], score[14.0])
-    assert 0 <= walker.quality(image, disc(centre=(15.0, 15.0))) < 0.2, "ground is no object"
-    assert walker.quality(image, np.zeros_like(truth)) == walker.quality(image, np.ones_like(truth)) == 0
-    assert walker.quality(255 - image, truth) == pytest.approx(score[8.0], abs=1e-4), (
-        "dark objects count as bright ones"
-    )
+    assert 0 <= quality(image, disc(centre=(15.0, 15.0))) < 0.2, "ground is no object"
+    assert quality(image, np.zeros_like(truth)) == quality(image, np.ones_like(truth)) == 0
+    assert quality(255 - image, truth) == pytest.approx(score[8.0], abs=1e-4), "dark objects count as bright ones"
 
 
 @pytest.mark.parametrize("contrast", [45, -45], ids=["bright", "dark"])

@@ -22,6 +22,7 @@ from typing import Protocol, Self
 from cryosam_dask.errors import CryosamError, ExecutionError, StoreError
 from cryosam_dask.executors.memory import PeakMemory, check_memory
 from cryosam_dask.executors.progress import NullProgress, Progress, StageProgress
+from cryosam_dask.executors.threads import one_blas_thread
 from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult, Work
 from cryosam_dask.store import marks
 from cryosam_dask.store.run_store import RunStore
@@ -46,6 +47,7 @@ class Timing:
     ----------
     seconds : wall time on its worker; worker : host and process id
     memory : resident bytes of the worker's process when the unit began; peak : the most while it ran
+    together : how many units ran at once in the process, itself included; they share one `peak`
     """
 
     unit: str
@@ -53,6 +55,7 @@ class Timing:
     worker: str
     memory: int
     peak: int
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class Executor(Protocol):
     name : "serial" or "dask"
     device : the torch device that models run on
     worker_memory : bytes that a unit may use on the smallest worker, None if there is no limit to go by
+    units_per_worker : units that run at once in one worker's process, at most
+    slots : units of a model's stage that can run at once, on all workers that are there now
+    precision : the type that models of torch run in best on the workers' device
     """
 
     name: str
@@ -83,6 +89,15 @@ class Executor(Protocol):
 
     @property
     def worker_memory(self) -> int | None: ...
+
+    @property
+    def units_per_worker(self) -> int: ...
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def precision(self) -> str: ...
 
     def describe(self) -> str:
         """For people: "2 local workers, CPU"."""
@@ -125,33 +140,35 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
     """Run one unit where it stands and set its marks last. Every executor runs units through this."""
     logger.debug("%s: %s begins", stage, unit.name)
     worker = f"{socket.gethostname()}:{os.getpid()}"
-    start, watch = time.perf_counter(), PeakMemory()
+    start = time.perf_counter()
+    with PeakMemory() as watch:
+        store = _open(context, worker)
+        try:
+            with one_blas_thread.held():
+                result = work(context, settings, unit)
+            result = UnitResult() if result is None else result
+            if result.done:
+                for index in unit.marks:
+                    marks.mark(store, stage, index)
+        except OSError as error:
+            if error.errno not in _NO_USE_GOING_ON:
+                raise
+            raise StoreError(
+                f"{context.url}: {os.strerror(error.errno or 0)} while {stage} ran {unit.name}; mend that and run the "
+                "same command again, finished units are kept"
+            ) from error
+    timing = Timing(unit.name, time.perf_counter() - start, worker, watch.before, watch.peak, watch.together)
+    logger.debug("%s: %s ends after %.2f s", stage, unit.name, timing.seconds)
+    return Finished(result, timing)
+
+
+def _open(context: Context, worker: str) -> RunStore:
     try:
-        store = RunStore.open(context.url, "r+")
+        return RunStore.open(context.url, "r+")
     except StoreError as error:
         raise StoreError(
             f"worker {worker} can't open the store ({error}); it must stand where all workers can write"
         ) from error
-    from threadpoolctl import threadpool_limits
-
-    try:
-        # sums round differently on another number of threads; units must give the same bytes wherever they run
-        with threadpool_limits(limits=1, user_api="blas"):
-            result = work(context, settings, unit)
-        result = UnitResult() if result is None else result
-        if result.done:
-            for index in unit.marks:
-                marks.mark(store, stage, index)
-    except OSError as error:
-        if error.errno not in _NO_USE_GOING_ON:
-            raise
-        raise StoreError(
-            f"{context.url}: {os.strerror(error.errno or 0)} while {stage} ran {unit.name}; mend that and run the same "
-            "command again, finished units are kept"
-        ) from error
-    timing = Timing(unit.name, time.perf_counter() - start, worker, watch.before, watch.peak)
-    logger.debug("%s: %s ends after %.2f s", stage, unit.name, timing.seconds)
-    return Finished(result, timing)
 
 
 def execute(
@@ -216,7 +233,7 @@ def _begin(stage: Stage, store: RunStore, units: Sequence[Unit], executor: Execu
         begin()
         todo = unfinished(stage, store, units)
     if todo:
-        check_memory(stage, todo, executor.worker_memory)
+        check_memory(stage, todo, executor.worker_memory, executor.units_per_worker)
     if fresh:
         begin()
     return todo

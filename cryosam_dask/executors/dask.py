@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cryosam_dask.errors import CryosamError, ExecutionError
 from cryosam_dask.executors.base import Finished, Report, one_line, run_unit
-from cryosam_dask.executors.memory import PROCESS_MEMORY, USABLE
+from cryosam_dask.executors.memory import USABLE, process_memory
 from cryosam_dask.executors.serial import device_name
 from cryosam_dask.stages.base import Context, Stage, Unit, Work
 
@@ -32,15 +33,22 @@ UNITS_PER_SLOT = 3
 """Units in flight for each thread (or GPU): enough that no worker waits for the driver, few enough for a scheduler."""
 
 GPU = "GPU"
+UNITS_PER_GPU = 4
+"""Units that a GPU's worker runs at once if it has as many threads: one computes, the others read, resize or write."""
+
 _LOOK_AROUND = 2.0
+_LINGER = 0.05
+"""Seconds that the driver waits for more units to land, at most: handling them together costs it a third."""
+
 _CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
 
 class DaskExecutor:
     """Runs units on the workers of a scheduler.
 
-    Units that use a model ask for one `GPU` resource each where workers declare it (`dask worker --resources GPU=1`)
-    and the device is a GPU. Workers may come and go; a lost worker's units run again on another.
+    Where workers declare a GPU (`dask worker --resources GPU=1`) and the device is one, units that use a model go to
+    them, up to `UNITS_PER_GPU` at once if the worker has as many threads; the models themselves take turns on it.
+    Workers may come and go; a lost worker's units run again on another.
 
     Parameters
     ----------
@@ -96,7 +104,25 @@ class DaskExecutor:
         """The smallest share of a thread in its worker's limit; None if no worker has a limit."""
         self._wait_for_worker()
         limits = [(w["memory_limit"], w["nthreads"]) for w in self._workers().values() if w["memory_limit"]]
-        return min((usable_share(limit, threads) for limit, threads in limits), default=None)
+        return min((usable_share(limit, threads, self._uses_torch) for limit, threads in limits), default=None)
+
+    @property
+    def units_per_worker(self) -> int:
+        """The fewest threads of a worker: as many units share one model in its memory."""
+        self._wait_for_worker()
+        return min((w["nthreads"] for w in self._workers().values()), default=1)
+
+    @property
+    def slots(self) -> int:
+        """Units of a model's stage that can run at once on the workers that are there now."""
+        self._wait_for_worker()
+        return max(1, self._slots(self.device.startswith("cuda"))[0])
+
+    @property
+    def precision(self) -> str:
+        """The type that models run in best, found by asking the workers; float32 where they differ."""
+        found = set(self._ask(self._of_models(), precision_here, self.device))
+        return found.pop() if len(found) == 1 else "float32"
 
     def describe(self) -> str:
         count = len(self._workers())
@@ -130,24 +156,31 @@ class DaskExecutor:
 
     def _stream(self, stage: Stage, context: Context, units: Iterable[Unit], report: Report) -> None:
         """Keep a bounded number of units in flight until all have landed."""
+        from distributed.protocol import pickle
+
         waiting = iter(units)
         flying: dict[Future[Finished], Unit] = {}
-        window, looked = 0, -_LOOK_AROUND
+        landed: SimpleQueue[Future[Finished]] = SimpleQueue()  # filled by the connection's own thread
+        window, looked, linger = 0, -_LOOK_AROUND, 0.0
         needs_gpu = stage.uses_model and context.device.startswith("cuda")
+        job = pickle.dumps((stage.name, stage.work, stage.settings, context))
         try:
             while True:
                 if time.monotonic() - looked >= _LOOK_AROUND:
                     slots, resources = self._slots(needs_gpu)
                     window, looked = max(1, slots) * UNITS_PER_SLOT, time.monotonic()
-                for unit in islice(waiting, max(0, window - len(flying))):
-                    flying[self._submit(stage, context, unit, resources)] = unit
+                if starting := list(islice(waiting, max(0, window - len(flying)))):
+                    for future, unit in zip(self._submit(stage.name, job, starting, resources), starting, strict=True):
+                        flying[future] = unit
+                        future.add_done_callback(landed.put)
                 if not flying:
                     return
-                for future in self._landed(flying):
-                    unit = flying.pop(future)
-                    outcome = _outcome(future)
+                futures = self._landed(landed, linger)
+                outcomes = self._outcomes(futures)
+                linger = min(_LINGER, _shortest(outcomes) / UNITS_PER_SLOT)
+                for future, outcome in zip(futures, outcomes, strict=True):
                     future.release()
-                    report(unit, outcome)
+                    report(flying.pop(future), outcome)
         except _CANCELLED as error:
             raise self._lost() from error
         finally:
@@ -156,39 +189,55 @@ class DaskExecutor:
                     self.client.cancel(list(flying))
 
     def _submit(
-        self, stage: Stage, context: Context, unit: Unit, resources: dict[str, float] | None
-    ) -> Future[Finished]:
-        return self.client.submit(
-            run_unit,
-            stage.name,
-            stage.work,
-            stage.settings,
-            context,
-            unit,
-            key=f"{stage.name}-{unit.name}-{uuid.uuid4().hex}",
+        self, stage: str, job: bytes, units: Sequence[Unit], resources: dict[str, float] | None
+    ) -> list[Future[Finished]]:
+        """Send units in one message. They travel as bytes, which the scheduler need not look into."""
+        from distributed.protocol import pickle
+
+        message = uuid.uuid4().hex
+        futures: list[Future[Finished]] = self.client.map(
+            run_sent,
+            [pickle.dumps(unit) for unit in units],
+            key=[f"{stage}-{unit.name}-{message}" for unit in units],
             pure=False,
             resources=resources,
+            job=job,
         )
+        return futures
 
-    def _landed(self, flying: dict[Future[Finished], Unit]) -> list[Future[Finished]]:
+    def _landed(self, landed: SimpleQueue[Future[Finished]], linger: float) -> list[Future[Finished]]:
         """Futures that are through, in any order; empty if none is after a while."""
-        from distributed import wait
-
         try:
-            with self.client.as_current():
-                done = wait(list(flying), timeout=_LOOK_AROUND, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
-            done = set()
+            found = [landed.get(timeout=_LOOK_AROUND)]
+        except Empty:
+            found = []
         if self.client.status not in ("running", "connecting"):
             raise self._lost()
-        return list(done)
+        if found:
+            time.sleep(linger)
+        with contextlib.suppress(Empty):
+            while True:
+                found.append(landed.get_nowait())
+        return found
+
+    def _outcomes(self, futures: Sequence[Future[Finished]]) -> list[Finished | BaseException]:
+        """What landed futures hold; those that went well are fetched in one message."""
+        well = [future for future in futures if future.status == "finished"]
+        try:
+            fetched = dict(zip(well, self.client.gather(well), strict=True))
+        except _CANCELLED:
+            raise
+        except Exception:  # noqa: BLE001 - which of them it was is found one by one
+            fetched = {}
+        return [fetched.get(future) or _outcome(future) for future in futures]
 
     def _slots(self, needs_gpu: bool) -> tuple[int, dict[str, float] | None]:
         """Units that can run at once, and the resources that a unit asks for."""
         workers = self._workers().values()
         gpus = sum(w["resources"].get(GPU, 0) for w in workers)
         if needs_gpu and gpus:
-            return int(gpus), {GPU: 1}
+            threads = [(w["nthreads"], int(w["resources"].get(GPU, 0) * UNITS_PER_GPU)) for w in workers]
+            return sum(min(pair) for pair in threads), {GPU: 1 / UNITS_PER_GPU}
         return sum(w["nthreads"] for w in workers), None
 
     def _workers(self) -> dict[str, dict[str, Any]]:
@@ -224,14 +273,18 @@ class DaskExecutor:
             raise self._lost() from error
 
     def _agree_on_device(self) -> str:
-        self._wait_for_worker()
-        workers = self._workers()
-        declared = [address for address, w in workers.items() if w["resources"].get(GPU)]
-        addresses = declared if declared and self._requested != "cpu" else list(workers)
+        addresses = self._of_models()
         found = set(self._ask(addresses, device_here, self._requested, self._uses_torch))
         if len(found) > 1:
             logger.warning("not all workers have a GPU and none declares one: models run on the CPU")
         return found.pop() if len(found) == 1 else "cpu"
+
+    def _of_models(self) -> list[str]:
+        """Addresses of the workers that would run models."""
+        self._wait_for_worker()
+        workers = self._workers()
+        declared = [address for address, w in workers.items() if w["resources"].get(GPU)]
+        return declared if declared and self._requested != "cpu" else list(workers)
 
     def _ask(self, addresses: Iterable[str], question: Callable[..., str], *args: Any) -> list[str]:
         """Answers of workers to a question; a worker that is gone by now gives none."""
@@ -287,9 +340,21 @@ def quiet_dask() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def usable_share(memory_limit: int, threads: int) -> int:
+def usable_share(memory_limit: int, threads: int, uses_torch: bool = True) -> int:
     """Bytes that one unit may use in a worker of this limit that runs `threads` units at once."""
-    return max(0, int(memory_limit * USABLE) - PROCESS_MEMORY) // max(1, threads)
+    return max(0, int(memory_limit * USABLE) - process_memory(uses_torch)) // max(1, threads)
+
+
+def run_sent(unit: bytes, job: bytes) -> Finished:
+    """`run_unit` of what `_submit` sent; runs on workers."""
+    from distributed.protocol import pickle
+
+    try:
+        stage, work, settings, context = pickle.loads(job)
+        sent: Unit = pickle.loads(unit)
+    except Exception as error:
+        raise _unlike("a worker", error) from error
+    return run_unit(stage, work, settings, context, sent)
 
 
 def device_here(requested: str, uses_torch: bool) -> str:
@@ -299,9 +364,21 @@ def device_here(requested: str, uses_torch: bool) -> str:
     return resolve_device(requested, uses_torch)
 
 
+def precision_here(device: str) -> str:
+    """The type that models run in best in this process; runs on workers."""
+    from cryosam_dask.models.registry import preferred_precision
+
+    return preferred_precision(device)
+
+
 def work_here(work: Work) -> str:
     """Where a work function was found in this process; runs on workers, which must be able to load it."""
     return work.__module__
+
+
+def _shortest(outcomes: Sequence[Finished | BaseException]) -> float:
+    """Seconds of the quickest unit that finished; 0 if none did."""
+    return min((outcome.timing.seconds for outcome in outcomes if isinstance(outcome, Finished)), default=0.0)
 
 
 def _outcome(future: Future[Finished]) -> Finished | BaseException:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors.base import Executor, one_line
-from cryosam_dask.executors.dask import GPU, DaskExecutor, quiet_dask
+from cryosam_dask.executors.dask import GPU, UNITS_PER_GPU, DaskExecutor, quiet_dask
 from cryosam_dask.executors.memory import USABLE, available_memory
 from cryosam_dask.executors.serial import SerialExecutor, device_name
 
@@ -66,7 +66,7 @@ def make_executor(
 
     found = resolve_device(device, uses_torch)
     count = default_workers(found) if workers is None else workers
-    return LocalExecutor(count, found) if count > 1 else SerialExecutor(found)
+    return LocalExecutor(count, found, uses_torch=uses_torch) if count > 1 else SerialExecutor(found)
 
 
 class LocalExecutor(DaskExecutor):
@@ -76,10 +76,13 @@ class LocalExecutor(DaskExecutor):
     ----------
     workers : number of processes
     device : a torch device that is known to be there
+    uses_torch : whether the run's models need torch, which takes room in each worker
     """
 
-    def __init__(self, workers: int, device: str = "cpu") -> None:
+    def __init__(self, workers: int, device: str = "cpu", *, uses_torch: bool = True) -> None:
         self._count = workers
+        self._requested = device
+        self._uses_torch = uses_torch
         self._where = device
         self._opened = contextlib.ExitStack()
         self._client: Client | None = None
@@ -107,7 +110,9 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
     """Start worker processes on this machine and connect to them; give them back with `close_local`.
 
     With a GPU `device` each of the first workers gets a GPU of its own and declares it; workers beyond the number of
-    GPUs serve the stages that use no model. Memory and cores are divided evenly; each worker runs one unit at a time.
+    GPUs serve the stages that use no model. Memory and cores are divided evenly. A worker with a GPU runs as many units
+    at once as it has cores, up to `UNITS_PER_GPU`, so that some read or write while the model works on another; the
+    others run one unit at a time.
 
     Raises
     ------
@@ -124,7 +129,6 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
     count = workers or default_workers(device)
     level = logging.INFO if logger.isEnabledFor(logging.DEBUG) else logging.CRITICAL
     common = {
-        "nthreads": 1,
         "memory_limit": int(available_memory() * USABLE / count),
         "host": LOOPBACK,
         "protocol": "tcp://",
@@ -133,7 +137,7 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
         "preload": ["cryosam_dask.executors.worker_setup"],
     }
     gpus = visible_gpus(device)
-    specs = {i: {"cls": Nanny, "options": {**common, **_gpu_options(i, gpus)}} for i in range(count)}
+    specs = {i: {"cls": Nanny, "options": common | _own_options(i, count, gpus)} for i in range(count)}
     scheduler = {
         "cls": Scheduler,
         "options": {"host": LOOPBACK, "protocol": "tcp://", "port": 0, "dashboard_address": f"{LOOPBACK}:0"},
@@ -206,19 +210,26 @@ def _interrupt_later() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _gpu_options(index: int, gpus: list[str]) -> dict[str, Any]:
+def _own_options(index: int, count: int, gpus: list[str]) -> dict[str, Any]:
+    """Threads of worker `index` of `count`, and its GPU if it has one."""
     if not gpus:
-        return {}
+        return {"nthreads": 1}
     if index >= len(gpus):
-        return {"env": {"CUDA_VISIBLE_DEVICES": ""}}
-    return {"env": {"CUDA_VISIBLE_DEVICES": gpus[index]}, "resources": {GPU: 1}}
+        return {"nthreads": 1, "env": {"CUDA_VISIBLE_DEVICES": ""}}
+    threads = max(1, min(UNITS_PER_GPU, _cores(count)))
+    return {"nthreads": threads, "env": {"CUDA_VISIBLE_DEVICES": gpus[index]}, "resources": {GPU: 1}}
+
+
+def _cores(count: int) -> int:
+    """Cores for each of `count` workers."""
+    from dask.system import CPU_COUNT
+
+    return int(max(1, CPU_COUNT // count))
 
 
 def _spawn_environment(count: int) -> dict[str, str]:
     """Threads of the numerical libraries, which read them when they are imported."""
-    from dask.system import CPU_COUNT
-
-    return {"MALLOC_TRIM_THRESHOLD_": "65536"} | dict.fromkeys(THREAD_VARIABLES, str(max(1, CPU_COUNT // count)))
+    return {"MALLOC_TRIM_THRESHOLD_": "65536"} | dict.fromkeys(THREAD_VARIABLES, str(_cores(count)))
 
 
 def _spawn_variables() -> tuple[str, ...]:

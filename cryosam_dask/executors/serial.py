@@ -15,6 +15,8 @@ class SerialExecutor:
     """Runs units here. `device` is a torch device that is known to be there."""
 
     name = "serial"
+    units_per_worker = 1
+    slots = 1
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -22,6 +24,12 @@ class SerialExecutor:
     @property
     def worker_memory(self) -> int | None:
         return available_memory()
+
+    @property
+    def precision(self) -> str:
+        from cryosam_dask.models.registry import preferred_precision
+
+        return preferred_precision(self.device)
 
     def describe(self) -> str:
         return f"this process, {device_name(self.device)}"

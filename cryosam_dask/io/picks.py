@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError
@@ -23,6 +22,9 @@ from cryosam_dask.io.atomic import write_text
 from cryosam_dask.io.frame import parse_voxel_size
 from cryosam_dask.io.star import read_star, star_text
 from cryosam_dask.types import AXES, Pick, Shape3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ["z", "y", "x", "score", "instance"]
 # Format names and the suffixes that stand for them; `star` is RELION 4's convention when written, either when read.
@@ -51,6 +53,8 @@ def write_picks(
     Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written.
     CSV numbers read back bit for bit; STAR numbers have six decimals.
     """
+    import pandas as pd
+
     path = Path(path)
     kind = _format(path, format)
     if isinstance(picks, pd.DataFrame):
@@ -97,6 +101,8 @@ def read_points(
     CSV's other columns. Raises InputError for a file that can't be read, has no points, or holds anything but finite,
     non-negative coordinates.
     """
+    import pandas as pd
+
     path = Path(path)
     if _format(path, format) == "csv":
         columns = _read_csv(path, _read_text(path))
@@ -121,8 +127,9 @@ def check_points(points: ArrayLike | pd.DataFrame, shape: Shape3) -> NDArray[np.
 
     Raises InputError that names the first point outside, the valid range of each axis, and notices x,y,z order.
     """
-    if isinstance(points, pd.DataFrame):
-        points = points[list(AXES)].to_numpy()
+    if hasattr(points, "columns"):  # a table of pandas, which is not imported for this
+        table: Any = points
+        points = table[list(AXES)].to_numpy()
     try:
         array = np.array(points, dtype=np.float64, ndmin=2)
     except (TypeError, ValueError) as err:
@@ -187,6 +194,8 @@ def _read_text(path: Path) -> str:
 
 def _read_csv(path: Path, text: str) -> dict[str, list[Any]]:
     """Columns by lower-case name, values as text: read by `float` they are exact, and a bad one can be shown."""
+    import pandas as pd
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # rows longer than the header only warn, and lose a column
@@ -227,6 +236,8 @@ def _integers(path: Path, name: str, values: Iterable[Any]) -> NDArray[np.int64]
 
 def _tidy(values: Iterable[Any]) -> Any:
     """A further column: numbers where all of it is numbers, else text."""
+    import pandas as pd
+
     text = pd.Series(values)
     try:
         return pd.to_numeric(text)

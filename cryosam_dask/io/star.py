@@ -19,15 +19,17 @@ from __future__ import annotations
 import linecache
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE
 from cryosam_dask.types import Point, Shape3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PIXELS = ["rlnCoordinateZ", "rlnCoordinateY", "rlnCoordinateX"]
 CENTRED = ["rlnCenteredCoordinateZAngst", "rlnCenteredCoordinateYAngst", "rlnCenteredCoordinateXAngst"]
@@ -48,6 +50,8 @@ def star_text(
 
     One table alone, because RELION's coordinate import reads a file's first one.
     """
+    import pandas as pd
+
     positions = picks[["z", "y", "x"]].to_numpy(dtype=float)
     columns = PIXELS
     if centred:
@@ -113,6 +117,8 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _particles(path: Path, blocks: dict[str, Any]) -> pd.DataFrame:
     """The first table with positions; a block of single values is a table of one row."""
+    import pandas as pd
+
     found: list[str] = []
     for block in blocks.values():
         table = pd.DataFrame([block]) if isinstance(block, dict) else block
@@ -141,6 +147,8 @@ def _one_tomogram(path: Path, table: pd.DataFrame, tomogram_name: str | None) ->
 
 
 def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Float64:
+    import pandas as pd
+
     for column in columns:
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
         bad = np.flatnonzero(~np.isfinite(values))
@@ -151,6 +159,8 @@ def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Float64:
 
 def _binning(path: Path, blocks: dict[str, Any], table: pd.DataFrame, voxel_size: Point | None) -> Float64:
     """Voxels per pixel of the file (z, y, x): 1 unless the file says that its pixels are the tilt series'."""
+    import pandas as pd
+
     sizes: set[float] = set()
     for block in (table, *blocks.values()):
         if PIXEL_SIZE in block:

@@ -147,8 +147,11 @@ def average_slices(tokens: Float32, ratio: int, counts: Array | None = None) -> 
 
     counts : (n,) of how many slices each entry is the sum, where some were added up before
     """
-    starts = np.arange(0, len(tokens), ratio)
-    sums: Float32 = np.add.reduceat(tokens, starts, axis=0)
-    counts = np.add.reduceat(np.ones(len(tokens)) if counts is None else counts, starts)
-    sums /= counts.astype(np.float32)[:, None, None, None]
-    return sums
+    counts = np.ones(len(tokens)) if counts is None else counts
+    out = np.empty((-(-len(tokens) // ratio), *tokens.shape[1:]), np.float32)
+    for mean, start in zip(out, range(0, len(tokens), ratio), strict=True):
+        np.copyto(mean, tokens[start])
+        for image in tokens[start + 1 : start + ratio]:
+            mean += image
+        mean /= np.float32(counts[start : start + ratio].sum())
+    return out

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.types import Array, Bool, Float32
+
+_CELL = 64
+"""Voxels of a side of the cells that kept instances are found by."""
 
 
 def distinct(
@@ -25,8 +30,10 @@ def distinct(
     """
     order = np.lexsort((boxes[:, 2], boxes[:, 1], boxes[:, 0], -sizes, -scores))
     kept: list[int] = []
+    near: dict[tuple[int, ...], list[int]] = defaultdict(list)  # kept instances by the cells that their boxes touch
     for i in order:
-        others = np.asarray(kept, np.intp)
+        cells = list(_cells(boxes[i]))
+        others = np.unique(np.asarray([j for cell in cells for j in near.get(cell, ())], np.intp))
         touching = np.all(
             np.minimum(boxes[others, 3:], boxes[i, 3:]) > np.maximum(boxes[others, :3], boxes[i, :3]), axis=1
         )
@@ -36,7 +43,14 @@ def distinct(
         ):
             continue
         kept.append(int(i))
+        for cell in cells:
+            near[cell].append(int(i))
     return np.asarray(kept, np.intp)
+
+
+def _cells(box: Array) -> Iterator[tuple[int, ...]]:
+    """The cells of a coarse grid that a box touches."""
+    return product(*(range(int(a) // _CELL, -(-int(b) // _CELL)) for a, b in zip(box[:3], box[3:], strict=True)))
 
 
 def _common(box: Array, mask: Bool, other_box: Array, other: Bool) -> int:
@@ -49,5 +63,7 @@ def _common(box: Array, mask: Bool, other_box: Array, other: Bool) -> int:
 
 def center_of_mass(box: Array, mask: Bool) -> NDArray[np.float64]:
     """Centre of mass in voxels (z, y, x) of a mask in its box."""
-    out: NDArray[np.float64] = np.argwhere(mask).mean(0) + box[:3]
+    # sums of whole numbers are exact, so this is the mean of all positions without a list of them
+    sums = [(mask.sum(tuple(j for j in range(3) if j != i)) * np.arange(n)).sum() for i, n in enumerate(mask.shape)]
+    out: NDArray[np.float64] = np.asarray(sums) / np.count_nonzero(mask) + box[:3]
     return out

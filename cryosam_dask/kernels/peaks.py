@@ -32,7 +32,13 @@ def top_k(coords: NDArray[np.floating], scores: NDArray[np.floating], k: int) ->
     return order[: max(k, 0)]
 
 
-def non_maximum_suppression(coords: NDArray[np.floating], scores: NDArray[np.floating], radius: float) -> Index:
+def non_maximum_suppression(
+    coords: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    radius: float,
+    limit: int | None = None,
+    better: NDArray[np.float64] | None = None,
+) -> Index:
     """Greedy suppression: best first, a point goes when a kept one lies within `radius` (inclusive).
 
     Parameters
@@ -40,6 +46,8 @@ def non_maximum_suppression(coords: NDArray[np.floating], scores: NDArray[np.flo
     coords : (N, 3) positions (z, y, x), in the unit of `radius`
     scores : (N,), larger is better, finite
     radius : 0 drops exact duplicates only
+    limit : the first so many kept points are enough
+    better : (M, 3) points that are kept already, of higher scores than all of these; points come in portions so
 
     Returns
     -------
@@ -62,14 +70,15 @@ def non_maximum_suppression(coords: NDArray[np.floating], scores: NDArray[np.flo
     if not (radius >= 0 and np.isfinite(values).all() and np.isfinite(points).all()):
         raise ValueError(f"radius ({radius}) must be at least 0, scores and coordinates finite")
     order = best_first(points, values)
+    before = np.empty((0, 3)) if better is None else np.asarray(better, np.float64)
     kept: Index = np.empty(0, np.int64)
     start, size = 0, _FIRST_CHUNK
-    while start < len(order):
+    while start < len(order) and (limit is None or len(kept) < limit):
         chunk = order[start : start + size]
-        chunk = chunk[~_near(points[chunk], points[kept], radius)]
+        chunk = chunk[~_near(points[chunk], np.concatenate([before, points[kept]]), radius)]
         kept = np.concatenate([kept, chunk[_settle(points[chunk], radius)]])
         start, size = start + size, 2 * size
-    return kept
+    return kept[:limit]
 
 
 def _near(points: NDArray[np.float64], kept: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
@@ -138,7 +147,7 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
     logs = 0.5 * np.log(np.maximum(1 / values - 1, 1e-6)) if len(values) else np.empty(0)
     grid = np.linspace(np.log(_RANGE[0]), np.log(_RANGE[1]), 121)
     logs_near = logs[np.abs(logs - grid.mean()) < np.ptp(grid)]
-    density = np.exp(-0.5 * ((grid[:, None] - logs_near) / _BANDWIDTH) ** 2).sum(axis=1)
+    density = np.array([np.exp(-0.5 * ((place - logs_near) / _BANDWIDTH) ** 2).sum() for place in grid])
     cost = np.log(density + 0.25) + 0.5 * ((grid - np.log(TYPICAL)) / _TYPICAL_SPREAD) ** 2
     best = int(np.argmin(cost))
     threshold = float(1 / (1 + np.exp(2 * grid[best])))

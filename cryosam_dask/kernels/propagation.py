@@ -20,13 +20,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import plane_shape
-from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, unpack
+from cryosam_dask.kernels.candidates import candidates
+from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, squared_distance, unpack
 from cryosam_dask.settings import PropagationRules
-from cryosam_dask.types import AXES, Array, Axis, Float32, Point, Prediction, PromptedSegmenter, Shape3
+from cryosam_dask.types import AXES, Array, Axis, Candidates, Point, PromptedSegmenter, Shape3, Window
 
 Reason = Literal["", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach"]
 REASONS: tuple[Reason, ...] = (
@@ -44,38 +44,14 @@ class Reference(NamedTuple):
     col: float
 
 
-class Logits(NamedTuple):
-    """Logits of `shape` that are 0 outside a block: a segmenter that looks at a window only costs a window."""
-
-    shape: tuple[int, int]
-    row: int
-    col: int
-    block: Float32
-
-    @classmethod
-    def crop(cls, full: Float32) -> Logits:
-        """Keep the block that is not 0."""
-        rows = np.flatnonzero((full != 0).any(1))
-        r0, r1 = (int(rows[0]), int(rows[-1]) + 1) if rows.size else (0, 0)
-        cols = np.flatnonzero((full[r0:r1] != 0).any(0))
-        c0, c1 = (int(cols[0]), int(cols[-1]) + 1) if cols.size else (0, 0)
-        return cls((full.shape[0], full.shape[1]), r0, c0, full[r0:r1, c0:c1].astype(np.float32))
-
-    def full(self) -> Float32:
-        """The whole array."""
-        out = np.zeros(self.shape, np.float32)
-        h, w = self.block.shape
-        out[self.row : self.row + h, self.col : self.col + w] = self.block
-        return out
-
-
 @dataclass
 class Walker:
     """One prompt on one axis, going one way.
 
     plane : the plane it needs next, or where it stopped; direction : 0 on the start plane, then −1 or +1
     point : where to prompt (row, column); logits, last : of the plane before, None on the start plane
-    reference : the start mask; patches : the masks so far; finished : why it has, or ""
+    reference : what the start mask looks like, None where the rule does not ask
+    patches : the masks so far; finished : why it has, or ""
     """
 
     prompt: int
@@ -83,7 +59,7 @@ class Walker:
     direction: int
     plane: int
     point: tuple[float, float]
-    logits: Logits | None = None
+    logits: Window | None = None
     reference: Reference | None = None
     last: Patch | None = None
     patches: list[Patch] = field(default_factory=list)
@@ -144,27 +120,17 @@ class Propagation:
             group = [w for w in waiting if (w.logits is None) == fresh]
             for batch in (group[i : i + count] for i in range(0, len(group), count)):
                 points = np.array([w.point for w in batch], np.float32)
-                logits = np.stack([w.logits.full() for w in batch if w.logits]) if not fresh else None
-                prediction = segmenter.predict(embedding, size, points, logits)
-                for b, walker in enumerate(batch):
-                    self._advance(walker, prediction, b, segmenter, image)
+                logits = None if fresh else [w.logits for w in batch if w.logits]
+                for walker, found in zip(batch, candidates(segmenter, embedding, size, points, logits), strict=True):
+                    self._advance(walker, found, image)
 
-    def _advance(
-        self,
-        walker: Walker,
-        prediction: Prediction,
-        b: int,
-        segmenter: PromptedSegmenter,
-        image: NDArray[np.uint8],
-    ) -> None:
-        chosen, reason = _choose(walker, prediction, b, image, self.settings)
+    def _advance(self, walker: Walker, found: Candidates, image: NDArray[np.uint8]) -> None:
+        chosen, reason = _choose(walker, found, image, self.settings)
         if chosen is None:
             walker.finish(reason)
             return
         m, patch, reference = chosen
-        full = prediction.logits[b, m]
-        row, col = segmenter.peak(full[None], (image.shape[0], image.shape[1]))[0]
-        point, logits = (float(row), float(col)), Logits.crop(full)
+        point, logits = found.peak(m), found.logits(m)
         walker.patches.append(patch)
         if walker.direction == 0:
             walker.finish("forked")
@@ -180,7 +146,7 @@ class Propagation:
         for one in moved:
             if not 0 <= one.plane < self.shape[AXES.index(one.axis)]:
                 one.finish("volume ends")
-            elif self.settings.rule == "guarded" and len(one.patches) >= self._reach(reference):
+            elif reference is not None and len(one.patches) >= self._reach(reference):
                 one.finish("reach")
 
     def _reach(self, start: Reference) -> int:
@@ -196,7 +162,7 @@ class Propagation:
 
     def to_arrays(self) -> dict[str, Array]:
         """The whole state but the settings, as plain arrays; `from_arrays` is the inverse, bit for bit."""
-        walkers, nothing = self.walkers, Logits((0, 0), 0, 0, np.zeros((0, 0), np.float32))
+        walkers, nothing = self.walkers, Window((0, 0), 0, 0, np.zeros((0, 0), np.float32))
         patches = [p for w in walkers for p in w.patches]
         logits = [w.logits or nothing for w in walkers]
         none = (np.nan,) * 4
@@ -246,7 +212,7 @@ class Propagation:
             walker = Walker(prompt, AXES[axis], direction, plane, (float(place[0]), float(place[1])))
             walker.patches = [next(patches) for _ in range(count)]
             walker.finished = REASONS[finished]
-            walker.logits = Logits((h, w), row, col, flat[stop - a * b : stop].reshape(a, b)) if h else None
+            walker.logits = Window((h, w), row, col, flat[stop - a * b : stop].reshape(a, b)) if h else None
             if not np.isnan(place[2]):
                 walker.reference = Reference(*(float(v) for v in place[2:]))
             if direction == 0 and count:
@@ -260,22 +226,29 @@ class Propagation:
 
 
 def _choose(
-    walker: Walker, prediction: Prediction, b: int, image: NDArray[np.uint8], settings: PropagationRules
-) -> tuple[tuple[int, Patch, Reference] | None, Reason]:
-    """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was."""
+    walker: Walker, found: Candidates, image: NDArray[np.uint8], settings: PropagationRules
+) -> tuple[tuple[int, Patch, Reference | None] | None, Reason]:
+    """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was.
+
+    The start's look is None under the plain rule, which has no use for it.
+    """
     reason: Reason = "no candidate"
-    for m in np.argsort(-prediction.scores[b], kind="stable"):
-        patch = Patch.crop(prediction.masks[b, m], walker.plane, float(prediction.scores[b, m]))
+    scores = found.scores
+    for m in np.argsort(-scores, kind="stable").tolist():
+        _, row, col, mask = found.mask(m)
+        patch = Patch.crop(mask, walker.plane, float(scores[m]), row, col)
         if patch is None or (settings.max_area is not None and patch.area >= settings.max_area):
             continue
         if walker.last is not None and iou(patch, walker.last) <= settings.tau_iou:
             continue
+        if settings.rule == "plain":
+            return (m, patch, None), ""
         seen = Reference(patch.area, contrast(image, patch), *patch.centre())
         start = walker.reference or seen
-        if settings.rule == "guarded" and (failed := _unlike(seen, start, settings)):
+        if failed := _unlike(seen, start, settings):
             reason = failed
             continue
-        return (int(m), patch, start), ""
+        return (m, patch, start), ""
     return None, reason
 
 
@@ -299,6 +272,6 @@ def contrast(image: Array, patch: Patch) -> float:
     window = image[r0 : patch.row + h + margin, c0 : patch.col + w + margin].astype(np.float32)
     mask = np.zeros(window.shape, bool)
     mask[patch.row - r0 : patch.row - r0 + h, patch.col - c0 : patch.col - c0 + w] = patch.mask
-    distance = ndimage.distance_transform_edt(~mask)
-    ring = window[(distance >= 2) & (distance <= 5)]
+    squared = squared_distance(mask, 5)
+    ring = window[(squared >= 4) & (squared <= 25)]
     return float(window[mask].mean() - np.median(ring)) if ring.size else 0.0

@@ -44,10 +44,16 @@ def texture_tokens(slices: Float32) -> Float32:
     """
     if slices.ndim != 3 or any(side % PATCH or side == 0 for side in slices.shape[1:]):
         raise ValueError(f"slices have shape {slices.shape}, expected (N, A, B), A and B multiples of {PATCH}")
-    full = np.ascontiguousarray(slices, np.float32)
+    out = np.empty((len(slices), *(n // PATCH for n in slices.shape[1:]), len(CHANNELS)), np.float32)
+    for index in range(len(slices)):  # one slice at a time stays in the processor's cache
+        part = slice(index, index + 1)
+        _fill(np.ascontiguousarray(slices[part], np.float32), out[part])
+    return out
+
+
+def _fill(full: Float32, out: Float32) -> None:
     half = _reduce(full)
     smooth, scale_space = _reduce(half), []
-    out = np.empty((*smooth.shape, len(CHANNELS)), np.float32)
     out[..., 0] = np.log(_mean2(_block_variance(full)) + np.float32(_LOG_FLOOR))
     out[..., 1] = np.log(_block_variance(half) + np.float32(_LOG_FLOOR))
     for channel, fine in enumerate(_derivatives(_blur(half, 0.6)), start=2):
@@ -65,7 +71,6 @@ def texture_tokens(slices: Float32) -> Float32:
     for k in _DERIVATIVE_SCALES:
         out[..., channel + 1], out[..., channel + 2] = _derivatives(scale_space[k])
         channel += 2
-    return out
 
 
 def _reduce(slices: Float32) -> Float32:

@@ -12,6 +12,7 @@ of the former measured on the tomogram's background. A distance near 1 is "as di
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +40,9 @@ _FEEDBACK_LIMIT = 1.3  # … only when they are this near
 _NULL_SHARE = 0.6  # a particle is nearer than this share of the distance that places without one have
 _SUPPORT = 4  # nearest proposals that tell which description of the query has more of its like
 _CALM = 0.5  # share of the random places, the calmest, that surely hold no particle
+_GATHERED = 250_000  # samples that are gathered for shells at a time
+_COMPARED = 4096  # profiles that are compared at a time
+_SLAB_VOXELS = 2_000_000  # voxels that are read at a time where they are averaged to samples
 _PRIOR = 0.5  # weight of the assumed variety against the examples' own, in examples per number of the profile
 
 
@@ -135,18 +139,41 @@ def describe(
     places = np.asarray(centres, np.float64).reshape(-1, 3)
     if not len(places):
         return places, np.empty((0, 2 * len(shells.starts)))
-    shape = np.array(volume.shape)
-    low = np.maximum(np.floor(places.min(axis=0)).astype(int) - shells.halo, 0) // shells.bin * shells.bin
-    high = np.minimum(np.ceil(places.max(axis=0)).astype(int) + shells.halo + 1, shape)
-    box = np.asarray(volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], np.float32)
-    samples = _binned(box, shells.bin)
+    low, high = reached(places, volume.shape, shells)
+    samples = _read(volume, low, high, shells.bin)
     grid = np.rint((places - low + 0.5) / shells.bin - 0.5).astype(np.int64)
     grid = np.clip(grid, 0, np.array(samples.shape) - 1)
     if template is not None:
-        correlation = _correlate(samples, shells, np.asarray(template)[: len(shells.starts)])
-        for _ in range(rounds):
-            grid = _climb(correlation, grid, shells.shift)
-    return (grid + 0.5) * shells.bin - 0.5 + low, _profiles(samples, grid, shells)
+        grid = _fit(samples, grid, shells, np.asarray(template)[: len(shells.starts)], rounds)
+    moved = np.asarray((grid + 0.5) * shells.bin - 0.5 + low, np.float64)
+    return moved, _profiles(samples, grid, shells)
+
+
+def reached(places: Float64, shape: tuple[int, ...], shells: Profile) -> tuple[Int, Int]:
+    """Start and stop (3,) of the box that `describe` reads for places (n, 3) of a volume of `shape`."""
+    low = np.maximum(np.floor(places.min(axis=0)).astype(np.int64) - shells.halo, 0) // shells.bin * shells.bin
+    high = np.minimum(np.ceil(places.max(axis=0)).astype(np.int64) + shells.halo + 1, np.array(shape))
+    return low, high
+
+
+def working_bytes(sides: Int, count: int, shells: Profile) -> int:
+    """Bytes that `describe` takes, with a template, for `count` places in a box of these sides (`reached`)."""
+    samples = [max(1, int(side) // shells.bin) for side in sides]
+    padded = [side + 2 * shells.reach for side in samples]
+    kept = 4 * math.prod(samples)
+    # the transforms of samples and template, and the copy that each of the two makes of what it transforms
+    correlating = 12 * math.prod(scipy.fft.next_fast_len(side, real=True) for side in padded)
+    describing = 9 * math.prod(padded) + 40 * min(_GATHERED, count * len(shells.offsets))
+    # a slab as read and as cut into samples
+    slab = min(int(sides[0]), _slab(sides, shells.bin))
+    reading = 0 if shells.bin == 1 else 8 * slab * int(sides[1]) * int(sides[2])
+    return int(kept + max(correlating, describing, reading))
+
+
+def working_bytes_at(radius: float) -> int:
+    """Bytes that `describe` takes for one place of a particle of `radius` voxels."""
+    shells = profile(radius)
+    return working_bytes(np.full(3, 2 * shells.halo + 1), 1, shells)
 
 
 def query_template(volume: Volume, centres: NDArray[np.floating], shells: Profile) -> tuple[Float64, Float64]:
@@ -206,7 +233,7 @@ def distances(
     like_clicked = result <= min(_FEEDBACK_LIMIT, bound)
     for count in _FEEDBACK if len(result) else ():
         near = np.flatnonzero(like_clicked & (result <= min(_FEEDBACK_LIMIT, bound)))
-        near = near[non_maximum_suppression(centres[near], -result[near], radius)][:count]
+        near = near[non_maximum_suppression(centres[near], -result[near], radius, count)]
         if not len(near):
             break
         examples = np.concatenate([queries, profiles[near]])
@@ -242,7 +269,7 @@ def best_described(
         query = queries.mean(axis=0)
         covariance = noise * (1 + 1 / len(queries)) + _variety(query, middle)
         distance = _distance(profiles, query, covariance)
-        order = non_maximum_suppression(centres, -distance, radius)[1 : 1 + _SUPPORT]
+        order = non_maximum_suppression(centres, -distance, radius, 1 + _SUPPORT)[1:]
         return float(distance[order].mean()) / _bound(null, query, covariance) if len(order) else 0.0
 
     return min(options, key=nearness)
@@ -283,7 +310,10 @@ def _background(profiles: Float64) -> tuple[Float64, Float64]:
 
 def _distance(profiles: Float64, query: Float64, covariance: Float64) -> Float64:
     root = np.linalg.cholesky(np.linalg.inv(covariance))
-    result: Float64 = np.sqrt((((profiles - query) @ root) ** 2).mean(axis=1))
+    result = np.empty(len(profiles))
+    for first in range(0, len(profiles), _COMPARED):
+        part = slice(first, first + _COMPARED)
+        result[part] = np.sqrt((((profiles[part] - query) @ root) ** 2).mean(axis=1))
     return result
 
 
@@ -292,15 +322,40 @@ def _near_only(shells: Profile) -> Profile:
     return Profile(shells.radius / 2, shells.bin, shells.reach, shells.offsets, shells.starts, shells.counts)
 
 
-def _binned(box: Float32, step: int) -> Float32:
+def _read(volume: Volume, low: Int, high: Int, step: int) -> Float32:
+    """A box of the volume in samples of `step` voxels, read slab by slab where they are averaged."""
+    _, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
     if step == 1:
-        return box
+        return np.asarray(volume[low[0] : high[0], y, x], np.float32)
+    thick = _slab(high - low, step)
+    # what is left at the end is less than a sample, and dropped with the rest of its slab's samples
+    starts = range(low[0], max(high[0] - step, low[0]) + 1, thick)
+    return np.concatenate(
+        [_binned(np.asarray(volume[a : min(a + thick, high[0]), y, x], np.float32), step) for a in starts]
+    )
+
+
+def _slab(sides: Int, step: int) -> int:
+    """Slices of a box that are read at a time: whole samples, about `_SLAB_VOXELS`."""
+    return max(1, _SLAB_VOXELS // (int(sides[1]) * int(sides[2]) * step)) * step
+
+
+def _binned(box: Float32, step: int) -> Float32:
+    """Means over cubes of `step` voxels; what is left at the ends is dropped."""
     shape = [max(1, side // step) for side in box.shape]
     if any(side < step for side in box.shape):
         box = np.pad(box, [(0, max(0, step - side)) for side in box.shape], mode="edge")
     cut = box[tuple(slice(0, side * step) for side in shape)]
     binned: Float32 = cut.reshape(shape[0], step, shape[1], step, shape[2], step).mean(axis=(1, 3, 5))
     return binned
+
+
+def _fit(samples: Float32, grid: Int, shells: Profile, means: Float64, rounds: int) -> Int:
+    """Move each (n, 3) position to where the samples correlate best with the shell means (S,) near it."""
+    correlation = _correlate(samples, shells, means)
+    for _ in range(rounds):
+        grid = _climb(correlation, grid, shells.shift)
+    return grid
 
 
 def _correlate(samples: Float32, shells: Profile, means: Float64) -> Float32:
@@ -311,9 +366,12 @@ def _correlate(samples: Float32, shells: Profile, means: Float64) -> Float32:
     weights = np.where(within, weights - weights[within].mean(), 0.0) if within.any() else weights
     kernel = np.zeros((2 * reach + 1,) * 3, np.float32)
     kernel[tuple((shells.offsets + reach).T)] = weights / (np.linalg.norm(weights) + 1e-12)
-    padded = np.pad(samples, reach, mode="edge")
-    shape = [scipy.fft.next_fast_len(side, real=True) for side in padded.shape]
-    product = scipy.fft.rfftn(padded, shape) * np.conj(scipy.fft.rfftn(kernel, shape))
+    shape = [scipy.fft.next_fast_len(side + 2 * reach, real=True) for side in samples.shape]
+    # in place where it can be: these arrays are most of what a unit of ranking holds
+    product = scipy.fft.rfftn(np.pad(samples, reach, mode="edge"), shape)
+    template = scipy.fft.rfftn(kernel, shape)
+    np.multiply(product, np.conjugate(template, out=template), out=product)
+    del template
     correlation: Float32 = scipy.fft.irfftn(product, shape)[tuple(slice(0, side) for side in samples.shape)]
     return correlation
 
@@ -334,16 +392,16 @@ def _climb(values: Float32, grid: Int, shift: int) -> Int:
 def _profiles(samples: Float32, grid: Int, shells: Profile) -> Float64:
     """Means and deviations (n, 2 S) of the shells around integer positions (n, 3)."""
     reach = shells.reach
-    present = np.pad(np.ones(samples.shape, np.float32), reach)
-    plain = np.pad(samples, reach)
     smooth = np.pad(gaussian_filter(samples, _SMOOTH, mode="nearest", truncate=3.0), reach)
+    plain = np.pad(samples, reach)
+    present = np.pad(np.ones(samples.shape, bool), reach)
     strides = np.array([plain.shape[1] * plain.shape[2], plain.shape[2], 1])
     steps = (shells.offsets + reach) @ strides
     result = np.empty((len(grid), 2 * len(shells.starts)))
-    count = max(1, 2_000_000 // len(steps))
+    count = max(1, _GATHERED // len(steps))
     for first in range(0, len(grid), count):
         index = (grid[first : first + count] @ strides)[:, None] + steps
-        weight = present.ravel()[index]
+        weight = present.ravel()[index].astype(np.float32)
         total = np.maximum(np.add.reduceat(weight, shells.starts, axis=1), 1)
         mean = np.add.reduceat(plain.ravel()[index], shells.starts, axis=1) / total
         off = (smooth.ravel()[index] - np.repeat(mean, shells.counts, axis=1)) * weight

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.linalg.lapack import spbsv
+from scipy.linalg.lapack import spbtrf, spbtrs
 
-from cryosam_dask.types import Bool, Float32
+from cryosam_dask.kernels.quality import median, quality
+from cryosam_dask.types import Bool, Float32, Window
 
 SCALES = (3.0, 4.5, 7.0, 10.5, 16.0)
 """Radii, in pixels, at which a point alone is tried: half an octave apart, for objects 5 to 40 pixels wide."""
@@ -55,50 +56,66 @@ class Candidate(NamedTuple):
     score: float
 
 
-def solve(target: Float32, strength: Float32, down: Float32, right: Float32) -> Float32:
-    """Probability of "inside" on a grid of (h, w) pixels.
+class System:
+    """The system (L + diag(a)) x = a·t of one grid, factorised once for any number of priors t.
 
     Parameters
     ----------
-    target, strength : (h, w) the prior's probability t and its strength a ≥ 0, not zero everywhere
+    strength : (h, w) the prior's strength a ≥ 0, not zero everywhere
     down, right : (h−1, w) and (h, w−1) edge weights > 0
     """
-    h, w = target.shape
-    if w > h:
-        return solve(target.T, strength.T, right.T, down.T).T
-    diagonal = strength.astype(np.float32, copy=True)
-    diagonal[:-1] += down
-    diagonal[1:] += down
-    diagonal[:, :-1] += right
-    diagonal[:, 1:] += right
-    band = np.zeros((w + 1, h * w), np.float32, order="F")
-    band[0] = diagonal.ravel()
-    if w > 1:
-        along = np.zeros((h, w), np.float32)  # 0 at a row's end: its last pixel has no edge to the next row's first
-        along[:, :-1] = -right
-        band[1] = along.ravel()
-    if h > 1:
-        band[w, : (h - 1) * w] = -down.ravel()
-    rhs = (strength * target).astype(np.float32).reshape(-1, 1)
-    _, x, info = spbsv(band, rhs, lower=1, overwrite_ab=1, overwrite_b=1)
-    if info != 0:
-        raise np.linalg.LinAlgError(f"random walker: the system is not positive definite (LAPACK info {info})")
-    result: Float32 = x.reshape(h, w)
-    return result
+
+    def __init__(self, strength: Float32, down: Float32, right: Float32) -> None:
+        self._turned = strength.shape[1] > strength.shape[0]  # the band is as wide as a row, so rows are to be short
+        if self._turned:
+            strength, down, right = strength.T, right.T, down.T
+        h, w = strength.shape
+        diagonal = strength.astype(np.float32, order="C", copy=True)
+        diagonal[:-1] += down
+        diagonal[1:] += down
+        diagonal[:, :-1] += right
+        diagonal[:, 1:] += right
+        band = np.zeros((w + 1, h * w), np.float32, order="F")
+        band[0] = diagonal.ravel()
+        if w > 1:
+            along = np.zeros((h, w), np.float32)  # 0 at a row's end: its last pixel has no edge to the next row's first
+            np.negative(right, along[:, :-1])
+            band[1] = along.ravel()
+        if h > 1:
+            band[w, : (h - 1) * w] = -down.ravel()
+        self._strength = strength
+        self._factor, info = spbtrf(band, lower=1, overwrite_ab=1)
+        if info != 0:
+            raise np.linalg.LinAlgError(f"random walker: the system is not positive definite (LAPACK info {info})")
+
+    def solve(self, target: Float32) -> Float32:
+        """Probability of "inside" on the grid, (h, w), for the prior's probability `target` (h, w)."""
+        target = target.T if self._turned else target
+        rhs = (self._strength * target).astype(np.float32, copy=False).reshape(-1, 1)
+        x, _ = spbtrs(self._factor, rhs, lower=1, overwrite_b=1)
+        walked: Float32 = x.reshape(self._strength.shape)
+        return walked.T if self._turned else walked
+
+
+def solve(target: Float32, strength: Float32, down: Float32, right: Float32) -> Float32:
+    """Probability of "inside" on a grid of (h, w) pixels for one prior; see `System`."""
+    return System(strength, down, right).solve(target)
 
 
 def edge_weights(image: Float32, edge: float) -> tuple[Float32, Float32]:
     """Weights (down, right) of a grid's edges: 1 on flat ground, falling with the step's square."""
-    down, right = np.diff(image, axis=0), np.diff(image, axis=1)
+    down, right = (image[1:] - image[:-1]) ** 2, (image[:, 1:] - image[:, :-1]) ** 2
     size = down.size + right.size
-    variance = (float((down**2).sum()) + float((right**2).sum())) / max(size, 1)
+    variance = (float(down.sum()) + float(right.sum())) / max(size, 1)
     scale = -1.0 / (2 * edge**2 * variance + 1e-12)
     floor = np.float32(1e-3)
-    return np.exp(scale * down**2) + floor, np.exp(scale * right**2) + floor
+    return np.exp(scale * down) + floor, np.exp(scale * right) + floor
 
 
 def _sigmoid(x: Float32) -> Float32:
-    return (1 / (1 + np.exp(-np.clip(x, -12, 12)))).astype(np.float32)
+    odds: Float32 = np.exp(-np.minimum(np.maximum(x, -12), 12))
+    odds += 1
+    return np.reciprocal(odds, odds)
 
 
 def _log_odds(image: Float32, inside: Float32, outside: Bool, temper: float) -> Float32:
@@ -109,11 +126,12 @@ def _log_odds(image: Float32, inside: Float32, outside: Bool, temper: float) -> 
     """
     mu_in = float((image * inside).sum() / max(float(inside.sum()), 1e-6))
     ring = image[outside]
-    mu_out = float(np.median(ring)) if ring.size else float(np.median(image))
-    deviation = 1.4826 * float(np.median(np.abs(ring - mu_out))) if ring.size else float(image.std())
+    mu_out = float(median(ring if ring.size else image.ravel()))
+    deviation = 1.4826 * float(median(np.abs(ring - mu_out))) if ring.size else float(image.std())
     gap = mu_in - mu_out
     variance = max(deviation, 0.25 * abs(gap), 1e-3) ** 2
-    return (temper * gap / variance * (image - (mu_in + mu_out) / 2)).astype(np.float32)
+    odds: Float32 = temper * gap / variance * (image - (mu_in + mu_out) / 2)
+    return odds
 
 
 def _component(mask: Bool, row: int, col: int) -> Bool:
@@ -128,42 +146,24 @@ def _component(mask: Bool, row: int, col: int) -> Bool:
             nearest = int(np.argmin((rows - row) ** 2 + (cols - col) ** 2))
             label = labels[rows[nearest], cols[nearest]]
         mask = labels == label
+    if not _has_holes(mask):
+        return mask
     filled: Bool = ndimage.binary_fill_holes(mask)
     return filled
 
 
-def quality(image: Float32, mask: Bool) -> float:
-    """How good a mask is by itself, 0 to 1: variance explained × sharpness of the outline × compactness.
+def _has_holes(mask: Bool) -> bool:
+    """Whether one component (of pixels that share sides) has a hole.
 
-    Variance explained, in the mask and a ring of about its own area around it: Otsu's effectiveness of a threshold
-    (1979) on the mask's neighbourhood; a mask too small has a ring like itself, one too large is not like itself.
-    The ring leaves out the two pixels in which the smoothed image passes from one to the other. Sharpness: the step
-    across the outline against that step and the noise. Compactness: the second moment of a disc of the same area
-    over the mask's. The last two enter by a root: they decide between masks that explain about as much. A mask
-    of a few pixels explains noise well, so it counts less. The image is to show some pixels around the mask.
+    By Euler's formula on its pixels as closed squares: vertices − edges + faces is 1 less the number of holes, which
+    are components of the ground that share sides.
     """
-    area = int(np.count_nonzero(mask))
-    if area < 4 or area == mask.size:
-        return 0.0
-    distance = ndimage.distance_transform_edt(~mask)
-    width = max(4.0, 0.42 * np.sqrt(area / np.pi) + 2)
-    inside, ring = image[mask], image[(distance >= 2) & (distance <= width)]
-    beside = image[(distance > 1.2) & (distance <= 2.5)]
-    if ring.size == 0 or beside.size == 0:
-        return 0.0
-    rim = image[mask & ~ndimage.binary_erosion(mask, border_value=1)]
-    ground = image[distance > 3] if (distance > 3).any() else ring
-    noise = 1.4826 * float(np.median(np.abs(ground - np.median(ground))))
-    n, m = inside.size, ring.size
-    gap = float(inside.mean() - ring.mean())
-    between = n * m / (n + m) ** 2 * gap**2
-    within = (n * float(inside.var()) + m * float(ring.var())) / (n + m)
-    step = max(float(rim.mean() - beside.mean()) * np.sign(gap), 0.0) if rim.size else 0.0
-    sharp = step / (step + 3 * noise + 1e-6)
-    rows, cols = np.nonzero(mask)
-    compact = min(1.0, area / (2 * np.pi) / float(rows.var() + cols.var() + 1 / 6))
-    explained = between / (between + within + 1e-9)
-    return float(area / (area + 12) * explained * np.sqrt(sharp) * compact**0.25)
+    held = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), bool)
+    held[1:-1, 1:-1] = mask
+    beside = held[:, 1:] | held[:, :-1]
+    edges = np.count_nonzero(beside) + np.count_nonzero(held[1:] | held[:-1])
+    vertices = np.count_nonzero(beside[1:] | beside[:-1])
+    return bool(vertices - edges + np.count_nonzero(mask) < 1)
 
 
 def _quality_on(plane: Float32, row: int, col: int, mask: Bool) -> float:
@@ -222,17 +222,30 @@ def enlarge(image: Float32, step: int, shape: tuple[int, int]) -> Float32:
     return image
 
 
-def _finish(plane: Float32, window: _Window, coarse: Float32, row: float, col: float) -> Candidate:
-    """Mask, logits and score at the plane's own pixels from the coarse grid's probabilities."""
-    inside = np.clip(enlarge(coarse, window.step, window.image.shape[:2]), 1e-4, 1 - 1e-4)
+class _Walked(NamedTuple):
+    """Probabilities at the plane's own pixels, 0 to 1 exclusive, and what follows from them."""
+
+    window: _Window
+    inside: Float32
+    mask: Bool
+    score: float
+
+    def candidate(self) -> Candidate:
+        logits = np.log(self.inside / (1 - self.inside))
+        logits = np.where(self.mask, np.maximum(logits, 1e-3), np.minimum(logits, 0)).astype(np.float32, copy=False)
+        return Candidate(self.window.row, self.window.col, self.mask, logits, self.score)
+
+
+def _finish(plane: Float32, window: _Window, coarse: Float32, row: float, col: float) -> _Walked:
+    """Mask and score at the plane's own pixels from the coarse grid's probabilities."""
+    inside = enlarge(coarse, window.step, window.image.shape[:2])
+    inside = np.minimum(np.maximum(inside, 1e-4), 1 - 1e-4)
     at = (
-        int(np.clip(round(row - window.row), 0, inside.shape[0] - 1)),
-        int(np.clip(round(col - window.col), 0, inside.shape[1] - 1)),
+        min(max(round(row - window.row), 0), inside.shape[0] - 1),
+        min(max(round(col - window.col), 0), inside.shape[1] - 1),
     )
     mask = _component(inside > 0.5, *at)
-    logits = np.log(inside / (1 - inside)).astype(np.float32)
-    logits = np.where(mask, np.maximum(logits, 1e-3), np.minimum(logits, 0)).astype(np.float32)
-    return Candidate(window.row, window.col, mask, logits, _quality_on(plane, window.row, window.col, mask))
+    return _Walked(window, inside, mask, _quality_on(plane, window.row, window.col, mask))
 
 
 def from_point(plane: Float32, row: float, col: float, how: WalkParameters) -> list[Candidate]:
@@ -240,16 +253,16 @@ def from_point(plane: Float32, row: float, col: float, how: WalkParameters) -> l
 
     A point is seldom at the middle: each scale is walked again from the centre of the best mask of the first round.
     """
-    first = [_at_scale(plane, row, col, radius, how) for radius in SCALES]
-    best = max(first, key=lambda c: c.score)
+    walked = [_at_scale(plane, row, col, radius, how) for radius in SCALES]
+    best = max(walked, key=lambda w: w.score)
     rows, cols = np.nonzero(best.mask)
-    if rows.size == 0:
-        return first
-    centre = float(rows.mean()) + best.row, float(cols.mean()) + best.col
-    return [_at_scale(plane, *centre, radius, how) for radius in SCALES]
+    if rows.size:
+        centre = float(rows.mean()) + best.window.row, float(cols.mean()) + best.window.col
+        walked = [_at_scale(plane, *centre, radius, how) for radius in SCALES]
+    return [w.candidate() for w in walked]
 
 
-def _at_scale(plane: Float32, row: float, col: float, radius: float, how: WalkParameters) -> Candidate:
+def _at_scale(plane: Float32, row: float, col: float, radius: float, how: WalkParameters) -> _Walked:
     """Segment what lies under a point, taken to be about `radius` pixels in radius.
 
     The class means come from a disc and a ring around the point first, then from the mask that these gave. Pixels
@@ -263,39 +276,41 @@ def _at_scale(plane: Float32, row: float, col: float, radius: float, how: WalkPa
     cols = (np.arange(image.shape[1]) + 0.5) * step - 0.5 + window.col - col
     squared = rows[:, None] ** 2 + cols[None] ** 2
     beyond = squared > (1.8 * radius) ** 2
-    strength = np.where(beyond, _SEED, how.data * step * step).astype(np.float32)
-    seed = np.unravel_index(int(np.argmin(squared)), squared.shape)
+    strength = np.where(beyond, np.float32(_SEED), np.float32(how.data * step * step))
+    seed = int(np.abs(rows).argmin()), int(np.abs(cols).argmin())
     strength[seed] = 10.0
     down, right = edge_weights(image, how.edge)
     inside = np.exp(-squared / (2 * (0.45 * radius) ** 2)).astype(np.float32)
     outside = (squared > (1.25 * radius) ** 2) & (squared <= (1.9 * radius + 1) ** 2)
+    system = System(strength, down, right)
     for last in (False, True):
         target = _sigmoid(_log_odds(image, inside, outside, how.temper))
         target[beyond], target[seed] = 0, 1
-        walked = solve(target, strength, down, right)
+        walked = system.solve(target)
         if not last:
-            inside = np.where(walked > 0.5, walked, 0).astype(np.float32)
+            inside = np.where(walked > 0.5, walked, np.float32(0))
             outside = walked < 0.2
     return _finish(plane, window, walked, row, col)
 
 
-def from_mask(plane: Float32, row: float, col: float, before: Float32, how: WalkParameters) -> Candidate | None:
+def from_mask(plane: Float32, row: float, col: float, before: Window, how: WalkParameters) -> Candidate | None:
     """Segment the object that had `before` as its logits on the neighbouring plane; None when these have no inside.
 
     The mask before, most where it is surest, says what inside looks like on this plane; its surroundings say what
     outside looks like; and its log-odds are the prior that the intensities on this plane are weighed against.
     """
-    rows = np.flatnonzero((before > 0).any(1))
+    held = before.block > 0
+    rows = np.flatnonzero(held.any(1))
     if rows.size == 0:
         return None
-    r0, r1 = int(rows[0]), int(rows[-1]) + 1
-    cols = np.flatnonzero((before[r0:r1] > 0).any(0))
-    c0, c1 = int(cols[0]), int(cols[-1]) + 1
+    cols = np.flatnonzero(held.any(0))
+    (r0, r1), (c0, c1) = (
+        (int(i[0]) + low, int(i[-1]) + 1 + low) for i, low in ((rows, before.row), (cols, before.col))
+    )
     margin = 5 + (r1 - r0 + c1 - c0) // 8
     window = _window(plane, (r0 - margin, c0 - margin), (r1 + margin, c1 + margin))
     image, step = window.coarse, window.step
-    h, w = window.image.shape
-    prior = shrink(before[window.row : window.row + h, window.col : window.col + w].astype(np.float32), step)
+    prior = shrink(before.cut(window.row, window.col, window.image.shape).astype(np.float32), step)
     held = prior > 0
     if not held.any():
         return None
@@ -309,4 +324,4 @@ def from_mask(plane: Float32, row: float, col: float, before: Float32, how: Walk
     target = _sigmoid(odds)
     target[beyond] = 0
     walked = solve(target, strength, *edge_weights(image, how.edge))
-    return _finish(plane, window, walked, row, col)
+    return _finish(plane, window, walked, row, col).candidate()

@@ -14,11 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from cryosam_dask.errors import ModelError
+from cryosam_dask.models.sam import BATCH
 from cryosam_dask.models.vit import PASS_TOKENS
 from cryosam_dask.types import PromptedSegmenter, SliceEncoder
 
 PRESETS = {"builtin": "texture+random-walker", "paper": "dinov2-vitl14+sam-vith"}
 """Named pairs of encoder and segmenter."""
+
+TORCH_BYTES = 48 << 20
+"""What torch's libraries take at a model's first call, and keep."""
 
 TIMM_PREFIX = "timm:"
 """Any vision transformer of timm is `timm:NAME`."""
@@ -26,47 +30,46 @@ TIMM_PREFIX = "timm:"
 
 @dataclass(frozen=True)
 class _Vit:
-    """A row of the table of encoders: timm's name, patch, channels out, width and heads inside, parameters."""
+    """A row of the table of encoders: timm's name, patch, channels out, width inside, parameters."""
 
     architecture: str
     patch: int
     channels: int
     width: int
-    heads: int
     parameters: int
     dense_attention: bool = False
 
 
-def _sam_vit(size: str, width: int, heads: int, parameters: int) -> _Vit:
-    return _Vit(f"samvit_{size}_patch16.sa1b", 16, 256, width, heads, parameters, dense_attention=True)
+def _sam_vit(size: str, width: int, parameters: int) -> _Vit:
+    return _Vit(f"samvit_{size}_patch16.sa1b", 16, 256, width, parameters, dense_attention=True)
 
 
 VITS = {
-    "dinov2-vits14": _Vit("vit_small_patch14_dinov2.lvd142m", 14, 384, 384, 6, 22_056_192),
-    "dinov2-vitb14": _Vit("vit_base_patch14_dinov2.lvd142m", 14, 768, 768, 12, 86_579_712),
-    "dinov2-vitl14": _Vit("vit_large_patch14_dinov2.lvd142m", 14, 1024, 1024, 16, 304_367_616),
-    "dinov2-vitg14": _Vit("vit_giant_patch14_dinov2.lvd142m", 14, 1536, 1536, 24, 1_136_479_232),
-    "dinov2-vits14-reg": _Vit("vit_small_patch14_reg4_dinov2.lvd142m", 14, 384, 384, 6, 22_057_344),
-    "dinov2-vitb14-reg": _Vit("vit_base_patch14_reg4_dinov2.lvd142m", 14, 768, 768, 12, 86_582_016),
-    "dinov2-vitl14-reg": _Vit("vit_large_patch14_reg4_dinov2.lvd142m", 14, 1024, 1024, 16, 304_370_688),
-    "dinov2-vitg14-reg": _Vit("vit_giant_patch14_reg4_dinov2.lvd142m", 14, 1536, 1536, 24, 1_136_483_840),
-    "dino-vits16": _Vit("vit_small_patch16_224.dino", 16, 384, 384, 6, 21_665_664),
-    "dino-vits8": _Vit("vit_small_patch8_224.dino", 8, 384, 384, 6, 21_670_272),
-    "dino-vitb16": _Vit("vit_base_patch16_224.dino", 16, 768, 768, 12, 85_798_656),
-    "dino-vitb8": _Vit("vit_base_patch8_224.dino", 8, 768, 768, 12, 85_807_872),
-    "dinov3-vits16": _Vit("vit_small_patch16_dinov3.lvd1689m", 16, 384, 384, 6, 21_586_944),
-    "dinov3-vits16plus": _Vit("vit_small_plus_patch16_dinov3.lvd1689m", 16, 384, 384, 6, 28_683_264),
-    "dinov3-vitb16": _Vit("vit_base_patch16_dinov3.lvd1689m", 16, 768, 768, 12, 85_641_216),
-    "dinov3-vitl16": _Vit("vit_large_patch16_dinov3.lvd1689m", 16, 1024, 1024, 16, 303_079_424),
-    "dinov3-vith16plus": _Vit("vit_huge_plus_patch16_dinov3.lvd1689m", 16, 1280, 1280, 20, 840_509_440),
-    "dinov3-vit7b16": _Vit("vit_7b_patch16_dinov3.lvd1689m", 16, 4096, 4096, 32, 6_716_030_976),
-    "sam-vitb": _sam_vit("base", 768, 12, 89_670_912),
-    "sam-vitl": _sam_vit("large", 1024, 16, 308_278_272),
-    "sam-vith": _sam_vit("huge", 1280, 16, 637_026_048),
+    "dinov2-vits14": _Vit("vit_small_patch14_dinov2.lvd142m", 14, 384, 384, 22_056_192),
+    "dinov2-vitb14": _Vit("vit_base_patch14_dinov2.lvd142m", 14, 768, 768, 86_579_712),
+    "dinov2-vitl14": _Vit("vit_large_patch14_dinov2.lvd142m", 14, 1024, 1024, 304_367_616),
+    "dinov2-vitg14": _Vit("vit_giant_patch14_dinov2.lvd142m", 14, 1536, 1536, 1_136_479_232),
+    "dinov2-vits14-reg": _Vit("vit_small_patch14_reg4_dinov2.lvd142m", 14, 384, 384, 22_057_344),
+    "dinov2-vitb14-reg": _Vit("vit_base_patch14_reg4_dinov2.lvd142m", 14, 768, 768, 86_582_016),
+    "dinov2-vitl14-reg": _Vit("vit_large_patch14_reg4_dinov2.lvd142m", 14, 1024, 1024, 304_370_688),
+    "dinov2-vitg14-reg": _Vit("vit_giant_patch14_reg4_dinov2.lvd142m", 14, 1536, 1536, 1_136_483_840),
+    "dino-vits16": _Vit("vit_small_patch16_224.dino", 16, 384, 384, 21_665_664),
+    "dino-vits8": _Vit("vit_small_patch8_224.dino", 8, 384, 384, 21_670_272),
+    "dino-vitb16": _Vit("vit_base_patch16_224.dino", 16, 768, 768, 85_798_656),
+    "dino-vitb8": _Vit("vit_base_patch8_224.dino", 8, 768, 768, 85_807_872),
+    "dinov3-vits16": _Vit("vit_small_patch16_dinov3.lvd1689m", 16, 384, 384, 21_586_944),
+    "dinov3-vits16plus": _Vit("vit_small_plus_patch16_dinov3.lvd1689m", 16, 384, 384, 28_683_264),
+    "dinov3-vitb16": _Vit("vit_base_patch16_dinov3.lvd1689m", 16, 768, 768, 85_641_216),
+    "dinov3-vitl16": _Vit("vit_large_patch16_dinov3.lvd1689m", 16, 1024, 1024, 303_079_424),
+    "dinov3-vith16plus": _Vit("vit_huge_plus_patch16_dinov3.lvd1689m", 16, 1280, 1280, 840_509_440),
+    "dinov3-vit7b16": _Vit("vit_7b_patch16_dinov3.lvd1689m", 16, 4096, 4096, 6_716_030_976),
+    "sam-vitb": _sam_vit("base", 768, 89_670_912),
+    "sam-vitl": _sam_vit("large", 1024, 308_278_272),
+    "sam-vith": _sam_vit("huge", 1280, 637_026_048),
 }
 
 _SAMS = {"sam-vitb": 93_735_472, "sam-vitl": 312_342_832, "sam-vith": 641_090_608}
-"""SAM segmenters and their numbers of parameters; width and heads of their encoders stand in `VITS`."""
+"""SAM segmenters and their numbers of parameters; the width of their encoders stands in `VITS`."""
 
 ENCODERS = ("texture", *VITS)
 SEGMENTERS = ("random-walker", *_SAMS)
@@ -90,21 +93,25 @@ class EncoderInfo:
     _vit: _Vit | None = None
 
     def encode_bytes(self, plane: tuple[int, int], count: int = 1, device: str = "cpu") -> int:
-        """Upper estimate of the working memory, in bytes, of one `encode` of `count` slices of shape (A, B).
+        """Working memory, in bytes, of one `encode` of `count` slices of shape (A, B), within a third of the real one.
 
-        Input and output come on top. A transformer takes a few slices at a time, so its memory stops growing with
-        `count`; `texture` holds a few derivatives of all of them.
+        Input and output come on top. Only a few slices are at work at a time, so it stops growing with `count`.
         """
         if self._vit is None:
-            return 12 * count * plane[0] * plane[1]
+            return 9 * plane[0] * plane[1] + (1 << 20)
         vit = self._vit
         tokens = -(-plane[0] // self.patch) * -(-plane[1] // self.patch)
-        if vit.dense_attention:  # the scores of all pairs of tokens, three times over; one slice at a time
-            attention = 3 * 4 * vit.heads * tokens**2
-        else:
-            attention, tokens = 0, max(tokens, min(count * tokens, PASS_TOKENS[device.split(":")[0]]))
-        # Per token: the residual stream and its copies, query, key, value, and the four-fold hidden layer twice.
-        return attention + tokens * 4 * (20 * vit.width + 3 * self.patch**2)
+        tokens *= max(1, min(count, PASS_TOKENS[device.split(":")[0]] // tokens))
+        return _activations(vit, tokens) + 3 * 4 * tokens * self.patch**2
+
+
+def _activations(vit: _Vit, tokens: int) -> int:
+    """Bytes that a forward pass takes: so many numbers for each token and unit of width, and once what torch keeps.
+
+    A plain block's most is its hidden layer twice, query, key, value, and the residual stream with copies. SAM's also
+    pads tokens to whole windows and holds the bias of positions; of it the allocator keeps more. Both were measured.
+    """
+    return 4 * tokens * vit.width * (25 if vit.dense_attention else 14) + TORCH_BYTES
 
 
 class SegmenterInfo(Protocol):
@@ -137,11 +144,15 @@ class SegmenterInfo(Protocol):
         ...
 
     def embed_bytes(self, plane: tuple[int, int]) -> int:
-        """Upper estimate of the working memory, in bytes, of embedding planes (A, B) one by one."""
+        """Working memory, in bytes, of embedding planes (A, B) one by one, without the embeddings."""
         ...
 
     def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
-        """Upper estimate of the memory, in bytes, of predicting `prompts` masks on a plane (A, B), results included."""
+        """Memory, in bytes, of `prompts` prompts on a plane (A, B): all their candidates, and a mask of each."""
+        ...
+
+    def walker_bytes(self, plane: tuple[int, int]) -> int:
+        """Bytes that a prompt holds between two planes (A, B): the logits of its mask."""
         ...
 
 
@@ -164,16 +175,16 @@ class _SamInfo:
         return 256, 256
 
     def embed_bytes(self, plane: tuple[int, int]) -> int:
-        # Per token: the residual stream and its copies, and the four-fold hidden layer twice. Besides: the image in
-        # float32, the bias of a few lines of attention, and what torch's libraries take at their first call.
-        return 64 * 64 * 4 * 12 * self.encoder.width + 104 * 2**20
+        return _activations(self.encoder, 64 * 64) + 3 * 4 * 1024**2
 
     def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
-        # Kept: masks and logits of all prompts. At work on one batch: the decoder's embeddings, and masks in float32 at
-        # 1024 × 1024 and at the plane's size.
+        # One batch is at work at a time, with the pixels' embeddings several times over, their enlargement and its
+        # candidates' logits; of these one becomes a mask of the plane's size, in float32.
         pixels = plane[0] * plane[1]
-        kept = prompts * 3 * (pixels + 4 * 256**2)
-        return kept + min(prompts, 32) * (3 * 4 * (1024**2 + pixels) + 32 * 2**20)
+        return min(prompts, BATCH["cpu"]) * (28 << 20) + 6 * pixels + TORCH_BYTES // 3
+
+    def walker_bytes(self, plane: tuple[int, int]) -> int:
+        return 4 * 256**2
 
 
 @dataclass(frozen=True)
@@ -195,11 +206,15 @@ class _WalkerInfo:
         return self.segmenter.logits_shape(plane)
 
     def embed_bytes(self, plane: tuple[int, int]) -> int:
-        return 16 * plane[0] * plane[1]
+        return 9 * plane[0] * plane[1]
 
     def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
-        # A mask and a confidence for each candidate and pixel; the small systems are solved one by one.
-        return 5 * self.candidates * prompts * plane[0] * plane[1] + 64 * 2**20
+        # One prompt at a time, on a window of about 64 pixels.
+        return 40 * min(64**2, plane[0] * plane[1]) + (1 << 20)
+
+    def walker_bytes(self, plane: tuple[int, int]) -> int:
+        # A window about 64 pixels wide; only a mask that leaks is larger.
+        return 4 * min(64**2, plane[0] * plane[1])
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
@@ -289,7 +304,7 @@ def vit_row(name: str) -> _Vit:
     patch, channels = vit.geometry(module, name)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     width = int(getattr(module, "embed_dim", channels))
-    return _Vit(architecture, patch, channels, width, width // 64, parameters, vit.has_dense_attention(module))
+    return _Vit(architecture, patch, channels, width, parameters, vit.has_dense_attention(module))
 
 
 def encoder_info(spec: str) -> EncoderInfo:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from cryosam_dask.kernels import walker
-from cryosam_dask.types import Array, Float32, Prediction
+from cryosam_dask.types import Array, Float32, Prediction, Window
 
 
 class RandomWalkerSegmenter:
@@ -55,23 +56,52 @@ class RandomWalkerSegmenter:
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         """Segment B points (row, column) on one plane; see `PromptedSegmenter.predict`."""
         count = len(walker.SCALES) if logits is None else 1
-        shape = (len(points), count, *plane)
-        masks, confidence = np.zeros(shape, bool), np.zeros(shape, np.float32)
-        scores = np.zeros(shape[:2], np.float32)
-        for b, (row, col) in enumerate(np.asarray(points, float)):
+        windows = None if logits is None else [Window(plane, 0, 0, before) for before in logits]
+        return Prediction.of(self.candidates(embedding, plane, points, windows), count, plane, plane)
+
+    def candidates(
+        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
+    ) -> list[WalkedCandidates]:
+        """What `predict` finds, on the prompts' windows; see `WindowedSegmenter.candidates`."""
+        found = []
+        for b, (row, col) in enumerate(np.asarray(points, float).tolist()):
             if logits is None:
-                found = walker.from_point(embedding, row, col, self.parameters)
+                walked = walker.from_point(embedding, row, col, self.parameters)
             else:
                 one = walker.from_mask(embedding, row, col, logits[b], self.parameters)
-                found = [] if one is None else [one]
-            for m, candidate in enumerate(found):
-                h, w = candidate.mask.shape
-                at = (b, m, slice(candidate.row, candidate.row + h), slice(candidate.col, candidate.col + w))
-                masks[at], confidence[at] = candidate.mask, candidate.logits
-                scores[b, m] = candidate.score
-        return Prediction(masks, scores, confidence)
+                walked = [] if one is None else [one]
+            found.append(WalkedCandidates(plane, walked))
+        return found
 
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32."""
         best = logits.reshape(len(logits), -1).argmax(1)
         return np.stack(np.unravel_index(best, plane), 1).astype(np.float32)
+
+
+class WalkedCandidates(NamedTuple):
+    """What the walks from one prompt on a plane found, each on its own window; see `Candidates`."""
+
+    plane: tuple[int, int]
+    walked: list[walker.Candidate]
+
+    @property
+    def scores(self) -> Float32:
+        """(M,) float32."""
+        return np.array([one.score for one in self.walked], np.float32)
+
+    def mask(self, m: int) -> Window:
+        """The mask, on the walk's window."""
+        one = self.walked[m]
+        return Window(self.plane, one.row, one.col, one.mask)
+
+    def logits(self, m: int) -> Window:
+        """The logits, on the walk's window."""
+        one = self.walked[m]
+        return Window(self.plane, one.row, one.col, one.logits)
+
+    def peak(self, m: int) -> tuple[float, float]:
+        """The most confident pixel, inside the mask: there logits are positive."""
+        one = self.walked[m]
+        row, col = divmod(int(one.logits.argmax()), one.logits.shape[1])
+        return float(one.row + row), float(one.col + col)

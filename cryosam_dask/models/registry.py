@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cryosam_dask.errors import DeviceError, SettingsError
 from cryosam_dask.models import weights
 from cryosam_dask.models.catalog import (
@@ -124,6 +126,21 @@ def gpu_count() -> int:
     import torch
 
     return int(torch.cuda.device_count())
+
+
+def preferred_precision(device: str) -> Literal["float32", "bfloat16", "float16"]:
+    """The type in which models of torch run fastest on a device of this process without losing what matters.
+
+    Half precision where the device has arithmetic for it: bfloat16 (whose range is that of float32) on GPUs from
+    compute capability 8 and on CPUs with AVX512-BF16 or AMX, float16 on older GPUs, else float32.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu; not there in all versions
+    fast = any(bool(getattr(torch.cpu, name, bool)()) for name in flags)
+    return "bfloat16" if fast else "float32"
 
 
 def resolve_device(device: str, uses_torch: bool = True) -> str:

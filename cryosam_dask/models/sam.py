@@ -8,6 +8,8 @@ so that results equal those of the public code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import ModelError
+from cryosam_dask.models import sam_masks
 from cryosam_dask.models.sam_attention import fuse
 from cryosam_dask.models.sam_decoder import MaskDecoder, pixels
 from cryosam_dask.models.vit import autocast, check_dtype, device_memory
 from cryosam_dask.models.weights import load_into, read_state_dict
-from cryosam_dask.types import Array, Float32, Prediction
+from cryosam_dask.types import Array, Float32, Prediction, Window
 
 if TYPE_CHECKING:
     import torch
 
 BATCH = {"cpu": 2, "cuda": 32}
-"""Prompts decoded together, by kind of device."""
+"""Prompts decoded together, by kind of device: a GPU's number is for one that has room."""
+
+PROMPT_BYTES = 32 << 20
+"""What decoding one prompt takes at its widest: pixels in float32, eight times 4096 × 256."""
 
 CANDIDATES = 3
 """Masks of one prompt: SAM's whole, part and subpart."""
@@ -44,7 +50,7 @@ class SamSegmenter:
     name, identity : as in the protocol
     device : "cpu", "cuda" or "cuda:N"
     dtype : one of `vit.DTYPES`, the type the image encoder computes in
-    batch : prompts decoded together; by default what suits the device
+    batch : prompts decoded together; by default what suits the device, with its free memory
     """
 
     def __init__(
@@ -60,11 +66,12 @@ class SamSegmenter:
         self.identity = identity
         self.device = device
         self.dtype = check_dtype(dtype)
-        self.batch = batch or BATCH[device.split(":")[0]]
         self._model = model.to(device).eval().requires_grad_(False)
+        self.batch = batch or prompts_together(device)
         fuse(self._model.image_encoder)
         self._decoder = MaskDecoder(self._model)
         self._size = int(model.image_encoder.img_size)
+        self._threshold = float(model.mask_threshold)
         rows, columns = model.prompt_encoder.image_embedding_size
         self._embedding_shape = (int(model.prompt_encoder.embed_dim), int(rows), int(columns))
         self._logits_shape = (4 * int(rows), 4 * int(columns))
@@ -122,27 +129,33 @@ class SamSegmenter:
 
         Any number of prompts may be given; `batch` of them are decoded at a time.
         """
+        windows = None if logits is None else [Window(self._logits_shape, 0, 0, before) for before in logits]
+        found = self.candidates(embedding, plane, points, windows)
+        return Prediction.of(found, CANDIDATES, plane, self._logits_shape)
+
+    def candidates(
+        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
+    ) -> list[SamCandidates]:
+        """What `predict` finds, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`."""
         import torch
 
-        count = len(points)
-        masks = np.empty((count, CANDIDATES, *plane), bool)
-        scores = np.empty((count, CANDIDATES), np.float32)
-        low = np.empty((count, CANDIDATES, *self._logits_shape), np.float32)
+        found: list[SamCandidates] = []
         with torch.inference_mode(), device_memory(self.name, self.device):
             image = pixels(torch.tensor(np.asarray(embedding, np.float32), device=self.device)[None])
-            for start in range(0, count, self.batch):
+            for start in range(0, len(points), self.batch):
                 chunk = slice(start, start + self.batch)
-                part = self._decode(image, plane, points[chunk], None if logits is None else logits[chunk])
-                masks[chunk], scores[chunk], low[chunk] = (tensor.cpu().numpy() for tensor in part)
-        return Prediction(masks, scores, low)
+                before = None if logits is None else np.stack([window.full() for window in logits[chunk]])
+                part = self._decode(image, plane, points[chunk], before)
+                scores, low = (tensor.cpu().numpy() for tensor in part)
+                found += (SamCandidates(self, plane, scores[b], low[b]) for b in range(len(scores)))
+        return found
 
     def _decode(
         self, image: torch.Tensor, plane: tuple[int, int], points: Float32, logits: Float32 | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Masks (b, 3, A, B), scores (b, 3) and logits (b, 3, h, w) of b prompts in one pass of the decoder."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (b, 3) and logits (b, 3, h, w) of b prompts in one pass of the decoder."""
         import torch
 
-        model = self._model
         resized = resized_shape(plane, self._size)
         scale = np.array([resized[1] / plane[1], resized[0] / plane[0]])
         xy = np.asarray(points, np.float64)[:, ::-1] * scale  # SAM's points are (x, y)
@@ -152,8 +165,15 @@ class SamSegmenter:
         if logits is not None:
             previous = torch.tensor(np.asarray(logits, np.float32), device=self.device)[:, None]
         low, scores = self._decoder.decode(image, coordinates, labels, previous)
-        masks = model.postprocess_masks(low, resized, plane) > model.mask_threshold
-        return masks, scores, low
+        return scores, low
+
+    def enlarge(self, logits: Float32, plane: tuple[int, int]) -> Window:
+        """The mask of logits (h, w) in the plane's pixels, in the window that they reach."""
+        rows, cols = (
+            sam_masks.side(length, resized, self._size, cells)
+            for length, resized, cells in zip(plane, resized_shape(plane, self._size), logits.shape, strict=True)
+        )
+        return sam_masks.enlarge(logits, rows, cols, self._threshold)
 
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32 in the plane's frame.
@@ -169,6 +189,40 @@ class SamSegmenter:
         scale = np.array([plane[0] / resized[0], plane[1] / resized[1]])
         pixels: Float32 = ((position + 0.5) * cell * scale - 0.5).astype(np.float32)
         return pixels.clip(0, np.array(plane, np.float32) - 1)
+
+
+@dataclass(frozen=True)
+class SamCandidates:
+    """Three candidates of one prompt: scores (3,), and logits (3, h, w) that masks are made from; see `Candidates`."""
+
+    segmenter: SamSegmenter
+    plane: tuple[int, int]
+    scores: Float32
+    low: Float32
+
+    def mask(self, m: int) -> Window:
+        """The mask, on the window that positive logits reach."""
+        return self.segmenter.enlarge(self.low[m], self.plane)
+
+    def logits(self, m: int) -> Window:
+        """The logits, all of them; a copy, so that those of the other candidates can be freed."""
+        return Window((self.low.shape[1], self.low.shape[2]), 0, 0, self.low[m].copy())
+
+    def peak(self, m: int) -> tuple[float, float]:
+        """As by `SamSegmenter.peak`."""
+        row, col = self.segmenter.peak(self.low[m : m + 1], self.plane)[0]
+        return float(row), float(col)
+
+
+def prompts_together(device: str) -> int:
+    """How many prompts to decode in one pass; on a GPU no more than a quarter of its free memory is for."""
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        return BATCH[kind]
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(BATCH[kind], free // 4 // PROMPT_BYTES))
 
 
 def resized_shape(plane: tuple[int, ...], size: int) -> tuple[int, int]:

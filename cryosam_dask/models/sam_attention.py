@@ -20,7 +20,10 @@ BIAS_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 
 def fuse(encoder: Any) -> None:
-    """Give each block of an `ImageEncoderViT` fused attention; the class and other models stay as they are."""
+    """Give each block of SAM's image encoder fused attention; the class and other models stay as they are.
+
+    `encoder` is an `ImageEncoderViT` of segment_anything or a `VisionTransformerSAM` of timm, which name things alike.
+    """
     for block in encoder.blocks:
         if block.attn.use_rel_pos:
             block.attn.forward = MethodType(_forward, block.attn)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosam_dask.errors import MemoryLimitError, ModelError, SettingsError
+from cryosam_dask.models.sam_attention import fuse
 from cryosam_dask.models.weights import load_into, read_state_dict
 from cryosam_dask.types import Float32
 
@@ -36,7 +39,8 @@ class TimmEncoder:
 
     Parameters
     ----------
-    module : a `VisionTransformer`, `Eva` or `VisionTransformerSAM` of timm that takes images of any size
+    module : a `VisionTransformer`, `Eva` or `VisionTransformerSAM` of timm that takes images of any size; it is moved
+        to the device, and SAM's gets fused attention
     name, identity : as in the protocol
     device : "cpu", "cuda" or "cuda:N"
     dtype : one of `DTYPES`
@@ -51,6 +55,8 @@ class TimmEncoder:
         self.dtype = check_dtype(dtype)
         self.patch, self.channels = geometry(module, name)
         self._module: Any = module.to(device).eval().requires_grad_(False)
+        if has_dense_attention(module):
+            fuse(module)
         self._prefix = int(getattr(module, "num_prefix_tokens", 0))
         self._inputs = int(getattr(module, "in_chans", 3))
 
@@ -69,7 +75,7 @@ class TimmEncoder:
             raise ValueError(f"{self.name}: slices of {height} x {width} are not multiples of patch {self.patch}")
         grid = height // self.patch, width // self.patch
         tokens = np.empty((count, *grid, self.channels), np.float32)
-        step = 1 if has_dense_attention(self._module) else slices_per_pass(grid, self.device)
+        step = slices_per_pass(grid, self.device)
         for start in range(0, count, step):
             tokens[start : start + step] = self._forward(slices[start : start + step], grid)
         if not np.isfinite(tokens).all():
@@ -97,7 +103,7 @@ def slices_per_pass(grid: tuple[int, int], device: str) -> int:
 
 
 def has_dense_attention(module: torch.nn.Module) -> bool:
-    """Whether attention holds all pairs of tokens in memory (SAM's relative positions): slices go one by one."""
+    """Whether attention holds all pairs of tokens in memory as it is published (SAM's image encoder)."""
     from timm.models.vision_transformer_sam import VisionTransformerSAM
 
     return isinstance(module, VisionTransformerSAM)
@@ -118,13 +124,22 @@ def autocast(device: str, dtype: str) -> Any:
     return torch.autocast(kind, getattr(torch, dtype)) if dtype != "float32" else contextlib.nullcontext()
 
 
+_turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+
+
 @contextlib.contextmanager
 def device_memory(name: str, device: str) -> Iterator[None]:
-    """Turns a GPU's lack of memory into a MemoryLimitError that says what helps."""
+    """Room on a device for one model call: threads of a process take turns on a GPU, so that its memory holds the
+    work of one of them. A GPU's lack of memory becomes a MemoryLimitError that says what helps.
+
+    On the CPU nobody waits: there, threads compute beside each other, and each has its own share of the memory.
+    """
     import torch
 
+    turn = contextlib.nullcontext() if device == "cpu" else _turns["cuda:0" if device == "cuda" else device]
     try:
-        yield
+        with turn:
+            yield
     except torch.cuda.OutOfMemoryError as error:
         raise MemoryLimitError(
             f"{name} does not fit in the memory of {device}; use a smaller model, smaller slices, or --device cpu"

@@ -14,6 +14,10 @@ from typing import Any
 
 Json = dict[str, Any]
 
+BESIDES = 4 << 20
+"""Bytes that any unit takes besides its own arrays: chunks that are being decoded or encoded, buffers, metadata, and
+what the allocator keeps. It varies by some MB, so the memory of a small unit can't be projected closer than that."""
+
 
 @dataclass(frozen=True)
 class Region:

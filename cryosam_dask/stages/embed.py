@@ -6,25 +6,26 @@ before, `plan` bundles those that are missing. A plane has its own chunks, so bu
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.models.cache import get_segmenter
-from cryosam_dask.models.catalog import segmenter_info
+from cryosam_dask.models.catalog import SegmenterInfo, segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.sampling import grey_planes
+from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Shape3
 
 NAME = "embeddings"
 BUNDLE = 8
-"""Adjacent planes in a unit: they share the chunks they are read from."""
+"""Most planes in a unit. They lie in one row of chunks, which is read once for all of them."""
 
 Plane = tuple[Axis, int]
 
@@ -45,31 +46,15 @@ def mark_of(shape: Shape3, plane: Plane) -> int:
     return sum(shape[: geometry.axis_index(axis)]) + index
 
 
-def plan(shape: Shape3, settings: PropagationSettings, upstream: str, planes: Iterable[Plane]) -> Stage:
-    """Units for the given planes, bundled by neighbourhood."""
+def plan(
+    shape: Shape3, settings: PropagationSettings, upstream: str, planes: Iterable[Plane], most: int = BUNDLE
+) -> Stage:
+    """Units for the given planes, bundled by the chunks that they are read from.
+
+    most : planes in a unit, at most, where `BUNDLE` is not less: fewer where there are more workers than bundles
+    """
     info = segmenter_info(settings.segmenter)
-    units = []
-    for axis, start, stop in _runs(planes):
-        plane = geometry.plane_shape(shape, axis)
-        pixels = math.prod(plane)
-        size = math.prod(info.embedding_shape(plane))
-        reach = settings.plane_thickness - 1
-        units.append(
-            Unit(
-                name=f"planes {axis} {start}:{stop}",
-                marks=tuple(mark_of(shape, (axis, i)) for i in range(start, stop)),
-                params={"axis": axis, "start": start, "stop": stop},
-                writes=(
-                    Region(layout.planes(axis), (start, 0, 0), (stop, *plane)),
-                    Region(
-                        layout.embeddings(axis),
-                        (start, *(0 for _ in info.embedding_shape(plane))),
-                        (stop, *info.embedding_shape(plane)),
-                    ),
-                ),
-                memory=pixels * (stop - start + reach) * 24 + size * 8 + info.embed_bytes(plane) + (32 << 20),
-            )
-        )
+    units = [_unit(shape, settings, info, axis, bundle) for axis, bundle in _bundles(planes, min(most, BUNDLE))]
     return Stage(
         NAME,
         work,
@@ -83,14 +68,50 @@ def plan(shape: Shape3, settings: PropagationSettings, upstream: str, planes: It
     )
 
 
-def _runs(planes: Iterable[Plane]) -> list[tuple[Axis, int, int]]:
-    """Runs of at most `BUNDLE` adjacent planes."""
-    out: list[tuple[Axis, int, int]] = []
-    for axis, index in sorted(set(planes), key=lambda p: (geometry.axis_index(p[0]), p[1])):
-        if out and out[-1][0] == axis and out[-1][2] == index and index - out[-1][1] < BUNDLE:
-            out[-1] = (axis, out[-1][1], index + 1)
+def _unit(shape: Shape3, settings: PropagationSettings, info: SegmenterInfo, axis: Axis, bundle: list[int]) -> Unit:
+    plane, reach = geometry.plane_shape(shape, axis), settings.plane_thickness // 2
+    embedding = info.embedding_shape(plane)
+    low, high = [0, 0, 0], list(shape)
+    across = geometry.axis_index(axis)
+    low[across], high[across] = max(bundle[0] - reach, 0), min(bundle[-1] + reach + 1, shape[across])
+    writes = []
+    for start, stop in _runs(bundle):
+        writes.append(Region(layout.planes(axis), (start, 0, 0), (stop, *plane)))
+        writes.append(Region(layout.embeddings(axis), (start, *(0 for _ in embedding)), (stop, *embedding)))
+    held = len({j for i in bundle for j in range(max(i - reach, 0), min(i + reach + 1, shape[across]))})
+    pixels = math.prod(plane)
+    return Unit(
+        name=f"planes {axis} {','.join(str(a) if b == a + 1 else f'{a}:{b}' for a, b in _runs(bundle))}",
+        marks=tuple(mark_of(shape, (axis, i)) for i in bundle),
+        params={"axis": axis, "planes": bundle},
+        reads=(Region(layout.tomogram(), tuple(low), tuple(high)),),
+        writes=tuple(writes),
+        memory=pixels * (held * 4 + 12) + math.prod(embedding) * 8 + info.embed_bytes(plane) + (16 << 20),
+    )
+
+
+def _bundles(planes: Iterable[Plane], most: int) -> Iterator[tuple[Axis, list[int]]]:
+    """Planes of one row of chunks, cut evenly into bundles of at most `most`."""
+
+    def row(plane: Plane) -> tuple[int, int]:
+        axis = geometry.axis_index(plane[0])
+        return axis, plane[1] // layout.CHUNK[axis]
+
+    for (axis, _), found in itertools.groupby(sorted(set(planes), key=lambda p: (row(p), p[1])), row):
+        indices = [index for _, index in found]
+        count = -(-len(indices) // most)
+        for part in np.array_split(indices, count):
+            yield AXES[axis], part.tolist()
+
+
+def _runs(indices: list[int]) -> list[tuple[int, int]]:
+    """Adjacent ones among ascending indices, as (start, stop)."""
+    out: list[tuple[int, int]] = []
+    for index in indices:
+        if out and out[-1][1] == index:
+            out[-1] = (out[-1][0], index + 1)
         else:
-            out.append((axis, index, index + 1))
+            out.append((index, index + 1))
     return out
 
 
@@ -118,13 +139,14 @@ def prepare(store: RunStore, settings: PropagationSettings) -> None:
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Embed a bundle of adjacent planes."""
+    """Embed a bundle of planes."""
     store = RunStore.open(context.url, "r+")
     segmenter = get_segmenter(settings["segmenter"], context.device, settings["precision"])
     axis: Axis = unit.params["axis"]
-    start, stop = unit.params["start"], unit.params["stop"]
-    planes = grey_planes(store, axis, start, stop, settings["plane_thickness"])
-    store.array(layout.planes(axis))[start:stop] = planes
-    for index, plane in enumerate(planes, start):
-        store.array(layout.embeddings(axis))[index] = np.asarray(segmenter.embed(plane[None])[0])
+    indices = [int(i) for i in unit.params["planes"]]
+    sample = Sample(store, axis, indices, settings["plane_thickness"])
+    for index in indices:
+        plane = sample.grey([index])
+        store.array(layout.planes(axis))[index] = plane[0]
+        store.array(layout.embeddings(axis))[index] = np.asarray(segmenter.embed(plane)[0])
     return None

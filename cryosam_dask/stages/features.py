@@ -1,16 +1,19 @@
 """Features: slices of the three views → latent tokens, their pyramid, Gram maps and sums.
 
-A unit is a slab of 16 slices of one axis. It yields 16 native latent slices, 4, 2 and 1 of ratios 4, 8 and 16, and the
-Gram maps of each, with no dependence on any other slab. Before it, `standardize` fits a linear map per view on a sample
-of slices; after it, `dense` writes the 3C-channel array of the ratios that ask for one.
+A unit is one or two slabs of 16 slices of one axis. A slab yields 16 native latent slices, 4, 2 and 1 of ratios 4, 8
+and 16, and the Gram maps of each, with no dependence on any other slab. Before it, `standardize` fits a linear map per
+view on a sample of slices; after it, `dense` writes the 3C-channel array of the ratios that ask for one.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.kernels import features as kernel
@@ -21,7 +24,7 @@ from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.sampling import standard_slices
+from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
@@ -32,6 +35,9 @@ STANDARDIZE = "features-standardization"
 DENSE = "features-dense"
 SAMPLES = 12
 """Slices per view that the standardization is fitted on."""
+
+WRITTEN_AT_ONCE = 10
+"""Chunks that zarr has in hand while it writes an array."""
 
 
 def describe(settings: FeatureSettings) -> Json:
@@ -56,7 +62,7 @@ def plan_standardize(shape: Shape3, settings: FeatureSettings, upstream: str) ->
                 marks=(index,),
                 params={"axis": axis},
                 writes=(Region(f"{layout.STANDARDIZATION}/{axis}", (0, 0), (info.channels + 1, info.channels)),),
-                memory=_slab_memory(shape, axis, 1, grid, info.channels, settings)
+                memory=_unit_memory(shape, axis, 1, grid, info.channels, settings)
                 + 3 * 4 * SAMPLES * math.prod(grid) * info.channels,
             )
         )
@@ -64,12 +70,12 @@ def plan_standardize(shape: Shape3, settings: FeatureSettings, upstream: str) ->
 
 
 def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
-    """The units of all three views, slab by slab."""
+    """The units of all three views."""
     info = encoder_info(settings.encoder)
     units: list[Unit] = []
     for axis in AXES:
         grid = token_grid(shape, axis, settings, info.patch)
-        for start, stop in geometry.slabs(shape[geometry.axis_index(axis)], layout.SLAB):
+        for start, stop in geometry.slabs(shape[geometry.axis_index(axis)], unit_slices(axis)):
             units.append(
                 Unit(
                     name=f"{axis} {start}:{stop}",
@@ -79,15 +85,28 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
                     writes=tuple(
                         Region(
                             layout.latents(ratio, axis),
-                            (start // ratio, 0, 0, 0),
-                            (geometry.cell_count(stop, ratio), *grid, info.channels),
+                            (slab.start // ratio, 0, 0, 0),
+                            (geometry.cell_count(slab.stop, ratio), *grid, info.channels),
                         )
+                        for slab in _slabs(start, stop)
                         for ratio in (1, *settings.ratios)
                     ),
-                    memory=_slab_memory(shape, axis, stop - start, grid, info.channels, settings),
+                    memory=_unit_memory(shape, axis, stop - start, grid, info.channels, settings),
                 )
             )
     return _stage(NAME, work, settings, upstream, units)
+
+
+def unit_slices(axis: Axis) -> int:
+    """Slices of one unit: half a chunk, so that the units of a view read each chunk of the tomogram twice.
+
+    Smaller units would read it more often; larger ones hold more at a time, and fewer workers can share a view.
+    """
+    return max(layout.SLAB, layout.CHUNK[geometry.axis_index(axis)] // 2)
+
+
+def _slabs(start: int, stop: int) -> list[range]:
+    return [range(start + a, start + b) for a, b in geometry.slabs(stop - start, layout.SLAB)]
 
 
 def plan_dense(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
@@ -138,17 +157,25 @@ def _slab_box(shape: Shape3, axis: Axis, start: int, stop: int) -> tuple[tuple[i
     return tuple(low), tuple(high)
 
 
-def _slab_memory(
+def _unit_memory(
     shape: Shape3, axis: Axis, slices: int, grid: tuple[int, int], channels: int, settings: FeatureSettings
 ) -> int:
-    """Slab (with its neighbours and float64 sums where slices are averaged), tokens in float32 and half, Gram work."""
-    pixels = math.prod(geometry.plane_shape(shape, axis))
-    read = slices + settings.thickness - 1
-    voxels = pixels * (read * (8 + 8 * (settings.thickness > 1)) + slices * 8)
-    tokens = slices * math.prod(grid) * channels * (4 + 4 + 2 + 2)
+    """All slices as stored with their neighbours, and one slab: its tokens in half precision, the sums of runs and a
+    batch in single precision."""
+    pixels, cells = math.prod(geometry.plane_shape(shape, axis)), math.prod(grid)
     info = encoder_info(settings.encoder)
+    slab = min(slices, layout.SLAB)
+    batch = min(settings.batch, slab)
     tile = (min(grid[0], settings.tile) * info.patch, min(grid[1], settings.tile) * info.patch)
-    return voxels + tokens + info.encode_bytes(tile, settings.batch) + (32 << 20)
+    runs = geometry.cell_count(slab, min(settings.ratios, default=slab))
+    read = pixels * (slices + settings.thickness - 1) * 4
+    kept = cells * (channels * (2 * slab + 4 * runs) + 4 * len(layout.GRAM_MAPS) * slab)
+    encoding = info.encode_bytes(tile, batch if info.uses_torch else 1)
+    at_work = batch * 4 * (pixels + cells * info.patch**2 + 2 * cells * channels) + encoding
+    # a chunk that is written: itself, compressed, and compressed with its checksum
+    chunk = 3 * 2 * math.prod(layout.latent_chunks(slab, grid, channels))
+    writing = min(WRITTEN_AT_ONCE * chunk, 3 * 2 * slab * cells * channels)
+    return read + kept + max(at_work, writing) + (24 << 20)
 
 
 def prepare(store: RunStore, settings: FeatureSettings) -> None:
@@ -217,20 +244,27 @@ def finish(store: RunStore, settings: FeatureSettings) -> None:
 
 
 def encode(encoder: SliceEncoder, slices: Float32, settings: FeatureSettings) -> Float32:
-    """Tokens (n, rows, columns, C) of slices (n, A, B): resized to whole patches, in batches, tiled where large."""
+    """Tokens (n, rows, columns, C) of slices (n, A, B): resized to whole patches, in one batch, tiled where large."""
     patch = encoder.patch
-    size = tuple(geometry.image_size(n, patch, settings.slice_size) for n in slices.shape[1:])
-    grid = (size[0] // patch, size[1] // patch)
-    out = np.empty((len(slices), *grid, encoder.channels), np.float32)
-    for start in range(0, len(slices), settings.batch):
-        batch = images.resize(slices[start : start + settings.batch], (size[0], size[1]))
-        for rows in geometry.tiles(grid[0], settings.tile, settings.halo):
-            for columns in geometry.tiles(grid[1], settings.tile, settings.halo):
-                part = batch[:, rows.read(patch), columns.read(patch)]
-                tokens = encoder.encode(np.ascontiguousarray(part))
-                kept = tokens[:, rows.crop, columns.crop]
-                out[start : start + len(batch), rows.keep, columns.keep] = kept
+    rows, columns = (geometry.image_size(n, patch, settings.slice_size) for n in slices.shape[1:])
+    images_ = images.resize(slices, (rows, columns))
+    across = geometry.tiles(rows // patch, settings.tile, settings.halo)
+    along = geometry.tiles(columns // patch, settings.tile, settings.halo)
+    if len(across) == len(along) == 1:
+        return encoder.encode(images_)
+    out = np.empty((len(slices), rows // patch, columns // patch, encoder.channels), np.float32)
+    for row, column in itertools.product(across, along):
+        tokens = encoder.encode(np.ascontiguousarray(images_[:, row.read(patch), column.read(patch)]))
+        out[:, row.keep, column.keep] = tokens[:, row.crop, column.crop]
     return out
+
+
+def encoded(
+    encoder: SliceEncoder, sample: Sample, slices: Sequence[int], settings: FeatureSettings
+) -> Iterator[Float32]:
+    """The tokens of slices, `settings.batch` slices at a time."""
+    for start in range(0, len(slices), settings.batch):
+        yield encode(encoder, sample.standard(slices[start : start + settings.batch]), settings)
 
 
 def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
@@ -240,7 +274,7 @@ def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult
     length = store.shape[geometry.axis_index(axis)]
     where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
     tokens = np.concatenate(
-        [encode(encoder, standard_slices(store, axis, int(i), int(i) + 1, chosen.thickness), chosen) for i in where]
+        [next(encoded(encoder, Sample(store, axis, [i], chosen.thickness), [i], chosen)) for i in where.tolist()]
     )
     mean, matrix = fit_standardization(tokens.reshape(-1, tokens.shape[-1]), chosen.standardize)
     store.put(
@@ -252,25 +286,75 @@ def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Encode one slab and write all that follows from it."""
+    """Encode the unit's slabs and write all that follows from them."""
     store, chosen, encoder = _open(context, settings)
     axis: Axis = unit.params["axis"]
     start, stop = unit.params["start"], unit.params["stop"]
-    tokens = encode(encoder, standard_slices(store, axis, start, stop, chosen.thickness), chosen)
-    if chosen.standardize != "none":
-        fitted = store.read(f"{layout.STANDARDIZATION}/{axis}")
-        tokens = (tokens - fitted[0]) @ fitted[1:]
-    lengths = geometry.plane_shape(store.shape, axis)
-    weights = [kernel.token_weights(n, t) for n, t in zip(lengths, tokens.shape[1:3], strict=True)]
-    sums = np.einsum("nrcz,r,c->z", tokens.astype(np.float16).astype(np.float32), *weights, optimize=True)
-    store.array(layout.feature_sums(axis))[start // layout.SLAB] = sums.astype(np.float64)
-    for ratio in (1, *chosen.ratios):
-        latents = kernel.average_slices(tokens, ratio).astype(np.float16)
-        first = start // ratio
-        store.array(layout.latents(ratio, axis))[first : first + len(latents)] = latents
-        maps = kernel.gram_maps(latents.astype(np.float32))
-        store.array(layout.gram(ratio, axis))[first : first + len(latents)] = maps
+    sample = Sample(store, axis, range(start, stop), chosen.thickness)
+    fitted = store.read(f"{layout.STANDARDIZATION}/{axis}") if chosen.standardize != "none" else None
+    for slices in _slabs(start, stop):
+        slab = _Slab(store, axis, slices, chosen, encoder)
+        for tokens in encoded(encoder, sample, slices, chosen):
+            if fitted is not None:
+                tokens -= fitted[0]
+                tokens = tokens @ fitted[1:]
+            slab.add(tokens)
+        slab.write()
     return None
+
+
+class _Slab:
+    """What a slab's tokens become, gathered a few slices at a time.
+
+    Native tokens are held as they are stored. What is held in single precision are the sums of the finest ratio's runs
+    of slices, from which all coarser ones follow.
+    """
+
+    def __init__(
+        self, store: RunStore, axis: Axis, slices: range, settings: FeatureSettings, encoder: SliceEncoder
+    ) -> None:
+        self._store, self._axis, self._first = store, axis, slices.start
+        lengths = geometry.plane_shape(store.shape, axis)
+        grid = token_grid(store.shape, axis, settings, encoder.patch)
+        rows, columns = (kernel.token_weights(n, t) for n, t in zip(lengths, grid, strict=True))
+        self._weights = np.outer(rows, columns).reshape(-1)
+        self._ratios = sorted(settings.ratios)
+        self._finest = self._ratios[0] if self._ratios else len(slices)
+        self._native = np.empty((len(slices), *grid, encoder.channels), np.float16)
+        self._gram = np.empty((len(slices), *grid, len(layout.GRAM_MAPS)), np.float32)
+        runs = geometry.cell_count(len(slices), self._finest) if self._ratios else 0
+        self._runs = np.zeros((runs, *grid, encoder.channels), np.float32)
+        self._sums = np.zeros(encoder.channels, np.float32)
+        self._filled = 0
+
+    def add(self, tokens: Float32) -> None:
+        """The next slices' tokens (n, rows, columns, C); they are rounded in place."""
+        part = slice(self._filled, self._filled + len(tokens))
+        if self._ratios:
+            for index, image in enumerate(tokens, part.start):
+                self._runs[index // self._finest] += image
+        self._native[part] = tokens
+        tokens[...] = self._native[part]  # all that follows is of the tokens as they are stored
+        self._gram[part] = kernel.gram_maps(tokens)
+        for image in tokens:
+            self._sums += self._weights @ image.reshape(len(self._weights), -1)
+        self._filled = part.stop
+
+    def write(self) -> None:
+        """Write the native tokens, the pyramid, the Gram maps of all and the sums."""
+        count, slab = len(self._native), self._first // layout.SLAB
+        self._store.array(layout.feature_sums(self._axis))[slab] = self._sums.astype(np.float64)
+        self._put(1, self._native, self._gram)
+        del self._native, self._gram
+        counts = np.minimum(self._finest, count - np.arange(0, count, self._finest))
+        for ratio in self._ratios:
+            means = kernel.average_slices(self._runs, ratio // self._finest, counts).astype(np.float16)
+            self._put(ratio, means, kernel.gram_maps(means))
+
+    def _put(self, ratio: int, latents: NDArray[np.float16], gram: Float32) -> None:
+        part = slice(self._first // ratio, self._first // ratio + len(latents))
+        self._store.array(layout.latents(ratio, self._axis))[part] = latents
+        self._store.array(layout.gram(ratio, self._axis))[part] = gram
 
 
 def work_dense(context: Context, settings: Json, unit: Unit) -> UnitResult | None:

@@ -1,10 +1,12 @@
 """Ingest: a tomogram file → the store's chunked image with its 2× levels, and the statistics of the same pass.
 
-A unit is a slab of slices: it reads the slab once, writes its whole chunks on every level, and one row of statistics.
+A unit is a box of voxels, whole rows of whole slices where they are not too many: it reads the box once, writes its
+whole chunks on every level, and one row of statistics. So its memory does not depend on the tomogram's size.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from importlib import metadata
 from typing import Any
@@ -31,21 +33,17 @@ def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def plan(source: TomogramSource, path: str, options: Json) -> Stage:
     """The stage for a source opened from `path` with `options` (`voxel_size`, `unsigned`)."""
-    shape, dtype = source.shape, stored_dtype(source.dtype)
     units = []
-    for index, (start, stop) in enumerate(geometry.slabs(shape[0], layout.INGEST_SLAB)):
-        box = ((start, stop), (0, shape[1]), (0, shape[2]))
-        voxels = (stop - start) * shape[1] * shape[2]
-        region = Region(layout.tomogram(), tuple(a for a, _ in box), tuple(b for _, b in box))
+    for index, box in enumerate(layout.image_boxes(source.shape)):
+        start, stop = tuple(a for a, _ in box), tuple(b for _, b in box)
         units.append(
             Unit(
-                name=f"slices {start}:{stop}",
+                name="voxels " + ", ".join(f"{a}:{b}" for a, b in box),
                 marks=(index,),
-                params={"path": path, "options": options, "index": index, "start": start, "stop": stop},
-                reads=(Region("input", region.start, region.stop),),
-                writes=(region,),
-                # the slab as read and as stored, float64 for halving it, and the encoder's copies of its chunks
-                memory=voxels * (source.dtype.itemsize + dtype.itemsize + 8 + 4) + (64 << 20),
+                params={"path": path, "options": options, "index": index, "box": [list(side) for side in box]},
+                reads=(Region("input", start, stop),),
+                writes=(Region(layout.tomogram(), start, stop),),
+                memory=_box_memory(box, source.dtype),
             )
         )
     settings = {
@@ -55,6 +53,13 @@ def plan(source: TomogramSource, path: str, options: Json) -> Stage:
         "chunk": list(layout.CHUNK),
     }
     return Stage(NAME, work, settings, "", tuple(units), len(units), advice="give each worker more memory")
+
+
+def _box_memory(box: geometry.Box, dtype: np.dtype[Any]) -> int:
+    """The box as read, beside the pages of the file that are mapped for it, which are some more than the box; or the
+    box as stored with its halves in single precision, whichever is more."""
+    voxels = math.prod(b - a for a, b in box)
+    return int(voxels * max(2.5 * dtype.itemsize, stored_dtype(dtype).itemsize + 3)) + (16 << 20)
 
 
 def create_store(url: str, source: TomogramSource, path: str) -> RunStore:
@@ -87,36 +92,36 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
             dims=("z", "y", "x"),
         )
         ome.put_coordinates(store, layout.level_group(level), 1 << level)
-    count = len(geometry.slabs(source.shape[0], layout.INGEST_SLAB))
+    count = len(layout.image_boxes(source.shape))
     store.new_array(
         layout.STATISTICS,
         shape=(count, 3 + images.QUANTILES),
         dtype="float64",
         chunks=(1, 3 + images.QUANTILES),
-        dims=("slab", "summary"),
+        dims=("box", "summary"),
     )
     scales = ome.multiscales("tomogram", layout.TOMOGRAM_VARIABLE, levels, source.voxel_size, source.origin)
     store.root.attrs["ome"] = {"version": "0.5", "multiscales": scales}
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Read a slab, check it, write it on all levels with its statistics."""
+    """Read a box, check it, write it on all levels with its statistics."""
     params = unit.params
     options = params["options"]
     source = open_tomogram(params["path"], voxel_size=options.get("voxel_size"), unsigned=options.get("unsigned"))
     if _content(source) != settings["input"]:
         raise InputError(f"{params['path']}: the file changed since the run began; use another --out or --overwrite")
     store = RunStore.open(context.url, "r+")
-    start, stop = params["start"], params["stop"]
-    slab = source.read((slice(start, stop), slice(None), slice(None)))
-    _check_finite(slab, start, params["path"])
-    slab = slab.astype(stored_dtype(slab.dtype), copy=False)
-    store.array(layout.STATISTICS)[params["index"]] = images.summarize(slab)
+    z, y, x = ((int(a), int(b)) for a, b in params["box"])
+    voxels = source.read(geometry.box_slices((z, y, x)))
+    _check_finite(voxels, (z[0], y[0], x[0]), params["path"])
+    voxels = voxels.astype(stored_dtype(voxels.dtype), copy=False)
+    store.array(layout.STATISTICS)[params["index"]] = images.summarize(voxels)
     for level in range(layout.level_count(source.shape)):
         if level:
-            slab = images.halve(slab)
-        first = start >> level
-        store.array(layout.tomogram(level))[first : first + slab.shape[0]] = slab
+            voxels = images.halve(voxels)
+        where = (slice(a >> level, (a >> level) + n) for (a, _), n in zip((z, y, x), voxels.shape, strict=True))
+        store.array(layout.tomogram(level))[tuple(where)] = voxels
     return None
 
 
@@ -131,20 +136,22 @@ def _content(source: TomogramSource) -> Json:
     return {key: value for key, value in source.identity.items() if key != "name"}
 
 
-def _check_finite(slab: Array, start: int, path: str) -> None:
-    if slab.dtype.kind != "f":
+def _check_finite(voxels: Array, start: tuple[int, int, int], path: str) -> None:
+    if voxels.dtype.kind != "f":
         return
-    bad = ~np.isfinite(slab)
-    if bad.any():
-        z, y, x = (int(i) for i in np.argwhere(bad)[0])
+    bad = {z: np.argwhere(~good) for z, part in enumerate(voxels) if not (good := np.isfinite(part)).all()}
+    if bad:
+        z, places = next(iter(bad.items()))
+        first = ",".join(str(int(a) + b) for a, b in zip((z, *places[0]), start, strict=True))
+        box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, voxels.shape, strict=True))
         raise InputError(
-            f"{path}: {int(bad.sum())} voxels of slices {start}:{start + len(slab)} are NaN or infinite, the first at "
-            f"z,y,x = {z + start},{y},{x}; replace them (e.g. by the mean) and run again"
+            f"{path}: {sum(map(len, bad.values()))} voxels of {box} are NaN or infinite, the first at "
+            f"z,y,x = {first}; replace them (e.g. by the mean) and run again"
         )
 
 
 def finish(store: RunStore, path: str) -> None:
-    """Merge the slabs' statistics into the run's; `InputError` for a constant volume."""
+    """Merge the boxes' statistics into the run's; `InputError` for a constant volume."""
     if "statistics" in store.info:
         return
     merged = images.merge_summaries(store.read(layout.STATISTICS))

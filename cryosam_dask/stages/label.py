@@ -1,6 +1,6 @@
 """Label: distinct instances → OME-Zarr labels, instance ids and semantic, on the image's levels.
 
-The driver chooses the instances and numbers them (`store.picks`); a unit paints one slab of slices on all levels. Where
+The driver chooses the instances and numbers them (`store.picks`); a unit paints a box of voxels on all levels. Where
 instances overlap, the one with the better score is on top.
 """
 
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array
+from cryosam_dask.types import Array, Shape3
+
+PAINTED: Shape3 = (32, 256, 1024)
+"""Voxels that are in memory at a time."""
 
 Source = tuple[int, int, int]
 """(group, index in the group, label)."""
@@ -27,26 +31,30 @@ def stage_name(name: str) -> str:
 
 
 def plan(store: RunStore, name: str, boxes: Array, sources: list[Source], upstream: str) -> Stage:
-    """One unit per slab.
+    """One unit per box of whole chunks on all levels.
 
     boxes : (n, 6) of the instances to paint, in painting order (worst first); sources : where each one's mask is
     """
-    shape = store.shape
     units = []
-    for index, (start, stop) in enumerate(geometry.slabs(shape[0], layout.INGEST_SLAB)):
-        inside = (boxes[:, 0] < stop) & (boxes[:, 3] > start) if len(boxes) else np.zeros(0, bool)
-        largest = int(np.prod(boxes[inside, 3:] - boxes[inside, :3], axis=1).max()) if inside.any() else 0
+    for index, box in enumerate(layout.image_boxes(store.shape)):
+        low, high = (tuple(int(v) for v in side) for side in zip(*box, strict=True))
+        inside = (boxes[:, :3] < high).all(axis=1) & (boxes[:, 3:] > low).all(axis=1)
+        sizes = np.prod(boxes[inside, 3:] - boxes[inside, :3], axis=1)
+        packed = min(stored.KEPT_BYTES, int(sizes.sum()) // 8)
+        painted = math.prod(min(n, m) for n, m in zip((b - a for a, b in box), PAINTED, strict=True))
         units.append(
             Unit(
-                name=f"slices {start}:{stop}",
+                name=f"voxels {','.join(f'{a}:{b}' for a, b in box)}",
                 marks=(index,),
-                params={"start": start, "stop": stop, "sources": [sources[i] for i in np.flatnonzero(inside)]},
-                writes=(Region(layout.labels(name), (start, 0, 0), (stop, *shape[1:])),),
-                memory=(stop - start) * shape[1] * shape[2] * 9 + 2 * largest + (64 << 20),
+                params={"box": [list(side) for side in box], "sources": [sources[i] for i in np.flatnonzero(inside)]},
+                writes=(Region(layout.labels(name), low, high),),
+                # the ids and what is not zero of them; packed masks; one unpacked, and as it comes from that
+                memory=painted * (4 + 1) + packed + 2 * int(sizes.max(initial=0)) + BESIDES,
             )
         )
     digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
-    return Stage(stage_name(name), work, {"name": name, "instances": digest}, upstream, tuple(units), len(units))
+    settings = {"name": name, "instances": digest, "box": list(layout.INGEST_BOX)}
+    return Stage(stage_name(name), work, settings, upstream, tuple(units), len(units))
 
 
 def prepare(store: RunStore, name: str) -> None:
@@ -78,21 +86,39 @@ def prepare(store: RunStore, name: str) -> None:
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Paint one slab on all levels."""
+    """Paint one box of voxels on all levels."""
     store = RunStore.open(context.url, "r+")
-    name, start, stop = settings["name"], unit.params["start"], unit.params["stop"]
-    slab = np.zeros((stop - start, *store.shape[1:]), np.uint32)
-    groups: dict[int, stored.StoredInstances] = {}
-    for group, index, label in unit.params["sources"]:
-        if group not in groups:
-            groups[group] = stored.read(store, layout.group(layout.instances(name), group))
-        (z0, z1), y, x = stored.as_box(groups[group].box[index])
-        low, high = max(z0, start), min(z1, stop)
-        mask = groups[group].mask(index)[low - z0 : high - z0]
-        slab[low - start : high - start, slice(*y), slice(*x)][mask] = label
+    name = settings["name"]
+    box: list[tuple[int, int]] = [(int(a), int(b)) for a, b in unit.params["box"]]
+    masks = stored.Masks(store, layout.instances(name))
     for level in range(layout.level_count(store.shape)):
-        part = slab[:: 1 << level, :: 1 << level, :: 1 << level]
-        where = slice(start >> level, (start >> level) + part.shape[0])
-        store.array(layout.labels(name, level))[where] = part
-        store.array(layout.labels(layout.semantic_name(name), level))[where] = (part > 0).astype(np.uint8)
+        # voxels of the level inside the box: every 2^level-th one, the first included
+        starts = [a >> level for a, _ in box]
+        sizes = [-(-b // (1 << level)) - start for (_, b), start in zip(box, starts, strict=True)]
+        for part in geometry.boxes((sizes[0], sizes[1], sizes[2]), PAINTED):
+            low = [start + a for start, (a, _) in zip(starts, part, strict=True)]
+            # filled, for pages of zeros would only be there once something is painted on them
+            painted = np.full([b - a for a, b in part], 0, np.uint32)
+            for group, index, label in unit.params["sources"]:
+                _paint(painted, low, level, masks, (group, index, label))
+            where = tuple(slice(a, a + n) for a, n in zip(low, painted.shape, strict=True))
+            store.array(layout.labels(name, level))[where] = painted
+            store.array(layout.labels(layout.semantic_name(name), level))[where] = (painted > 0).view(np.uint8)
     return None
+
+
+def _paint(painted: Array, low: list[int], level: int, masks: stored.Masks, source: Source) -> None:
+    """Set an instance's voxels that are in a part of a level; the part begins at `low` in voxels of the level."""
+    group, index, label = source
+    box = masks.box(group, index)
+    step = 1 << level
+    # the level's voxels v that lie at v · step in the mask's box and are in the part
+    first = [max(-(-a // step), start) for (a, _), start in zip(box, low, strict=True)]
+    last = [min(-(-b // step), start + n) for (_, b), start, n in zip(box, low, painted.shape, strict=True)]
+    if any(a >= b for a, b in zip(first, last, strict=True)):
+        return
+    taken = tuple(
+        slice(a * step - z, (b - 1) * step - z + 1, step) for a, b, (z, _) in zip(first, last, box, strict=True)
+    )
+    there = tuple(slice(a - start, b - start) for a, b, start in zip(first, last, low, strict=True))
+    painted[there][masks.mask(group, index)[taken]] = label

@@ -8,6 +8,7 @@ that interpolates these products and the Gram maps, both small. Cells that were 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,23 +18,20 @@ from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, ome
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.features import TILE, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Axis, Bool, Float32, Shape3
 
-CELLS: Shape3 = (64, 256, 256)
-"""Cells in a unit, at most."""
-
-CHUNK: Shape3 = (64, 128, 128)
-"""Chunks of the similarity; a unit has whole ones."""
+CELLS: Shape3 = (64, 128, 128)
+"""Cells in a unit, at most, and in a chunk of the similarity."""
 
 SAMPLES = 4096
 """Cells of a chunk that the median of all is taken from."""
 
-CANDIDATES = 4_000_000
-"""Cells that are held for non-maximum suppression; of more, the best are taken."""
+STEPS = 4096
+"""Steps of similarity above the threshold that cells are counted in."""
 
 
 def stage_name(name: str, ratio: int) -> str:
@@ -67,23 +65,40 @@ def passes(name: str, settings: MatchSettings) -> list[Pass]:
     ]
 
 
-def plan(shape: Shape3, this: Pass, upstream: str) -> Stage:
-    """The boxes of cells of one ratio; `upstream` is the fingerprint of its projection."""
+def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, upstream: str) -> Stage:
+    """The boxes of cells of one ratio.
+
+    grids : tokens along the rows and columns of each view's slices; upstream : fingerprint of the ratio's projection
+    """
     units = []
     for index, box in enumerate(geometry.boxes(geometry.cell_grid(shape, this.ratio), CELLS)):
         low, high = zip(*box, strict=True)
         region = Region(layout.similarity(this.name, this.ratio), low, high)
-        cells = math.prod(b - a for a, b in box)
         units.append(
             Unit(
                 name=f"ratio {this.ratio} cells {','.join(f'{a}:{b}' for a, b in box)}",
                 marks=(index,),
                 params={"box": [list(side) for side in box]},
                 writes=(region,),
-                memory=cells * 10 + (24 << 20),
+                memory=_unit_memory(shape, grids, this, box),
             )
         )
     return Stage(stage_name(this.name, this.ratio), work, asdict(this), upstream, tuple(units), len(units))
+
+
+def _unit_memory(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, box: Box) -> int:
+    """The similarity and what it is made from: products and Gram maps, as read and as decoded, and a tile's terms."""
+    maps = (2 if this.center else 1) + len(layout.GRAM_MAPS)
+    tokens = 0
+    for axis, grid in grids.items():
+        slices, *sides = (b - a for a, b in geometry.box_of(box, axis))
+        lengths = geometry.plane_shape(shape, axis)
+        rows, columns = (
+            min(most, math.ceil(side * this.ratio * most / length) + 2)
+            for side, most, length in zip(sides, grid, lengths, strict=True)
+        )
+        tokens += slices * rows * columns
+    return math.prod(b - a for a, b in box) * 10 + tokens * maps * 4 * 2 + math.prod(TILE) * 4 * 8 + BESIDES
 
 
 def prepare(store: RunStore, this: Pass) -> None:
@@ -92,7 +107,7 @@ def prepare(store: RunStore, this: Pass) -> None:
         layout.similarity(this.name, this.ratio),
         shape=geometry.cell_grid(store.shape, this.ratio),
         dtype="float32",
-        chunks=CHUNK,
+        chunks=CELLS,
         dims=("z", "y", "x"),
         fill_value=math.nan,
     )
@@ -141,69 +156,58 @@ def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Cells of a ratio that reached the threshold, and how the similarities lie.
+class Survey:
+    """How the similarities of a ratio lie.
 
-    centers : (n, 3) voxels; scores : (n,); of more than `CANDIDATES` only the best
-    evaluated : number of cells evaluated; reached : how many of them reached the threshold
-    low, middle, high : least, median and greatest similarity seen
+    evaluated, reached : number of cells evaluated, and of those at or above the threshold
+    low, middle, high : least, median and greatest similarity seen; the median is of a sample
+    counts : number of cells between each two of `edges`
     """
 
-    centers: NDArray[np.float64]
-    scores: Float32
     evaluated: int
     reached: int
     low: float
     middle: float
     high: float
+    edges: Float32
+    counts: NDArray[np.int64]
 
     @property
     def words(self) -> str:
         return f"similarities from {self.low:.3f} to {self.high:.3f}, half of them below {self.middle:.3f}"
 
 
-def candidates(store: RunStore, this: Pass, tau_sim: float) -> Candidates:
-    """Read a ratio's similarity chunk by chunk and gather the cells at or above the threshold."""
-    array = store.array(layout.similarity(this.name, this.ratio))
-    grid: Shape3 = (array.shape[0], array.shape[1], array.shape[2])
-    axes = [geometry.cell_centers(n, this.ratio) for n in store.shape]
-    points, scores = [np.empty((0, 3))], [np.empty(0, np.float32)]
+def survey(store: RunStore, this: Pass, tau_sim: float) -> Survey:
+    """Read a ratio's similarity chunk by chunk and count."""
+    # a cosine is less than 2, whatever it was rounded to; the first edge is the least single that reaches the threshold
+    edges = np.append(np.linspace(tau_sim, 1.0, STEPS, dtype=np.float32)[:-1], np.float32(2))
+    edges[0] = np.float32(tau_sim) if np.float32(tau_sim) >= tau_sim else np.nextafter(edges[0], edges[-1])
+    counts = np.zeros(len(edges) - 1, np.int64)
     seen: list[Float32] = []
-    evaluated = reached = 0
-    for box in geometry.boxes(grid, CHUNK):
-        values = np.asarray(array[geometry.box_slices(box)])
+    evaluated = 0
+    for _, values in parts(store, this):
         known = values[np.isfinite(values)]
-        evaluated += known.size
         if known.size == 0:
             continue
-        seen += [known[:: 1 + known.size // SAMPLES], known.min(keepdims=True), known.max(keepdims=True)]
-        index = np.argwhere(values >= tau_sim)
-        reached += len(index)
-        points.append(np.stack([axes[i][index[:, i] + box[i][0]] for i in range(3)], axis=1))
-        scores.append(values[tuple(index.T)])
-        if sum(map(len, scores)) > 2 * CANDIDATES:
-            points, scores = _best(points, scores)
-    points, scores = _best(points, scores)
+        evaluated += known.size
+        sample = known[:: 1 + known.size // SAMPLES].copy()  # a view would keep the whole chunk
+        seen += [sample, known.min(keepdims=True), known.max(keepdims=True)]
+        counts += np.histogram(known[known >= edges[0]], edges)[0]
     spread = np.concatenate(seen)
-    return Candidates(
-        points[0], scores[0], evaluated, reached, float(spread.min()), float(np.median(spread)), float(spread.max())
-    )
+    low, middle, high = float(spread.min()), float(np.median(spread)), float(spread.max())
+    return Survey(evaluated, int(counts.sum()), low, middle, high, edges, counts)
 
 
-def _best(
-    points: list[NDArray[np.float64]], scores: list[Float32]
-) -> tuple[list[NDArray[np.float64]], list[Float32]]:
-    """Join the lists; of more than `CANDIDATES` points keep those of the highest scores, in their order."""
-    places, values = np.concatenate(points), np.concatenate(scores)
-    if len(values) > CANDIDATES:
-        top = np.sort(np.argpartition(-values, CANDIDATES)[:CANDIDATES])
-        places, values = places[top], values[top]
-    return [places], [values]
+def parts(store: RunStore, this: Pass) -> Iterator[tuple[Box, Float32]]:
+    """The similarity of a ratio, chunk by chunk, with the box of cells that each is of."""
+    array = store.array(layout.similarity(this.name, this.ratio))
+    for box in geometry.boxes(geometry.cell_grid(store.shape, this.ratio), CELLS):
+        yield box, np.asarray(array[geometry.box_slices(box)])
 
 
-def check_kept(found: Candidates, ratio: int, tau_sim: float) -> str | None:
+def check_kept(found: Survey, ratio: int, tau_sim: float) -> str | None:
     """`InputError` where no cell reached the threshold; a sentence of warning where all did; else None."""
-    if len(found.scores) == 0:
+    if found.reached == 0:
         raise InputError(
             f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {found.words}; "
             "set match.tau_sim lower, or click on another particle"

@@ -15,7 +15,7 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.stages import match
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.match import Pass
 from cryosam_dask.store import layout
 from cryosam_dask.store.features import PIECE_BYTES, FeatureVolume
@@ -41,9 +41,7 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this:
     units: list[Unit] = []
     for axis in AXES:
         thick = _unit_slices(grids[axis], channels, ratio)
-        rows, columns = geometry.plane_axes(axis)
-        cells = geometry.cell_grid(shape, ratio)
-        for start, stop in geometry.slabs(cells[geometry.axis_index(axis)], thick):
+        for start, stop in geometry.slabs(geometry.cell_grid(shape, ratio)[geometry.axis_index(axis)], thick):
             region = Region(layout.dots(this.name, ratio, axis), (0, start, 0, 0), (_vectors(this), stop, *grids[axis]))
             units.append(
                 Unit(
@@ -51,11 +49,7 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this:
                     marks=(len(units),),
                     params={"axis": axis, "start": start, "stop": stop},
                     writes=(region,),
-                    # pieces as read, decoded and read ahead; the products; one slab's cells
-                    memory=4 * PIECE_BYTES
-                    + (stop - start) * math.prod(grids[axis]) * 16
-                    + layout.SLAB // ratio * cells[rows] * cells[columns] * 6
-                    + (8 << 20),
+                    memory=_unit_memory(shape, grids[axis], channels, this, axis, stop - start),
                 )
             )
     return Stage(stage_name(this.name, ratio), work, asdict(this), upstream, tuple(units), len(units))
@@ -64,6 +58,17 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this:
 def _vectors(this: Pass) -> int:
     """Vectors that tokens are multiplied with: the query, and the mean where both are centred."""
     return 2 if this.center else 1
+
+
+def _unit_memory(shape: Shape3, grid: tuple[int, int], channels: int, this: Pass, axis: Axis, slices: int) -> int:
+    """Two pieces of latents, one at work and one being read and decoded; the products; one slab's cells."""
+    cells = geometry.plane_shape(geometry.cell_grid(shape, this.ratio), axis)
+    slab = min(slices, max(1, layout.SLAB // this.ratio))
+    chunk = math.prod(layout.latent_chunks(slab, grid, channels)) * 2
+    piece = min(max(PIECE_BYTES, chunk), slab * math.prod(grid) * channels * 2)
+    products = slices * math.prod(grid) * 4 * (2 + _vectors(this))
+    wanted = slab * math.prod(cells) * (1 if this.coarser is None else 6)
+    return 3 * piece + products + wanted + BESIDES
 
 
 def _unit_slices(grid: tuple[int, int], channels: int, ratio: int) -> int:

@@ -5,22 +5,30 @@ It is small work on gathered candidates, which the driver does itself.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
 from cryosam_dask.kernels.verify import equivalent_radius
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages.match import Candidates
+from cryosam_dask.stages import match
+from cryosam_dask.stages.match import Pass, Survey
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Float32, Shape3
 
 Float64 = NDArray[np.float64]
 
 SHORTLIST = 1024
 SHORTLIST_DENSITY = 200e-6
 """Candidates that are ranked: at least so many, or so many per voxel of the tomogram."""
+
+BAND = 500_000
+"""Cells that are held for non-maximum suppression at a time, about."""
 
 
 def suppression_radius(store: RunStore, name: str, settings: MatchSettings) -> float:
@@ -31,11 +39,48 @@ def suppression_radius(store: RunStore, name: str, settings: MatchSettings) -> f
     return max(0.5 * equivalent_radius(size), 1.03 * settings.ratios[-1])
 
 
-def shortlist(store: RunStore, name: str, settings: MatchSettings, found: Candidates) -> Float64:
-    """The candidates worth ranking, (n, 3), best first."""
-    kept = peaks.non_maximum_suppression(found.centers, found.scores, suppression_radius(store, name, settings))
-    most = max(SHORTLIST, int(SHORTLIST_DENSITY * np.prod(store.shape)))
-    return found.centers[kept[:most]]
+def shortlist_length(shape: Shape3) -> int:
+    """How many candidates are ranked, at most."""
+    return max(SHORTLIST, int(SHORTLIST_DENSITY * math.prod(shape)))
+
+
+def survivors(store: RunStore, this: Pass, found: Survey, radius: float, limit: int | None) -> tuple[Float64, Float32]:
+    """The best `limit` cells (None: all) that reach the threshold and have no better one within `radius`.
+
+    Returns points (n, 3) in voxels and scores (n,), best first. Cells are taken in bands of falling similarity, each
+    by a pass over the array, so that memory does not grow with the tomogram but by what is kept.
+    """
+    points, scores = np.empty((0, 3)), np.empty(0, np.float32)
+    for low, high in _bands(found):
+        if limit is not None and len(points) >= limit:
+            break
+        centers, values = _cells(store, this, low, high)
+        rest = None if limit is None else limit - len(points)
+        kept = peaks.non_maximum_suppression(centers, values, radius, rest, points)
+        points, scores = np.concatenate([points, centers[kept]]), np.concatenate([scores, values[kept]])
+    return points, scores
+
+
+def _bands(found: Survey) -> list[tuple[np.float32, np.float32]]:
+    """Half-open intervals of similarity, falling, from above its maximum to the threshold, of about `BAND` cells."""
+    bands, high, inside = [], len(found.counts), 0
+    for step in range(len(found.counts) - 1, -1, -1):
+        inside += int(found.counts[step])
+        if inside >= BAND or (step == 0 and inside):
+            bands.append((found.edges[step], found.edges[high]))
+            high, inside = step, 0
+    return bands
+
+
+def _cells(store: RunStore, this: Pass, low: np.float32, high: np.float32) -> tuple[Float64, Float32]:
+    """Centres (n, 3) and similarities (n,) of the cells in [low, high), in (z, y, x) order of chunks."""
+    axes = [geometry.cell_centers(n, this.ratio) for n in store.shape]
+    points, scores = [np.empty((0, 3))], [np.empty(0, np.float32)]
+    for box, values in match.parts(store, this):
+        index = np.nonzero((values >= low) & (values < high))
+        points.append(np.stack([axes[i][index[i] + box[i][0]] for i in range(3)], axis=1))
+        scores.append(values[index])
+    return np.concatenate(points), np.concatenate(scores)
 
 
 def choose(

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import Box
+from cryosam_dask.kernels import verify
 from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array
+from cryosam_dask.types import AXES, Array
+
+TYPICAL = 24
+"""Side of a particle's box in voxels: 25 nm at 10 Å."""
+
+DECODED = 2
+"""Chunks of latents that are decoded at a time, as measured; the store reads several at once."""
 
 
 def stage_name(name: str) -> str:
@@ -25,6 +36,8 @@ def plan(
 ) -> Stage:
     """One unit: it reads the features under the prompted instances only.
 
+    Its memory follows from their boxes; until they are segmented, from a box of `TYPICAL` voxels a side.
+
     settings : whether similarities are to be taken of F − μ, μ the tomogram's mean feature, and ranked by profiles
     groups : number of groups that the prompts were segmented in
     """
@@ -34,11 +47,37 @@ def plan(
         marks=(0,),
         params={"groups": groups},
         writes=(Region(f"{layout.query(name)}/feature", (0,), (channels,)),),
-        # instances are small against the blocks of latents under them
-        memory=256 << 20,
+        memory=max(unit_memory(store, box, settings) for box in _prompted_boxes(store, name, groups)),
     )
     described = {"name": name, "center": settings.center, "rank": settings.rank, "points": points}
     return Stage(stage_name(name), work, described, upstream, (unit,), 1)
+
+
+def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
+    """Bytes of pooling over one instance, and of describing what is around it if that takes more."""
+    sides = [b - a for a, b in box]
+    most = 0
+    if settings.rank == "profile":
+        most = verify.working_bytes_at(verify.equivalent_radius(math.prod(sides) * math.pi / 6))
+    for axis in AXES:
+        latents = store.array(layout.latents(1, axis))
+        n, *plane = (b - a for a, b in geometry.box_of(box, axis))
+        lengths = geometry.plane_shape(store.shape, axis)
+        rows, columns = (
+            min(tokens, math.ceil(side * tokens / length) + 2)
+            for side, tokens, length in zip(plane, latents.shape[1:3], lengths, strict=True)
+        )
+        # half precision, single precision; the mask as weights; chunks that are decoded at a time
+        own = n * rows * columns * latents.shape[3] * (2 + 4) + math.prod(sides) * 4
+        most = max(most, own + DECODED * math.prod(latents.chunks) * latents.dtype.itemsize)
+    return most + BESIDES
+
+
+def _prompted_boxes(store: RunStore, name: str, groups: int) -> list[Box]:
+    paths = [layout.group(layout.query(name), group) for group in range(groups)]
+    boxes = [stored.as_box(b) for path in paths if path in store for b in stored.read_measured(store, path).box]
+    z, y, x = ((0, min(TYPICAL, n)) for n in store.shape)
+    return boxes or [(z, y, x)]
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:

@@ -1,24 +1,26 @@
 """Rank: what the tomogram looks like around each candidate and around random places, for `kernels.verify`.
 
 Features that know texture but not extent propose places; radial profiles of the density say which of them are the same
-particle. A unit is a block of the volume with the candidates, or the random places, that lie in it.
+particle. A unit is a block of the volume with the candidates, or the random places, that lie in it, or some blocks of
+few.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.kernels import verify
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Shape3
 
 BLOCK = 96
 """Side of the blocks that places are grouped by, in voxels."""
+
+PLACES = 64
+"""Blocks with few places share a unit of so many."""
 
 BACKGROUND = 512
 """Random places that the noise is measured at."""
@@ -41,6 +43,17 @@ def blocks(points: NDArray[np.float64]) -> list[NDArray[np.intp]]:
     return np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1)
 
 
+def bundles(points: NDArray[np.float64]) -> list[list[NDArray[np.intp]]]:
+    """Blocks in a row that have `PLACES` points together, or one block with more."""
+    out: list[list[NDArray[np.intp]]] = []
+    for block in blocks(points):
+        if out and sum(map(len, out[-1])) + len(block) <= PLACES:
+            out[-1].append(block)
+        else:
+            out.append([block])
+    return out
+
+
 def background_places(shape: Shape3) -> NDArray[np.float64]:
     """The same random places for a shape each time, (BACKGROUND, 3)."""
     return np.random.default_rng(0).uniform(0, np.array(shape) - 1, (BACKGROUND, 3)).round()
@@ -48,40 +61,59 @@ def background_places(shape: Shape3) -> NDArray[np.float64]:
 
 def plan(store: RunStore, name: str, candidates: NDArray[np.float64], upstream: str) -> Stage:
     """Units for the blocks of the candidates, then for those of the random places."""
-    radius = query_radius(store, name)
-    halo = verify.profile(radius).halo
-    voxels = math.prod(min(BLOCK + 2 * halo, n) for n in store.shape)
+    radius, shape = query_radius(store, name), store.shape
+    shells = verify.profile(radius)
     units: list[Unit] = []
-    for kind, places in (("candidates", candidates), ("background", background_places(store.shape))):
-        for members in blocks(places):
+    for kind, places in (("candidates", candidates), ("background", background_places(shape))):
+        for bundle in bundles(places):
             index = len(units)
             units.append(
                 Unit(
                     name=f"{kind} {index}",
                     marks=(index,),
-                    params={"kind": kind, "index": index, "points": places[members].tolist()},
+                    params={
+                        "kind": kind,
+                        "index": index,
+                        "points": _rows(places[np.concatenate(bundle)]),
+                        "blocks": [len(block) for block in bundle],
+                    },
                     writes=(Region(group_path(name, index), (), ()),),
-                    # the box, its padded copies, and the transforms of its correlation
-                    memory=voxels * (4 + 4 * 4 + 2 * 16) + (96 << 20),
+                    memory=max(unit_memory(places[block], shape, shells) for block in bundle),
                 )
             )
-    settings = {"name": name, "radius": radius, "candidates": len(candidates)}
+    settings = {"name": name, "radius": radius, "candidates": len(candidates), "block": BLOCK, "places": PLACES}
     return Stage(stage_name(name), work, settings, upstream, tuple(units), len(units))
 
 
+def _rows(points: NDArray[np.float64]) -> list[list[float]]:
+    """The points as lists, equal numbers as one object: candidates stand on a grid, and the driver holds them all."""
+    numbers, where = np.unique(points, return_inverse=True)
+    objects: list[float] = numbers.tolist()
+    z, y, x = ([objects[i] for i in column] for column in where.reshape(points.shape).T)
+    return [list(point) for point in zip(z, y, x, strict=True)]
+
+
+def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: verify.Profile) -> int:
+    """Bytes of describing one block's places."""
+    low, high = verify.reached(points, shape, shells)
+    return verify.working_bytes(high - low, len(points), shells) + BESIDES
+
+
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Describe the places of one block where the query's profile fits best near them; random ones also as they are."""
+    """Describe places where the query's profile fits best near them, block by block; random ones also as they are."""
     store = RunStore.open(context.url, "r+")
     name = settings["name"]
     shells = verify.profile(settings["radius"])
     template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
-    volume, points = store.array(layout.tomogram()), np.asarray(unit.params["points"], float)
-    centres, profiles = verify.describe(volume, points, shells, template)
+    volume = store.array(layout.tomogram())
+    every = np.split(np.asarray(unit.params["points"], float), np.cumsum(unit.params["blocks"])[:-1])
+    described = [verify.describe(volume, points, shells, template) for points in every]
     path = group_path(name, unit.params["index"])
-    store.put(f"{path}/centres", centres, ("place", "axis"), {"units": "voxel"})
-    store.put(f"{path}/profiles", profiles, ("place", "shell"))
+    store.put(f"{path}/centres", np.concatenate([c for c, _ in described]), ("place", "axis"), {"units": "voxel"})
+    store.put(f"{path}/profiles", np.concatenate([p for _, p in described]), ("place", "shell"))
     if unit.params["kind"] == "background":
-        store.put(f"{path}/unmoved", verify.describe(volume, points, shells)[1], ("place", "shell"))
+        unmoved = [verify.describe(volume, points, shells)[1] for points in every]
+        store.put(f"{path}/unmoved", np.concatenate(unmoved), ("place", "shell"))
     return None
 
 
@@ -111,7 +143,13 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[NDArray[np.float64
         paths[unit.params["kind"]].append(group_path(name, unit.params["index"]))
 
     def every(kind: str, array: str) -> NDArray[np.float64]:
-        return np.concatenate([np.asarray(store.read(f"{path}/{array}"), float) for path in paths[kind]])
+        # one array, filled: parts and their concatenation would be there twice
+        shapes = [store.array(f"{path}/{array}").shape for path in paths[kind]]
+        out = np.empty((sum(n for n, _ in shapes), shapes[0][1]))
+        stops = np.cumsum([n for n, _ in shapes])
+        for path, (count, _), stop in zip(paths[kind], shapes, stops, strict=True):
+            out[stop - count : stop] = store.read(f"{path}/{array}")
+        return out
 
     centres, profiles = every("candidates", "centres"), every("candidates", "profiles")
     unmoved, fitted = every("background", "unmoved"), every("background", "profiles")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.embed import Plane, mark_of
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
@@ -78,7 +78,7 @@ def plan(
                     "points": [[float(v) for v in points[i]] for i in members],
                 },
                 writes=(Region(layout.group(where, index), (), ()),),
-                memory=unit_memory(settings, largest, len(members)),
+                memory=unit_memory(settings, largest, len(members), query is not None),
             )
         )
     digest = hashlib.sha256(np.ascontiguousarray(points, "<f8").tobytes()).hexdigest()
@@ -96,13 +96,28 @@ def plan(
     )
 
 
-def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: int) -> int:
-    """One plane with its embedding, a predict call for the group, and the walkers' logits."""
+def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: int, pooled: bool) -> int:
+    """A plane with its embedding as read and as used, a batch of prompts, the walkers, and chunks of latents where
+    instances are pooled."""
     info = segmenter_info(settings.segmenter)
-    logits = int(np.prod(info.logits_shape(plane))) * 4
-    embedding = int(np.prod(info.embedding_shape(plane))) * 8
-    walkers = 6 * prompts
-    return embedding + plane[0] * plane[1] * 4 + info.predict_bytes(plane, prompts) + walkers * logits + (64 << 20)
+    values = int(np.prod(info.embedding_shape(plane)))
+    embedding = values * (2 * info.embedding_dtype.itemsize + (4 if info.uses_torch else 0))
+    walkers = 6 * prompts * info.walker_bytes(plane)
+    latents = 4 * layout.CHUNK_BYTES if pooled else 0
+    return BESIDES + embedding + 2 * plane[0] * plane[1] + info.predict_bytes(plane, prompts) + walkers + latents
+
+
+def pack_marks(marks: Iterable[int], count: int) -> str:
+    """Which of `count` marks are there, a bit each in hexadecimal: every unit is sent it, planes may be thousands."""
+    there = np.zeros(count, bool)
+    there[list(marks)] = True
+    return np.packbits(there).tobytes().hex()
+
+
+def unpack_marks(text: str) -> frozenset[int]:
+    """The inverse of `pack_marks`."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    return frozenset(np.flatnonzero(bits).tolist())
 
 
 def start_planes(shape: Shape3, points: NDArray[np.float64]) -> set[Plane]:
@@ -123,7 +138,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         if state in store
         else Propagation.start(points, store.shape, chosen)
     )
-    waiting = _advance(context, store, chosen, propagation, frozenset(unit.params.get("embedded", ())))
+    waiting = _advance(context, store, chosen, propagation, unpack_marks(unit.params.get("embedded", "")))
     if waiting:
         _write_state(store, state, propagation.to_arrays())
         return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)

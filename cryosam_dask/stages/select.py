@@ -37,7 +37,9 @@ def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selec
     """
     import pandas as pd
 
-    parts = [stored.read(store, layout.group(layout.instances(name), g)) for g in range(groups)]
+    where = layout.instances(name)
+    parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)]
+    masks = stored.Masks(store, where)
     sources = [(g, i) for g, part in enumerate(parts) for i in range(len(part.prompt))]
     boxes = np.concatenate([part.box for part in parts])
     sizes = np.concatenate([part.size for part in parts])
@@ -53,8 +55,7 @@ def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selec
     rank = np.where(prompted, score + 1, score).astype(np.float32)
 
     def mask(i: int) -> Bool:
-        group, member = sources[i]
-        return parts[group].mask(member)
+        return masks.mask(*sources[i])
 
     fitting = np.arange(len(sources))
     if settings.match.rank == "profile":
@@ -66,7 +67,9 @@ def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selec
         )
     ]
     kept = kept[np.argsort(-score[kept], kind="stable")]
-    centers = np.array([merging.center_of_mass(boxes[i], mask(int(i))) for i in kept]).reshape(-1, 3)
+    centers = np.empty((len(kept), 3))
+    for n in np.argsort(kept):  # group by group
+        centers[n] = merging.center_of_mass(boxes[kept[n]], mask(int(kept[n])))
     table = pd.DataFrame(
         {
             "z": centers[:, 0],

@@ -3,40 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels.instance import pack, unpack
+from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool, Float32
 
+KEPT_BYTES = 16 << 20
+"""Packed masks that `Masks` keeps."""
+
 
 @dataclass(frozen=True)
-class StoredInstances:
-    """The instances of one group.
+class Measured:
+    """What is known of the instances of one group, without their masks.
 
     Attributes
     ----------
     prompt : (n,) index of each one's prompt; box : (n, 6) z0 y0 x0 z1 y1 x1, the last ones excluded
-    bits : packed masks one after another; offset : (n + 1,) where each begins
     size : (n,) voxels; quality : (n,) the segmenter's score; similarity : (n,) of its mean feature to the query
     """
 
     prompt: NDArray[np.int64]
     box: NDArray[np.int64]
-    bits: NDArray[np.uint8]
-    offset: NDArray[np.int64]
     size: NDArray[np.int64]
     quality: Float32
     similarity: Float32
 
+
+@dataclass(frozen=True)
+class StoredInstances(Measured):
+    """The instances of one group with their masks.
+
+    Attributes
+    ----------
+    bits : packed masks one after another; offset : (n + 1,) where each begins
+    """
+
+    bits: NDArray[np.uint8]
+    offset: NDArray[np.int64]
+
     def mask(self, index: int) -> Bool:
         """The mask of one instance in its box."""
-        shape = tuple(int(n) for n in self.box[index, 3:] - self.box[index, :3])
-        return unpack(self.bits[self.offset[index] : self.offset[index + 1]], [shape])[0]
+        return _unpacked(self.bits, self.offset, self.box, index)
+
+
+class Masks:
+    """Masks of the instances under a place of the store, read when asked for.
+
+    All boxes are kept, and the packed masks of the groups that were asked for last, `KEPT_BYTES` of them.
+    """
+
+    def __init__(self, store: RunStore, where: str) -> None:
+        self._store, self._where = store, where
+        self._places: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._bits: dict[int, NDArray[np.uint8]] = {}
+        self._bytes = 0
+
+    def box(self, group: int, index: int) -> Box:
+        """The box of an instance."""
+        return as_box(self._place(group)[0][index])
+
+    def mask(self, group: int, index: int) -> Bool:
+        """The mask of an instance in its box."""
+        boxes, offset = self._place(group)
+        bits = self._bits.pop(group, None)
+        if bits is None:
+            bits = self._store.read(f"{layout.group(self._where, group)}/bits")
+            self._bytes += bits.nbytes
+            while self._bits and self._bytes > KEPT_BYTES:
+                self._bytes -= self._bits.pop(next(iter(self._bits))).nbytes
+        self._bits[group] = bits  # the last in the order that they are given up in
+        return _unpacked(bits, offset, boxes, index)
+
+    def _place(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if group not in self._places:
+            path = layout.group(self._where, group)
+            self._places[group] = (self._store.read(f"{path}/box"), self._store.read(f"{path}/offset"))
+        return self._places[group]
+
+
+def _unpacked(bits: NDArray[np.uint8], offset: NDArray[np.int64], boxes: NDArray[np.int64], index: int) -> Bool:
+    shape = tuple(int(n) for n in boxes[index, 3:] - boxes[index, :3])
+    return unpack(bits[offset[index] : offset[index + 1]], [shape])[0]
 
 
 _DIMS = {
@@ -65,13 +118,13 @@ def collect(
 ) -> StoredInstances:
     """Pack instances given one by one."""
     return StoredInstances(
-        np.asarray(prompts, np.int64),
-        np.asarray(boxes, np.int64).reshape(-1, 6),
-        pack(masks),
-        np.cumsum([0, *(-(-m.size // 8) for m in masks)]).astype(np.int64),
-        np.asarray([int(m.sum()) for m in masks], np.int64),
-        np.asarray(quality, np.float32),
-        np.asarray(similarity, np.float32),
+        prompt=np.asarray(prompts, np.int64),
+        box=np.asarray(boxes, np.int64).reshape(-1, 6),
+        bits=pack(masks),
+        offset=np.cumsum([0, *(-(-m.size // 8) for m in masks)]).astype(np.int64),
+        size=np.asarray([int(m.sum()) for m in masks], np.int64),
+        quality=np.asarray(quality, np.float32),
+        similarity=np.asarray(similarity, np.float32),
     )
 
 
@@ -82,3 +135,7 @@ def write(store: RunStore, path: str, instances: StoredInstances) -> None:
 
 def read(store: RunStore, path: str) -> StoredInstances:
     return StoredInstances(**{name: store.read(f"{path}/{name}") for name in _DIMS})
+
+
+def read_measured(store: RunStore, path: str) -> Measured:
+    return Measured(**{field.name: store.read(f"{path}/{field.name}") for field in fields(Measured)})

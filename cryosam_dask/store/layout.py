@@ -2,7 +2,7 @@
 
 RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   scale0/tomogram, scale1/…      the tomogram and its 2× levels
-  statistics                     per slab of the ingest
+  statistics                     per box of the ingest
   features/r1, r4, r8, r16       latent views z, y, x (float16) and their Gram maps (float32)
   features/dense/r16             3C-channel features, where `dense_ratios` asks for them
   features/standardization       per view mean and linear map of the tokens
@@ -18,14 +18,18 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
 
 from __future__ import annotations
 
+from cryosam_dask.geometry import Box, boxes
 from cryosam_dask.types import AXES, Axis, Shape3
 
 FORMAT = 1
 CHUNK: Shape3 = (32, 64, 64)
 SLAB = 16
-"""Slices in a unit of the feature stage: a multiple of every ratio, so that no unit depends on another."""
+"""Slices that the feature stage encodes together: a multiple of every ratio, so that no slab depends on another."""
 
-INGEST_SLAB = CHUNK[0]
+INGEST_BOX: Shape3 = (32, 256, 4096)
+"""Voxels that a unit of the ingest takes at most: whole rows of most files, 128 MiB in single precision."""
+
+INGEST_SLAB = INGEST_BOX[0]
 STATISTICS = "statistics"
 TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
@@ -141,8 +145,15 @@ def level_shape(shape: Shape3, level: int) -> Shape3:
 
 
 def level_chunks(level: int) -> Shape3:
-    """Chunks of a level: as many slices as an ingest slab gives on it, so that a slab always writes whole chunks."""
-    return INGEST_SLAB >> level, CHUNK[1], CHUNK[2]
+    """Chunks of a level: what a box of the ingest becomes on it is whole chunks, except at the volume's ends."""
+    depth, rows, columns = (n >> level for n in INGEST_BOX)
+    rows = min(CHUNK[1], rows)
+    return depth, rows, min(CHUNK[1] * CHUNK[2] // rows, columns)
+
+
+def image_boxes(shape: Shape3) -> list[Box]:
+    """Boxes of voxels that images are written in: no two of them share a chunk on any level."""
+    return list(boxes(shape, INGEST_BOX))
 
 
 def view_dims(axis: Axis) -> tuple[str, str, str]:

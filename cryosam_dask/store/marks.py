@@ -8,6 +8,7 @@ of keys, not as many reads as there are units; chunks of data are never taken as
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,23 @@ def done(store: RunStore, stage: str) -> Bool:
 
 
 def mark(store: RunStore, stage: str, index: int) -> None:
-    """Mark one unit as done; the last thing a unit does."""
-    store.array(layout.marks(stage))[index] = 1
+    """Mark one unit as done; the last thing a unit does.
+
+    All marks of a stage are the same few bytes, so those of the first that this process wrote are written again:
+    taking each through the array would cost more than all else around a small unit.
+    """
+    path = layout.marks(stage)
+    key = (store.url, path)
+    if key in _written:
+        with contextlib.suppress(FileNotFoundError):  # the stage began anew since then
+            store.write_chunk(path, index, _written[key])
+            return
+    store.array(path)[index] = 1
+    _written[key] = store.read_chunk(path, index)
+
+
+_written: dict[tuple[str, str], bytes] = {}
+"""A chunk that holds a mark, as it is stored, by store and array."""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -124,6 +124,22 @@ class RunStore:
         except FileNotFoundError:
             return []
 
+    def read_chunk(self, path: str, index: int) -> bytes:
+        """A chunk of a one-dimensional array as it is stored, compressed and with its checksum."""
+        filesystem, key = self._chunk(path, index)
+        return bytes(filesystem.cat_file(key))
+
+    def write_chunk(self, path: str, index: int, stored: bytes) -> None:
+        """Write a chunk of a one-dimensional array that has others already, as `read_chunk` gives it."""
+        filesystem, key = self._chunk(path, index)
+        filesystem.pipe_file(key, stored)
+
+    def _chunk(self, path: str, index: int) -> tuple[Any, str]:
+        import fsspec
+
+        filesystem, root = fsspec.url_to_fs(self.url)
+        return filesystem, f"{root}/{path}/c/{index}"
+
     def __contains__(self, path: str) -> bool:
         return path in self.root
 

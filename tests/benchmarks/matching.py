@@ -76,8 +76,8 @@ def match_all(store: RunStore, ratios: tuple[int, ...], tau: float) -> dict[str,
         project.prepare(store, this)
         run(store, products)
         match.prepare(store, this)
-        run(store, match.plan(store.shape, this, ""))
-        found = match.candidates(store, this, tau)
+        run(store, match.plan(store.shape, volume.token_grids, this, ""))
+        found = match.survey(store, this, tau)
     return {"evaluated": found.evaluated, "kept": found.reached}
 
 

@@ -13,7 +13,8 @@ from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 
 from cryosam_dask.errors import DeviceError, ExecutionError, StoreError
 from cryosam_dask.executors import DaskExecutor, SerialExecutor, execute, local_client
-from cryosam_dask.executors.dask import UNITS_PER_SLOT
+from cryosam_dask.executors import dask as dask_executor
+from cryosam_dask.executors.dask import UNITS_PER_GPU, UNITS_PER_SLOT
 from cryosam_dask.executors.local import close_local
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import marks
@@ -90,11 +91,11 @@ def test_units_in_flight_are_bounded(two_workers, tmp_path):
     flying, most = set(), 0
 
     class Watched(DaskExecutor):
-        def _submit(self, stage, context, unit, resources):
+        def _submit(self, stage, job, units, resources):
             nonlocal most
-            flying.add(unit.name)
+            flying.update(unit.name for unit in units)
             most = max(most, len(flying))
-            return super()._submit(stage, context, unit, resources)
+            return super()._submit(stage, job, units, resources)
 
     stage, store = toy_stage(tmp_path, 60), new_store(tmp_path, 60)
     marks.begin(store, "toy", fingerprint=stage.fingerprint, settings=stage.settings, count=60)
@@ -111,6 +112,53 @@ def test_results_do_not_pile_up_on_workers(two_workers, executor, tmp_path):
     while two_workers.cluster.scheduler.tasks and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not two_workers.cluster.scheduler.tasks
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (6, UNITS_PER_GPU)])
+def test_a_gpu_worker_runs_as_many_model_units_as_it_has_threads(tmp_path, monkeypatch, threads, expected):
+    from distributed import Client, LocalCluster
+
+    at_once, most, guard = 0, 0, threading.Lock()
+    together = threading.Event()
+
+    def work(context, settings, unit):
+        nonlocal at_once, most
+        assert context.device == "cuda"
+        with guard:
+            at_once += 1
+            most = max(most, at_once)
+            if at_once == expected:
+                together.set()
+        together.wait(5)
+        time.sleep(0.05)  # one more would be seen
+        with guard:
+            at_once -= 1
+
+    module = types.ModuleType("model_of_a_test")
+    module.work = work
+    work.__module__, work.__qualname__ = module.__name__, "work"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(dask_executor, "device_here", device_of_a_test)
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=threads,
+            processes=False,
+            resources={"GPU": 1},
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster) as client,
+        DaskExecutor(client, "cuda") as executor,
+    ):
+        stage = dataclasses.replace(toy_stage(tmp_path, 12, uses_model=True), work=work)
+        done = execute(stage, new_store(tmp_path, 12), executor)
+    assert len(done.results) == 12
+    assert most == expected
+
+
+def device_of_a_test(requested, uses_torch):
+    return requested
 
 
 def test_model_units_run_anywhere_if_no_worker_declares_a_gpu(executor, tmp_path):

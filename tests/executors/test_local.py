@@ -21,7 +21,7 @@ from cryosam_dask.executors import (
     local_client,
     make_executor,
 )
-from cryosam_dask.executors.memory import PROCESS_MEMORY
+from cryosam_dask.executors.memory import process_memory
 
 
 def test_one_worker_is_this_process():
@@ -91,7 +91,9 @@ def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with LocalExecutor(2, "cuda") as executor:
-        assert executor.worker_memory == int((4.5 * 0.9) * 2**30) - PROCESS_MEMORY
+        assert executor.worker_memory == (int((4.5 * 0.9) * 2**30) - process_memory(True)) // 3
+        assert [w["nthreads"] for w in executor._workers().values() if w["resources"].get("GPU")] == [3]
+        assert executor.units_per_worker == 1  # of the other worker
         done = execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), executor)
         assert {result.value["device"] for result in done.results.values()} == {"cuda"}
         assert len({timing.worker for timing in done.timings}) == 1  # the one that has the GPU

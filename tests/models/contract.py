@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cryosam_dask.types import PromptedSegmenter, SliceEncoder
+from cryosam_dask.types import PromptedSegmenter, SliceEncoder, Window, WindowedSegmenter
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Standard normal float32."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def disc(plane: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
@@ -158,6 +158,35 @@ class PromptedSegmenterContract:
             np.testing.assert_allclose(together.scores[b], alone.scores[0], atol=self.tolerance)
             assert (together.masks[b] != alone.masks[0]).mean() < 1e-3
 
+    @pytest.mark.parametrize("continued", [False, True])
+    def test_windows_where_it_has_them_are_parts_of_the_prediction(
+        self, segmenter: PromptedSegmenter, continued: bool
+    ) -> None:
+        if not isinstance(segmenter, WindowedSegmenter):
+            pytest.skip("it gives whole planes only")
+        for plane in self.planes:
+            embedding = segmenter.embed(picture(plane)[0][None])[0]
+            points = self.prompts(plane)
+            logits = self.previous(segmenter, plane, 3) if continued else None
+            windows = None if logits is None else [Window.crop(one) for one in logits]
+            whole = segmenter.predict(embedding, plane, points, logits)
+            found = segmenter.candidates(embedding, plane, points, windows)
+            assert len(found) == 3
+            for b, candidates in enumerate(found):
+                np.testing.assert_allclose(candidates.scores, whole.scores[b, : len(candidates.scores)], atol=1e-6)
+                for m in range(len(candidates.scores)):
+                    mask, own = candidates.mask(m), candidates.logits(m)
+                    assert mask.shape == plane
+                    assert mask.block.dtype == bool
+                    assert own.shape == segmenter.logits_shape(plane)
+                    assert own.block.dtype == np.float32
+                    assert (mask.full() != whole.masks[b, m]).mean() < 1e-3
+                    np.testing.assert_allclose(own.full(), whole.logits[b, m], atol=self.tolerance)
+                    if mask.block.any():
+                        peak = segmenter.peak(whole.logits[b, m][None], plane)[0]
+                        np.testing.assert_allclose(candidates.peak(m), peak, atol=1e-4)
+            assert not segmenter.candidates(embedding, plane, points[:0], None)
+
     def test_read_only_inputs_are_taken_and_left_alone(self, segmenter: PromptedSegmenter) -> None:
         plane = self.planes[0]
         grey = picture(plane)[0]
@@ -185,12 +214,12 @@ class PromptedSegmenterContract:
         for plane in self.planes:
             height, width = segmenter.logits_shape(plane)
             diagonal = np.linspace(0, 0.999, 9)
-            logits = noise(len(diagonal), height, width) * 0.1
+            logits = noise(len(diagonal), height, width) * np.float32(0.1)
             for b, f in enumerate(diagonal):
                 logits[b, int(f * height), int(f * width)] = 5.0
             peaks = segmenter.peak(logits, plane)
             self.check_inside(peaks, plane, len(diagonal))
-            np.testing.assert_array_equal(segmenter.peak(logits + 7, plane), peaks)
+            np.testing.assert_array_equal(segmenter.peak(logits + np.float32(7), plane), peaks)
             assert (peaks[0] < np.array(plane) * 0.1 + 1).all()
             assert (peaks[2] > peaks[0]).all() or (peaks[2] == peaks[1]).any()
 

@@ -130,8 +130,23 @@ def test_infos_travel_and_grow_with_the_plane() -> None:
         assert info.encode_bytes((256, 256), 1000) == info.encode_bytes((256, 256), 2000)  # a few slices at a time
     for segmenter in ("sam-vith", "random-walker"):
         found = pickle.loads(pickle.dumps(models.segmenter_info(segmenter)))
-        assert found.predict_bytes((900, 900), 8) > found.predict_bytes((100, 100), 1) > 0
+        assert found.predict_bytes((900, 900), 8) > found.predict_bytes((20, 20), 1) > 0
         assert found.embed_bytes((100, 100)) > 0
+
+
+def test_memory_goes_by_what_is_at_work_at_once() -> None:
+    sam, vitb = models.encoder_info("sam-vitb"), models.encoder_info("dinov2-vitb14")
+    slice_of_sam = sam.encode_bytes((1024, 1024))
+    assert slice_of_sam < 12 * 4096**2 * 4 / 2, "the scores of all pairs of tokens are never held"
+    assert sam.encode_bytes((2048, 2048)) < 5 * slice_of_sam
+    small = vitb.encode_bytes((518, 518), 1), vitb.encode_bytes((518, 518), 2), vitb.encode_bytes((518, 518), 3)
+    assert small[0] < small[1] == small[2], "two slices go in one pass, three in two"
+    found = models.segmenter_info("sam-vitb")
+    one, more = found.predict_bytes((900, 900), 8), found.predict_bytes((900, 900), 16)
+    assert one == more > found.predict_bytes((900, 900), 1), "a batch at a time"
+    assert found.walker_bytes((900, 900)) == 4 * 256**2
+    walker = models.segmenter_info("random-walker")
+    assert walker.predict_bytes((4000, 4000), 64) == walker.predict_bytes((400, 400), 64) < 8 << 20
 
 
 def test_identities_need_no_file_where_the_hash_is_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from cryosam_dask.errors import ModelError
+from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.models import sam, sam_attention
+from cryosam_dask.settings import PropagationRules
+from cryosam_dask.types import AXES
 
 from .contract import PromptedSegmenterContract, noise, picture
 
@@ -109,6 +112,74 @@ def test_masks_scores_and_logits_equal_the_predictors(segmenter: sam.SamSegmente
             assert (found.masks[b] == (full > 0))[clear].all()
         assert found.masks.any()
         assert not found.masks.all()
+
+
+def blob(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+    """Logits of a disc with a ragged outline."""
+    rows, columns = np.indices(shape)
+    smooth = radius - np.hypot(rows - centre[0], columns - centre[1])
+    return np.asarray(smooth + noise(*shape) * 0.7 * (np.abs(smooth) < 2), np.float32)
+
+
+@pytest.mark.parametrize("plane", [*PLANES, (128, 128), (1, 200), (500, 3)])
+@pytest.mark.parametrize("radius", [1.5, 4, 40])
+def test_a_mask_is_made_where_it_lies_and_equals_the_published(
+    model: Any, segmenter: sam.SamSegmenter, plane: tuple[int, int], radius: float
+) -> None:
+    resized = sam.resized_shape(plane, 128)
+    for f in (0.0, 0.4, 0.97):
+        logits = blob((32, 32), (f * resized[0] / 4, f * resized[1] / 4), radius)
+        full = model.postprocess_masks(torch.tensor(logits)[None, None], resized, plane)[0, 0].numpy()
+        found = segmenter.enlarge(logits, plane)
+        assert found.shape == plane
+        clear = np.abs(full) > 1e-5  # nearer to zero, rounding may decide
+        assert (found.full() == (full > 0))[clear].all()
+        reach = (2 * radius + 6) * np.array(plane) / np.array(resized) * 4
+        assert (np.array(found.block.shape) <= reach + 1).all(), "no larger than the logits reach"
+    assert (full > 0).any() or radius < 2
+
+
+def test_logits_without_an_inside_and_on_the_padding_alone_give_no_mask(segmenter: sam.SamSegmenter) -> None:
+    nothing = np.full((32, 32), -1, np.float32)
+    assert not segmenter.enlarge(nothing, (48, 80)).full().any()
+    nothing[25:] = 3  # the image ends at row 20
+    assert not segmenter.enlarge(nothing, (48, 80)).full().any()
+
+
+@pytest.mark.parametrize("rule", ["plain", "guarded"])
+def test_windows_and_whole_planes_give_the_same_propagation(segmenter: sam.SamSegmenter, rule: Any) -> None:
+    """The same masks but for pixels at the threshold, and the same way through the volume."""
+    shape = 4, 24, 32
+    rules = PropagationRules(rule=rule, min_contrast=0, max_drift=99, merge="union")
+    volume = np.stack([picture(shape[1:], seed)[0] for seed in range(shape[0])])
+    whole: Any = SimpleNamespace(batch=2, predict=segmenter.predict, peak=segmenter.peak)
+    slices = {axis: np.ascontiguousarray(np.moveaxis(volume, a, 0)) for a, axis in enumerate(AXES)}
+    embeddings: dict[Any, np.ndarray] = {}
+    found = []
+    for one in (segmenter, whole):
+        work = Propagation.start([(2, 10, 18), (3, 20, 5)], shape, rules)
+        while need := work.needed():
+            for axis, plane in sorted(need):
+                image = slices[axis][plane]
+                if (axis, plane) not in embeddings:
+                    embeddings[axis, plane] = segmenter.embed(image[None])[0]
+                work.step(one, axis, plane, embeddings[axis, plane], image)
+        found.append(work.to_arrays())
+    lean, plain = found
+    for key in ("walkers", "patches", "logits_boxes", "bits"):
+        np.testing.assert_array_equal(lean[key], plain[key], err_msg=key)
+    for key in ("places", "logits", "scores"):
+        np.testing.assert_allclose(lean[key], plain[key], atol=1e-4, err_msg=key)
+    assert len(lean["patches"]) > 12
+
+
+@pytest.mark.parametrize(("free", "batch"), [(80 << 30, 32), (1 << 30, 8), (100 << 20, 1), (0, 1)])
+def test_prompts_decoded_together_follow_a_gpus_free_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, batch: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
+    assert sam.prompts_together("cuda:1") == batch
+    assert sam.prompts_together("cpu") == 2
 
 
 def attentions(grid: tuple[int, int], heads: int = 3) -> tuple[Any, Any]:

@@ -1,0 +1,235 @@
+"""`plan_run`: a whole run's plan, as data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.errors import SettingsError
+from cryosam_dask.io.frame import TomogramSource
+from cryosam_dask.planning import costs
+from cryosam_dask.planning.scaling import Bulk, Cluster, Limit, estimate
+from cryosam_dask.planning.stages import NAME, Planner, StageCost, planes_of
+from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages.embed import Plane
+from cryosam_dask.stages.segment import group_prompts
+from cryosam_dask.store import layout
+from cryosam_dask.store.blueprint import array_sizes
+from cryosam_dask.types import AXES
+
+WORKERS = tuple(1 << i for i in range(9))
+ASSUMED_COUNT = 512
+"""Prompts that a plan goes by where the program is to choose their number itself."""
+
+DIAMETER = 250.0
+"""Ångström, of a ribosome."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a plan is made for.
+
+    workers : numbers of workers to give the time on; machine : what one is
+    diameter : of the particles in ångström; driver_seconds : of the driver for each unit
+    bandwidth : bytes per second of the storage that all workers share
+    """
+
+    workers: tuple[int, ...] = WORKERS
+    machine: costs.Machine = costs.MACHINES["cpu"]
+    diameter: float = DIAMETER
+    driver_seconds: float = 2e-3
+    bandwidth: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.workers or min(self.workers) < 1:
+            raise SettingsError(f"workers {','.join(map(str, self.workers))}: expected numbers from 1, as 1,8,64")
+        for name, value, least in (
+            ("diameter", self.diameter, 1e-6),
+            ("bandwidth", self.bandwidth, 1e-6),
+            ("driver seconds per unit", self.driver_seconds, 0.0),
+        ):
+            if not value >= least or (name != "bandwidth" and math.isinf(value)):
+                raise SettingsError(f"{name} {value:g}: expected {'0 or more' if least == 0 else 'a number above 0'}")
+
+
+def worker_counts(text: str) -> tuple[int, ...]:
+    """Numbers of workers, as `1,8,64`; `SettingsError` for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"workers {text}: expected whole numbers separated by commas, as 1,8,64") from None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A kind of arrays: bytes before and (estimated) after compression, and chunks, which are files or objects."""
+
+    kind: str
+    bytes: int
+    compressed: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class Time:
+    """Wall time on some workers, the stage that takes most of it, and what limits that stage."""
+
+    workers: int
+    seconds: float
+    stage: str
+    stage_seconds: float
+    limit: Limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `scaling`."""
+
+    shape: tuple[int, int, int]
+    dtype: str
+    voxel_size: tuple[float, float, float]
+    models: str
+    prompts: int
+    options: Options
+    stages: tuple[StageCost, ...]
+    stored: tuple[Stored, ...]
+    planes: Reach
+    waves: int
+    times: tuple[Time, ...]
+    notes: tuple[str, ...]
+    bulks: tuple[Bulk, ...]
+
+
+def plan_run(source: TomogramSource, settings: Settings, options: Options | None = None) -> Plan:
+    """Plan a run of one prompt on a tomogram. Reads its header only; needs no weights, no torch, no store.
+
+    Raises `SettingsError` or `ModelError` for settings and models that can't be.
+    """
+    chosen = options or Options()
+    diameter = chosen.diameter / float(np.mean(source.voxel_size))
+    if diameter > max(source.shape):
+        raise SettingsError(
+            f"diameter {chosen.diameter:g} Å is {diameter:.0f} voxels, more than the tomogram's {max(source.shape)}; "
+            "give that of the particles"
+        )
+    planner = Planner(source, settings, chosen.machine, diameter)
+    points, waves = plan_stages(planner)
+    return Plan(
+        source.shape,
+        str(source.dtype),
+        source.voxel_size,
+        settings.preset,
+        len(points),
+        chosen,
+        tuple(planner.stages.values()),
+        tuple(_stored(planner, waves, len(points), diameter)),
+        plane_reach(source.shape, waves, len(points), settings.propagation, diameter),
+        len(waves),
+        tuple(_time(planner.bulks, n, chosen) for n in chosen.workers),
+        tuple(_notes(settings, chosen, diameter, len(points) - 1)),
+        tuple(planner.bulks),
+    )
+
+
+def plan_stages(planner: Planner) -> tuple[NDArray[np.float64], list[Wave]]:
+    """Plan all stages in their order; the prompts (n, 3) of the proposals, the click first, and all waves."""
+    shape, chosen = planner.shape, planner.settings
+    click = np.array([[n // 2 for n in shape]], float)
+    count = ASSUMED_COUNT if chosen.match.count == "auto" else chosen.match.count
+    points = np.concatenate([click, spread(shape, count)])
+    embedded: set[Plane] = set()
+    length, size = walk_length(planner.diameter), chosen.propagation.group
+    first = play(shape, click, group_prompts(click, size), length, embedded)
+    second = play(shape, points, group_prompts(points, size), length, embedded)
+    planner.ingest()
+    planner.features()
+    planner.segment(layout.query(NAME), click, first)
+    planner.query()
+    planner.match()
+    planner.propose()
+    planner.segment(layout.instances(NAME), points, second)
+    planner.label(points)
+    return points, first + second
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: bytes and seconds, without its bulks; a bandwidth that is not limited is null."""
+    out = asdict(plan)
+    del out["bulks"]
+    if math.isinf(plan.options.bandwidth):
+        out["options"]["bandwidth"] = None
+    return out
+
+
+def _stored(planner: Planner, waves: list[Wave], prompts: int, diameter: float) -> list[Stored]:
+    """All arrays by kind; embeddings of the planes that are expected to be embedded."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for array in array_sizes(planner.store):
+        kind = _kind(array.path)
+        sums[kind][0] += array.bytes
+        sums[kind][1] += array.chunks
+    for axis, count in planes_of(waves).items():
+        sums["embeddings"][0] += count * planner.plane_bytes(axis)
+        sums["embeddings"][1] += 2 * count
+    # the masks' bits in their bounding boxes
+    sums["instances"][0] += prompts * (diameter + 1) ** 3 / 8
+    sums["instances"][1] += 8 * -(-prompts // planner.settings.propagation.group)
+    kinds = [kind for kind in (*costs.KINDS, "other") if kind in sums]
+    return [Stored(k, round(sums[k][0]), round(sums[k][0] * _share(planner, k)), round(sums[k][1])) for k in kinds]
+
+
+def _share(planner: Planner, kind: str) -> float:
+    if kind == "embeddings" and not planner.segmenter.uses_torch:
+        return costs.COMPRESSED["smooth planes"]
+    return costs.COMPRESSED.get(kind, 1.0)
+
+
+_KINDS = {
+    r"scale\d+/tomogram": "tomogram",
+    r"features/r\d+/[zyx]": "latents",
+    r"features/r\d+/[zyx]_gram": "Gram maps",
+    r"features/dense/r\d+/features": "dense features",
+    r"similarity/.*/dots/[zyx]": "products",
+    r"similarity/.*/similarity": "similarity",
+    r"labels/.*/labels": "labels",
+}
+
+
+def _kind(path: str) -> str:
+    """What an array of the store is, for people."""
+    return next((kind for pattern, kind in _KINDS.items() if re.fullmatch(pattern, path)), "other")
+
+
+def _time(order: list[Bulk], workers: int, options: Options) -> Time:
+    cluster = Cluster(workers, options.driver_seconds, options.bandwidth)
+    seconds: dict[str, float] = defaultdict(float)
+    by_limit: dict[tuple[str, Limit], float] = defaultdict(float)
+    for bulk in order:
+        took, what = estimate(bulk, cluster)
+        seconds[bulk.stage] += took
+        by_limit[bulk.stage, what] += took
+    stage = max(seconds, key=lambda name: seconds[name])
+    what = max((pair for pair in by_limit if pair[0] == stage), key=lambda pair: by_limit[pair])[1]
+    return Time(workers, sum(seconds.values()), stage, seconds[stage], what)
+
+
+def _notes(settings: Settings, options: Options, diameter: float, count: int) -> list[str]:
+    axes = ", ".join(AXES)
+    notes = [
+        f"speed of a worker: {options.machine.name}, {options.machine.basis}; seconds are good to a factor of two",
+        f"planes: {count} prompts spread evenly, {2 * walk_length(diameter) + 1} planes of each of {axes} for a "
+        f"particle of {options.diameter:g} Å ({diameter:.0f} voxels)",
+        "matching: as if every cell were evaluated; cells that a coarser ratio rules out cost nothing",
+    ]
+    if settings.match.count == "auto":
+        notes.append(f"K is chosen by the run itself; {ASSUMED_COUNT} prompts are assumed, --count says otherwise")
+    if math.isinf(options.bandwidth):
+        notes.append("the storage is taken to be as fast as the workers ask; --bandwidth says otherwise")
+    return notes

@@ -1,0 +1,344 @@
+"""How long a job takes on N workers: a simulation of the driver, the workers and the storage they share.
+
+A job is a list of tasks, each after the tasks it needs, which stand before it in the list. A unit runs on a worker: it
+reads, computes, writes, one after the other. The driver is one server: it hands units out, at most `window` for each
+worker in flight, and takes their results; both together take it `driver_seconds` for each unit. Units that read or
+write at the same time share the storage's bandwidth evenly, each up to what one worker can move.
+
+    job = Job()
+    tiles = job.stage("features", [Work(seconds=40, read=3e8, write=2e8)] * 131)
+    job.stage("match", [Work(2.0)] * 64, after=tiles)
+    simulate(job.tasks, Cluster(workers=64, driver_seconds=0.002, bandwidth=1e9))
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+Limit = Literal["workers", "driver", "storage", "order"]
+LIMITS: tuple[Limit, ...] = ("workers", "driver", "storage", "order")
+"""What keeps a job from being faster: too few workers, the driver, the storage, or too few units that may run at once
+(the longest chain of tasks that wait for each other)."""
+
+
+class Phase(IntEnum):
+    """How far a task is."""
+
+    HANDED = 0
+    READ = 1
+    COMPUTED = 2
+    WRITTEN = 3
+    THROUGH = 4
+
+
+class Work(NamedTuple):
+    """A unit's computation in seconds, and the bytes it moves before and after."""
+
+    seconds: float
+    read: float = 0.0
+    write: float = 0.0
+
+
+class Task(NamedTuple):
+    """A unit of a stage, or with `on_driver` a step that the driver does itself (a barrier, if it takes no time).
+
+    after : the tasks, by their number, that must be through (for units: taken back by the driver) before it
+    """
+
+    stage: str
+    work: Work
+    after: tuple[int, ...] = ()
+    on_driver: bool = False
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a job runs on.
+
+    workers : units that run at once; driver_seconds : of the driver for each unit
+    bandwidth : bytes per second of the storage, shared; worker_bandwidth : the most of it that one worker gets
+    window : units in flight for each worker
+    """
+
+    workers: int
+    driver_seconds: float = 0.0
+    bandwidth: float = math.inf
+    worker_bandwidth: float = math.inf
+    window: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.window < 1:
+            raise ValueError(f"a cluster needs a worker and a window of one unit or more, got {self}")
+        if self.driver_seconds < 0 or self.bandwidth <= 0 or self.worker_bandwidth <= 0:
+            raise ValueError(f"seconds can't be negative, and bandwidths must be above 0, got {self}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    makespan : seconds from its start to its end
+    workers, driver, storage : share of that time that they were at work (of all workers; of the storage's bandwidth)
+    ends : when the last task of each stage was through
+    """
+
+    makespan: float
+    workers: float
+    driver: float
+    storage: float
+    ends: dict[str, float]
+
+
+@dataclass
+class Job:
+    """A list of tasks, stage by stage."""
+
+    tasks: list[Task] = field(default_factory=list)
+
+    def add(self, stage: str, work: Work, after: Iterable[int] = (), *, on_driver: bool = False) -> int:
+        """Add one task; its number."""
+        needed = tuple(after)
+        if any(not 0 <= index < len(self.tasks) for index in needed):
+            raise ValueError(f"{stage}: a task can only come after tasks that were added before it, got {needed}")
+        self.tasks.append(Task(stage, work, needed, on_driver))
+        return len(self.tasks) - 1
+
+    def stage(
+        self, name: str, units: Iterable[Work], after: int | Iterable[int] | None = None, seconds: float = 0.0
+    ) -> int:
+        """Add units that are independent of each other; the number of the barrier behind all of them.
+
+        after : the barrier before them, or tasks; seconds : of the driver, besides what each unit takes it
+        """
+        before = () if after is None else (after,) if isinstance(after, int) else tuple(after)
+        members = [self.add(name, work, before) for work in units]
+        return self.add(name, Work(seconds), members or before, on_driver=True)
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """Units of a stage that are independent of each other, after all before them and before all that follow.
+
+    count : how many; work : of one, on average; longest : seconds of computing of the largest
+    driver : seconds of the driver besides what each unit takes it
+    """
+
+    stage: str
+    count: int
+    work: Work
+    longest: float = 0.0
+    driver: float = 0.0
+
+
+def job_of(bulks: Iterable[Bulk]) -> Job:
+    """The tasks of one bulk after the other."""
+    job, barrier = Job(), None
+    for bulk in bulks:
+        barrier = job.stage(bulk.stage, [bulk.work] * bulk.count, barrier, bulk.driver)
+    return job
+
+
+def estimate(bulk: Bulk, cluster: Cluster) -> tuple[float, Limit]:
+    """About what `simulate` says of one bulk, by a formula: its seconds, and what limits them."""
+    moved = bulk.work.read + bulk.work.write
+    alone = bulk.work.seconds + moved / min(cluster.bandwidth, cluster.worker_bandwidth)
+    own = cluster.driver_seconds
+    seconds: dict[Limit, float] = {
+        "order": max(alone, bulk.longest) + own,
+        "workers": -(-bulk.count // cluster.workers) * alone + own if bulk.count > cluster.workers else 0.0,
+        "driver": bulk.count * own,
+        "storage": bulk.count * moved / cluster.bandwidth + own,
+    }
+    if not bulk.count:
+        return bulk.driver, "driver"
+    most = max(LIMITS, key=lambda name: seconds[name])
+    return seconds[most] + bulk.driver, most if bulk.driver <= seconds[most] else "driver"
+
+
+def simulate(tasks: Sequence[Task], cluster: Cluster) -> Outcome:
+    """Play a job through; tasks that may run go in the order of the list."""
+    return _Simulation(tasks, cluster).run()
+
+
+def limits(tasks: Sequence[Task], cluster: Cluster) -> dict[Limit, float]:
+    """Seconds that the job takes at least, by each limit alone: the greatest is what limits it.
+
+    workers : all computing and moving shared out evenly; driver, storage : all that goes through them; order : the
+    longest chain of tasks that wait for each other
+    """
+    rate = min(cluster.bandwidth, cluster.worker_bandwidth)
+    busy = moved = driver = 0.0
+    ends: list[float] = []
+    for task in tasks:
+        own, served = _alone(task, rate), _driver_seconds(task, cluster)
+        ends.append(own + served + max((ends[i] for i in task.after), default=0.0))
+        busy += 0.0 if task.on_driver else own
+        driver += own if task.on_driver else served
+        moved += task.work.read + task.work.write
+    return {
+        "workers": busy / cluster.workers,
+        "driver": driver,
+        "storage": moved / cluster.bandwidth,
+        "order": max(ends, default=0.0),
+    }
+
+
+def limit(tasks: Sequence[Task], cluster: Cluster) -> Limit:
+    """What limits the job, by `limits`; where two are equal, the first of `LIMITS`."""
+    found = limits(tasks, cluster)
+    return max(LIMITS, key=lambda name: found[name])
+
+
+def _alone(task: Task, rate: float) -> float:
+    """Seconds of a task when it is alone."""
+    return task.work.seconds + (task.work.read + task.work.write) / rate
+
+
+def _driver_seconds(task: Task, cluster: Cluster) -> float:
+    return 0.0 if task.on_driver else cluster.driver_seconds
+
+
+class _Pipe:
+    """Storage that flows share evenly. All flows gain position at the same rate, so that each ends at a fixed one."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._flows: list[tuple[float, int, Phase]] = []
+        self._position = self._clock = 0.0
+        self.moved = 0.0
+
+    def _rate(self) -> float:
+        return min(self._cluster.worker_bandwidth, self._cluster.bandwidth / max(1, len(self._flows)))
+
+    def _advance(self, now: float) -> None:
+        if self._flows:
+            self._position += self._rate() * (now - self._clock)
+        self._clock = now
+
+    def begin(self, now: float, size: float, task: int, then: Phase) -> None:
+        self._advance(now)
+        heapq.heappush(self._flows, (self._position + size, task, then))
+        self.moved += size
+
+    @property
+    def next_end(self) -> float:
+        """When the first flow ends, if none other begins before."""
+        if not self._flows:
+            return math.inf
+        return self._clock + max(0.0, self._flows[0][0] - self._position) / self._rate()
+
+    def end(self, now: float) -> tuple[int, Phase]:
+        """Take the first flow out: its task, and what comes then."""
+        self._advance(now)
+        position, task, then = heapq.heappop(self._flows)
+        self._position = max(self._position, position)
+        return task, then
+
+
+class _Simulation:
+    """The state of `simulate`: the clock, what each task waits for, the driver, the workers, events yet to come."""
+
+    def __init__(self, tasks: Sequence[Task], cluster: Cluster) -> None:
+        self._tasks, self._cluster = tasks, cluster
+        self._now = self._busy = self._driver = 0.0
+        self._pipe = _Pipe(cluster)
+        self._instant = math.isinf(cluster.bandwidth) and math.isinf(cluster.worker_bandwidth)
+        self._events: list[tuple[float, int, Phase]] = []
+        self._lacks = [len(task.after) for task in tasks]
+        self._children: list[list[int]] = [[] for _ in tasks]
+        for index, task in enumerate(tasks):
+            for needed in task.after:
+                self._children[needed].append(index)
+        self._ready = [index for index, lacks in enumerate(self._lacks) if not lacks]
+        self._handed: deque[int] = deque()
+        self._landed: deque[int] = deque()
+        self._idle, self._flying, self._driver_busy = cluster.workers, 0, False
+        self._began = [0.0] * len(tasks)
+        self._ends: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        while True:
+            self._occupy_driver()
+            self._occupy_workers()
+            flow = self._pipe.next_end
+            if self._events and self._events[0][0] <= flow:
+                self._now, index, phase = heapq.heappop(self._events)
+            elif flow < math.inf:
+                self._now = flow
+                index, phase = self._pipe.end(flow)
+            else:
+                break
+            self._enter(index, phase)
+        span = self._now or 1.0
+        return Outcome(
+            self._now,
+            self._busy / span / self._cluster.workers,
+            self._driver / span,
+            self._pipe.moved / self._cluster.bandwidth / span,
+            self._ends,
+        )
+
+    def _occupy_driver(self) -> None:
+        """The driver hands units out while there is room, else takes results back; its own steps go in their turn."""
+        if self._driver_busy:
+            return
+        seconds, phase = self._cluster.driver_seconds / 2, Phase.HANDED
+        room = self._flying < self._cluster.workers * self._cluster.window
+        if self._ready and (room or self._tasks[self._ready[0]].on_driver):
+            index = heapq.heappop(self._ready)
+            if self._tasks[index].on_driver:
+                seconds, phase = self._tasks[index].work.seconds, Phase.THROUGH
+            else:
+                self._flying += 1
+        elif self._landed:
+            index, phase = self._landed.popleft(), Phase.THROUGH
+        else:
+            return
+        self._driver_busy = True
+        self._driver += seconds
+        self._later(seconds, index, phase)
+
+    def _occupy_workers(self) -> None:
+        while self._idle and self._handed:
+            self._idle -= 1
+            index = self._handed.popleft()
+            self._began[index] = self._now
+            self._move(index, self._tasks[index].work.read, Phase.READ)
+
+    def _later(self, seconds: float, index: int, phase: Phase) -> None:
+        heapq.heappush(self._events, (self._now + seconds, index, phase))
+
+    def _move(self, index: int, size: float, then: Phase) -> None:
+        if self._instant or size <= 0:
+            self._later(0.0, index, then)
+        else:
+            self._pipe.begin(self._now, size, index, then)
+
+    def _enter(self, index: int, phase: Phase) -> None:
+        """A task has come to a phase: begin what comes next."""
+        task = self._tasks[index]
+        if phase is Phase.HANDED:
+            self._driver_busy = False
+            self._handed.append(index)
+        elif phase is Phase.READ:
+            self._later(task.work.seconds, index, Phase.COMPUTED)
+        elif phase is Phase.COMPUTED:
+            self._move(index, task.work.write, Phase.WRITTEN)
+        elif phase is Phase.WRITTEN:
+            self._busy += self._now - self._began[index]
+            self._idle += 1
+            self._landed.append(index)
+        else:
+            self._driver_busy = False
+            self._flying -= not task.on_driver
+            self._ends[task.stage] = self._now
+            for child in self._children[index]:
+                self._lacks[child] -= 1
+                if not self._lacks[child]:
+                    heapq.heappush(self._ready, child)
