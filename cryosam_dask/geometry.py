@@ -6,6 +6,7 @@ Voxel indices are (z, y, x), zero-based; an integer is the voxel's centre. Cell 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -219,15 +220,21 @@ class Tile:
         return slice(self.start, self.stop)
 
 
-def tiles(tokens: int, size: int, halo: int) -> list[Tile]:
-    """Cover `tokens` tokens with tiles of at most `size`, overlapping so that `halo` tokens around each are cropped."""
+def tiles(tokens: int, size: int, halo: int, side: int = 1) -> list[Tile]:
+    """Cover `tokens` tokens with tiles of at most `size`, overlapping so that `halo` tokens around each are cropped.
+
+    All tokens are one tile if they fit. Else what tiles keep is cut at multiples of `side`: only there, into about
+    equal lengths, where a tile can keep so many tokens; where it can't, also between, and as seldom as possible.
+    """
     if tokens <= size:
         return [Tile(0, tokens, 0, tokens)]
-    out, start = [], 0
-    while start < tokens:
-        first = max(0, min(start - halo, tokens - size))
-        last = first + size
-        stop = tokens if last >= tokens else last - halo
-        out.append(Tile(first, min(last, tokens), start, stop))
-        start = stop
-    return out
+    outer, inner = (n // side * side for n in (size - halo, size - 2 * halo))
+    if tokens <= 2 * outer or inner:
+        count = 2 if tokens <= 2 * outer else cell_count(tokens, inner)
+        stops = [*range(0, tokens, cell_count(cell_count(tokens, count), side) * side)][1:]
+    else:
+        stops = [size - halo if side > size - halo else side]
+        while tokens - stops[-1] > size - halo or stops[-1] // side < (tokens - 1) // side:
+            stops.append(min(stops[-1] + size - 2 * halo, (stops[-1] // side + 1) * side))
+    edges = itertools.pairwise([0, *stops, tokens])
+    return [Tile(max(a - halo, 0), min(b + halo, tokens), a, b) for a, b in edges]

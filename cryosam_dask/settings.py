@@ -182,7 +182,7 @@ def preset(name: str, encoder: str, segmenter: str) -> Settings:
     textured, walking = encoder == "texture", segmenter == "random-walker"
     features: dict[str, Any] = {"encoder": encoder}
     if textured:
-        features |= {"standardize": "whiten", "thickness": 5}
+        features |= {"standardize": "whiten", "thickness": 5, "tile": 176}
     propagation: dict[str, Any] = {"segmenter": segmenter}
     if walking:
         propagation |= {"tau_iou": 0.3, "plane_thickness": 5}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels.standardization import fit_standardization
+from cryosam_dask.kernels.standardization import Moments, fit_standardization
 
 Mode = Literal["whiten", "scale", "none"]
 
@@ -84,3 +84,31 @@ def test_samples_that_say_nothing_are_refused(bad: NDArray[np.float64]) -> None:
 def test_an_unknown_mode_is_refused(tokens: NDArray[np.float32]) -> None:
     with pytest.raises(ValueError, match="expected whiten, scale or none"):
         fit_standardization(tokens, "zca")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["scale", "whiten"])
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2, 3000], [1999, 2000]])
+def test_moments_of_portions_are_those_of_the_sample(tokens: NDArray[np.float32], mode: Mode, cuts: list[int]) -> None:
+    moments = Moments(6, mixed=mode == "whiten")
+    for part in np.split(tokens, cuts):
+        moments.add(part)
+    off = tokens.astype(np.float64) - tokens.mean(0, dtype=np.float64)
+    products = off.T @ off if mode == "whiten" else (off * off).sum(0)
+    assert moments.count == len(tokens)
+    assert moments.mean == pytest.approx(tokens.mean(0, dtype=np.float64), rel=1e-12)
+    assert moments.products == pytest.approx(products, rel=1e-9, abs=1e-6)
+    for one, other in zip(fit_standardization(moments, mode), fit_standardization(tokens, mode), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_moments_that_say_too_little_are_refused(tokens: NDArray[np.float32]) -> None:
+    few = Moments(6)
+    few.add(tokens[:1])
+    with pytest.raises(ValueError, match="expected at least 2"):
+        fit_standardization(few)
+    with pytest.raises(ValueError, match="not all finite"):
+        few.add(np.full((2, 6), np.nan))
+    unmixed = Moments(6, mixed=False)
+    unmixed.add(tokens)
+    with pytest.raises(ValueError, match="products of unlike channels"):
+        fit_standardization(unmixed, "whiten")

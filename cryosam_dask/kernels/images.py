@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.geometry import interpolation
+from cryosam_dask.geometry import Interpolation, interpolation
 from cryosam_dask.types import Array, Float32
 
 QUANTILES = 1025
@@ -109,13 +109,18 @@ def resize(slices: Float32, size: tuple[int, int]) -> Float32:
     rows, columns = (
         interpolation(np.arange(n, dtype=float), n, m) for n, m in zip(size, slices.shape[1:], strict=True)
     )
-    up, down = rows.start + rows.lower, columns.start + columns.lower
+    return resample(slices[:, rows.start : rows.stop, columns.start : columns.stop], rows, columns)
+
+
+def resample(slices: Float32, rows: Interpolation, columns: Interpolation) -> Float32:
+    """Bilinear (n, len(rows), len(columns)) of the pixels (n, A, B) that the interpolations touch."""
+    up, down = rows.lower, columns.lower
     # the far neighbour of a position on the last pixel has no weight
     next_up, next_down = np.minimum(up + 1, slices.shape[1] - 1), np.minimum(down + 1, slices.shape[2] - 1)
     across, along = rows.fraction.astype(np.float32)[:, None], columns.fraction.astype(np.float32)
-    out = np.empty((len(slices), *size), np.float32)
+    out = np.empty((len(slices), len(up), len(down)), np.float32)
     for image, resized in zip(slices, out, strict=True):
-        for first in range(0, size[0], _ROWS):  # so many rows stay in the processor's cache
+        for first in range(0, len(up), _ROWS):  # so many rows stay in the processor's cache
             part = slice(first, first + _ROWS)
             near = _lerp(image[up[part]], image[next_up[part]], across[part])
             resized[part] = _lerp(np.take(near, down, axis=1), np.take(near, next_down, axis=1), along)

@@ -9,34 +9,92 @@ from numpy.typing import NDArray
 
 from cryosam_dask.types import Float32
 
+_BLOCK_VALUES = 1 << 18
+
+
+class Moments:
+    """Mean and second moments of tokens, of which any number at a time is added; in double precision.
+
+    Portions merge exactly (Chan, Golub, LeVeque 1979): each is centred on its own mean before it is squared.
+
+    Parameters
+    ----------
+    channels : C
+    mixed : whether the products of unlike channels are wanted; else only squares are summed
+
+    Attributes
+    ----------
+    count : tokens so far; mean : (C,); products : (C, C) or, unless `mixed`, (C,) sums of products of deviations
+    """
+
+    def __init__(self, channels: int, mixed: bool = True) -> None:
+        self.count = 0
+        self.mean = np.zeros(channels)
+        self.products = np.zeros((channels, channels) if mixed else channels)
+
+    def add(self, tokens: NDArray[np.floating]) -> None:
+        """Tokens (..., C). Raises ValueError for tokens that are not finite."""
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        step = max(1, _BLOCK_VALUES // tokens.shape[1])
+        for start in range(0, len(tokens), step):
+            self._merge(tokens[start : start + step].astype(np.float64))
+
+    def _merge(self, block: NDArray[np.float64]) -> None:
+        if not np.isfinite(block).all():
+            raise ValueError("tokens to standardise are not all finite")
+        mean = block.mean(axis=0)
+        block -= mean
+        off, total = mean - self.mean, self.count + len(block)
+        share = self.count * len(block) / total
+        if self.products.ndim == 2:
+            self.products += block.T @ block + share * np.outer(off, off)
+        else:
+            self.products += np.einsum("nc,nc->c", block, block) + share * off * off
+        self.mean += off * (len(block) / total)
+        self.count = total
+
 
 def fit_standardization(
-    tokens: NDArray[np.floating], mode: Literal["whiten", "scale", "none"] = "whiten", shrinkage: float = 0.1
+    tokens: NDArray[np.floating] | Moments,
+    mode: Literal["whiten", "scale", "none"] = "whiten",
+    shrinkage: float = 0.1,
 ) -> tuple[Float32, Float32]:
     """Mean (C,) and matrix W (C, C) so that (t − mean) @ W has unit variance over a sample of tokens (n, C).
 
-    "scale" divides each channel by its deviation. "whiten" also removes the correlation of channels, by the symmetric
-    root of the inverse correlation matrix, which is first drawn towards the identity by `shrinkage` (in [0, 1]) so that
-    directions that hold next to nothing are not blown up. Then noise spreads evenly over all directions and unlike
-    places have a cosine near zero. A channel that is constant in the sample becomes zero.
+    The sample is given itself, or by its moments. "scale" divides each channel by its deviation. "whiten" also removes
+    the correlation of channels, by the symmetric root of the inverse correlation matrix, which is first drawn towards
+    the identity by `shrinkage` (in [0, 1]) so that directions that hold next to nothing are not blown up. Then noise
+    spreads evenly over all directions and unlike places have a cosine near zero. A channel that is constant in the
+    sample becomes zero.
 
-    Raises ValueError for fewer than two tokens, for non-finite ones and for an unknown mode.
+    Raises ValueError for fewer than two tokens, for non-finite ones, for an unknown mode, and where moments lack the
+    products that "whiten" needs.
     """
-    sample = np.asarray(tokens, np.float64)
-    if sample.ndim != 2 or len(sample) < 2 or not np.isfinite(sample).all():
-        raise ValueError(f"tokens have shape {sample.shape}, expected (n >= 2, C), all finite")
-    mean = sample.mean(axis=0)
-    deviation = sample.std(axis=0)
-    alive = deviation > 1e-6 * (np.abs(mean) + 1e-6)
-    inverse = np.where(alive, 1 / np.where(alive, deviation, 1), 0.0)
+    if mode not in ("whiten", "scale", "none"):
+        raise ValueError(f"unknown standardisation {mode!r}; expected whiten, scale or none")
+    if isinstance(tokens, Moments):
+        moments = tokens
+    else:
+        sample = np.asarray(tokens)
+        if sample.ndim != 2 or len(sample) < 2 or not np.isfinite(sample).all():
+            raise ValueError(f"tokens have shape {sample.shape}, expected (n >= 2, C), all finite")
+        moments = Moments(sample.shape[1], mixed=mode == "whiten")
+        moments.add(sample)
+    if moments.count < 2:
+        raise ValueError(f"moments of {moments.count} tokens, expected at least 2")
+    mean = moments.mean
     if mode == "none":
         return np.zeros_like(mean, np.float32), np.eye(len(mean), dtype=np.float32)
+    squares = moments.products if moments.products.ndim == 1 else moments.products.diagonal()
+    deviation = np.sqrt(squares / moments.count)
+    alive = deviation > 1e-6 * (np.abs(mean) + 1e-6)
+    inverse = np.where(alive, 1 / np.where(alive, deviation, 1), 0.0)
     if mode == "scale":
         return mean.astype(np.float32), np.diag(inverse).astype(np.float32)
-    if mode != "whiten":
-        raise ValueError(f"unknown standardisation {mode!r}; expected whiten, scale or none")
-    scaled = (sample - mean) * inverse
-    correlation = (1 - shrinkage) * (scaled.T @ scaled) / len(sample) + shrinkage * np.eye(len(mean))
+    if moments.products.ndim == 1:
+        raise ValueError("whitening needs the products of unlike channels")
+    scaled = inverse[:, None] * moments.products * inverse / moments.count
+    correlation = (1 - shrinkage) * scaled + shrinkage * np.eye(len(mean))
     values, vectors = np.linalg.eigh(correlation)
     root = (vectors / np.sqrt(np.maximum(values, 1e-6))) @ vectors.T
     return mean.astype(np.float32), (inverse[:, None] * root).astype(np.float32)

@@ -251,14 +251,17 @@ def _finish(plane: Float32, window: _Window, coarse: Float32, row: float, col: f
 def from_point(plane: Float32, row: float, col: float, how: WalkParameters) -> list[Candidate]:
     """Segment what lies under a point: one candidate for each of `SCALES`.
 
-    A point is seldom at the middle: each scale is walked again from the centre of the best mask of the first round.
+    A point is seldom at the middle: the best scale and those next to it are walked again from the centre of the best
+    mask.
     """
     walked = [_at_scale(plane, row, col, radius, how) for radius in SCALES]
-    best = max(walked, key=lambda w: w.score)
-    rows, cols = np.nonzero(best.mask)
+    best = max(range(len(SCALES)), key=lambda i: walked[i].score)
+    rows, cols = np.nonzero(walked[best].mask)
     if rows.size:
-        centre = float(rows.mean()) + best.window.row, float(cols.mean()) + best.window.col
-        walked = [_at_scale(plane, *centre, radius, how) for radius in SCALES]
+        window = walked[best].window
+        centre = float(rows.mean()) + window.row, float(cols.mean()) + window.col
+        for i in range(max(best - 1, 0), min(best + 2, len(SCALES))):
+            walked[i] = _at_scale(plane, *centre, SCALES[i], how)
     return [w.candidate() for w in walked]
 
 

@@ -32,7 +32,7 @@ class RandomWalkerSegmenter:
     def __init__(self, smoothing: float = 1.7, parameters: walker.WalkParameters | None = None) -> None:
         self.smoothing = smoothing
         self.parameters = parameters or walker.WalkParameters()
-        self.identity = f"random-walker-1 smoothing={smoothing} {self.parameters}"
+        self.identity = f"random-walker-2 smoothing={smoothing} {self.parameters}"
 
     def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
         """The plane's own shape."""

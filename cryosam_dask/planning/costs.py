@@ -13,6 +13,7 @@ from cryosam_dask import geometry
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.models.catalog import VITS, EncoderInfo, vit_row
 from cryosam_dask.settings import FeatureSettings
+from cryosam_dask.stages import tiling
 from cryosam_dask.types import AXES, Axis, Shape3
 
 READ = 500e6
@@ -153,8 +154,9 @@ def encode_seconds(shape: Shape3, axis: Axis, settings: FeatureSettings, info: E
     """Seconds of one slice of an axis through the encoder, tile by tile."""
     if not info.uses_torch:
         return math.prod(geometry.plane_shape(shape, axis)) / TEXTURE
+    side = tiling.piece_side(settings, info.channels)
     rows, columns = (
-        geometry.tiles(geometry.token_count(n, info.patch, settings.slice_size), settings.tile, settings.halo)
+        geometry.tiles(geometry.token_count(n, info.patch, settings.slice_size), settings.tile, settings.halo, side)
         for n in geometry.plane_shape(shape, axis)
     )
     sizes = [(row.last - row.first) * (column.last - column.first) for row in rows for column in columns]

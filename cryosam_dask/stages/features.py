@@ -1,30 +1,29 @@
 """Features: slices of the three views → latent tokens, their pyramid, Gram maps and sums.
 
 A unit is one or two slabs of 16 slices of one axis. A slab yields 16 native latent slices, 4, 2 and 1 of ratios 4, 8
-and 16, and the Gram maps of each, with no dependence on any other slab. Before it, `standardize` fits a linear map per
+and 16, and the Gram maps of each, with no dependence on any other slab. Slices larger than a tile are read, encoded and
+written piece by piece, so that a unit's memory does not grow with them. Before it, `standardize` fits a linear map per
 view on a sample of slices; after it, `dense` writes the 3C-channel array of the ratios that ask for one.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import features as kernel
-from cryosam_dask.kernels import images
-from cryosam_dask.kernels.standardization import fit_standardization
+from cryosam_dask.kernels.standardization import Moments, fit_standardization
 from cryosam_dask.models.cache import get_encoder
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import FeatureSettings
+from cryosam_dask.stages import feature_memory, tiling
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.sampling import Sample
+from cryosam_dask.stages.slabs import Slab
+from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
@@ -35,9 +34,6 @@ STANDARDIZE = "features-standardization"
 DENSE = "features-dense"
 SAMPLES = 12
 """Slices per view that the standardization is fitted on."""
-
-WRITTEN_AT_ONCE = 10
-"""Chunks that zarr has in hand while it writes an array."""
 
 
 def describe(settings: FeatureSettings) -> Json:
@@ -55,15 +51,13 @@ def plan_standardize(shape: Shape3, settings: FeatureSettings, upstream: str) ->
     info = encoder_info(settings.encoder)
     units = []
     for index, axis in enumerate(AXES if settings.standardize != "none" else ()):
-        grid = token_grid(shape, axis, settings, info.patch)
         units.append(
             Unit(
                 name=f"view {axis}",
                 marks=(index,),
                 params={"axis": axis},
                 writes=(Region(f"{layout.STANDARDIZATION}/{axis}", (0, 0), (info.channels + 1, info.channels)),),
-                memory=_unit_memory(shape, axis, 1, grid, info.channels, settings)
-                + 3 * 4 * SAMPLES * math.prod(grid) * info.channels,
+                memory=feature_memory.standardize_memory(shape, axis, info, settings),
             )
         )
     return _stage(STANDARDIZE, work_standardize, settings, upstream, units)
@@ -91,7 +85,7 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
                         for slab in _slabs(start, stop)
                         for ratio in (1, *settings.ratios)
                     ),
-                    memory=_unit_memory(shape, axis, stop - start, grid, info.channels, settings),
+                    memory=feature_memory.unit_memory(shape, axis, stop - start, info, settings),
                 )
             )
     return _stage(NAME, work, settings, upstream, units)
@@ -111,11 +105,11 @@ def _slabs(start: int, stop: int) -> list[range]:
 
 def plan_dense(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
     """Boxes of cells of each dense ratio, one chunk each."""
-    channels = 3 * encoder_info(settings.encoder).channels
+    info = encoder_info(settings.encoder)
+    channels = 3 * info.channels
     units: list[Unit] = []
     for ratio in settings.dense_ratios:
         for box in geometry.boxes(geometry.cell_grid(shape, ratio), dense_chunk(shape, ratio, channels)):
-            cells = math.prod(b - a for a, b in box)
             region = Region(layout.dense(ratio), (*(a for a, _ in box), 0), (*(b for _, b in box), channels))
             units.append(
                 Unit(
@@ -123,7 +117,7 @@ def plan_dense(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage
                     marks=(len(units),),
                     params={"ratio": ratio, "box": [list(side) for side in box]},
                     writes=(region,),
-                    memory=cells * channels * 4 * 4,
+                    memory=feature_memory.dense_memory(shape, ratio, box, info, settings),
                 )
             )
     return _stage(DENSE, work_dense, settings, upstream, units, uses_model=False)
@@ -157,27 +151,6 @@ def _slab_box(shape: Shape3, axis: Axis, start: int, stop: int) -> tuple[tuple[i
     return tuple(low), tuple(high)
 
 
-def _unit_memory(
-    shape: Shape3, axis: Axis, slices: int, grid: tuple[int, int], channels: int, settings: FeatureSettings
-) -> int:
-    """All slices as stored with their neighbours, and one slab: its tokens in half precision, the sums of runs and a
-    batch in single precision."""
-    pixels, cells = math.prod(geometry.plane_shape(shape, axis)), math.prod(grid)
-    info = encoder_info(settings.encoder)
-    slab = min(slices, layout.SLAB)
-    batch = min(settings.batch, slab)
-    tile = (min(grid[0], settings.tile) * info.patch, min(grid[1], settings.tile) * info.patch)
-    runs = geometry.cell_count(slab, min(settings.ratios, default=slab))
-    read = pixels * (slices + settings.thickness - 1) * 4
-    kept = cells * (channels * (2 * slab + 4 * runs) + 4 * len(layout.GRAM_MAPS) * slab)
-    encoding = info.encode_bytes(tile, batch if info.uses_torch else 1)
-    at_work = batch * 4 * (pixels + cells * info.patch**2 + 2 * cells * channels) + encoding
-    # a chunk that is written: itself, compressed, and compressed with its checksum
-    chunk = 3 * 2 * math.prod(layout.latent_chunks(slab, grid, channels))
-    writing = min(WRITTEN_AT_ONCE * chunk, 3 * 2 * slab * cells * channels)
-    return read + kept + max(at_work, writing) + (24 << 20)
-
-
 def prepare(store: RunStore, settings: FeatureSettings) -> None:
     """Create the arrays that the units write to."""
     info, shape = encoder_info(settings.encoder), store.shape
@@ -187,7 +160,7 @@ def prepare(store: RunStore, settings: FeatureSettings) -> None:
         for axis in AXES:
             slices = geometry.cell_count(shape[geometry.axis_index(axis)], ratio)
             dims = layout.view_dims(axis)
-            chunks = layout.latent_chunks(layout.SLAB // ratio, grids[axis], info.channels)
+            chunks = tiling.latent_chunks(ratio, grids[axis], info.channels)
             size = (slices, *grids[axis])
             store.new_array(
                 layout.latents(ratio, axis),
@@ -243,28 +216,17 @@ def finish(store: RunStore, settings: FeatureSettings) -> None:
     )
 
 
-def encode(encoder: SliceEncoder, slices: Float32, settings: FeatureSettings) -> Float32:
-    """Tokens (n, rows, columns, C) of slices (n, A, B): resized to whole patches, in one batch, tiled where large."""
-    patch = encoder.patch
-    rows, columns = (geometry.image_size(n, patch, settings.slice_size) for n in slices.shape[1:])
-    images_ = images.resize(slices, (rows, columns))
-    across = geometry.tiles(rows // patch, settings.tile, settings.halo)
-    along = geometry.tiles(columns // patch, settings.tile, settings.halo)
-    if len(across) == len(along) == 1:
-        return encoder.encode(images_)
-    out = np.empty((len(slices), rows // patch, columns // patch, encoder.channels), np.float32)
-    for row, column in itertools.product(across, along):
-        tokens = encoder.encode(np.ascontiguousarray(images_[:, row.read(patch), column.read(patch)]))
-        out[:, row.keep, column.keep] = tokens[:, row.crop, column.crop]
-    return out
-
-
 def encoded(
-    encoder: SliceEncoder, sample: Sample, slices: Sequence[int], settings: FeatureSettings
+    encoder: SliceEncoder, sample: Sample, piece: Piece, slices: range, settings: FeatureSettings
 ) -> Iterator[Float32]:
-    """The tokens of slices, `settings.batch` slices at a time."""
+    """A piece's tokens of slices, `settings.batch` slices at a time; the sample is of the piece's voxels."""
     for start in range(0, len(slices), settings.batch):
-        yield encode(encoder, sample.standard(slices[start : start + settings.batch]), settings)
+        pixels = tiling.resized(sample.standard(slices[start : start + settings.batch]), piece)
+        yield tiling.encode(encoder, pixels, piece)
+
+
+def _read(store: RunStore, axis: Axis, slices: range, thickness: int, piece: Piece) -> Sample:
+    return Sample(store, axis, slices, thickness, (piece[0].voxels, piece[1].voxels))
 
 
 def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
@@ -273,10 +235,14 @@ def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult
     axis: Axis = unit.params["axis"]
     length = store.shape[geometry.axis_index(axis)]
     where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
-    tokens = np.concatenate(
-        [next(encoded(encoder, Sample(store, axis, [i], chosen.thickness), [i], chosen)) for i in where.tolist()]
-    )
-    mean, matrix = fit_standardization(tokens.reshape(-1, tokens.shape[-1]), chosen.standardize)
+    moments = Moments(encoder.channels, mixed=chosen.standardize == "whiten")
+    for index in where.tolist():
+        one = range(index, index + 1)
+        for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
+            sample = _read(store, axis, one, chosen.thickness, piece)
+            for tokens in encoded(encoder, sample, piece, one, chosen):
+                moments.add(tokens)
+    mean, matrix = fit_standardization(moments, chosen.standardize)
     store.put(
         f"{layout.STANDARDIZATION}/{axis}",
         np.concatenate([mean[None], matrix]).astype(np.float32),
@@ -286,75 +252,32 @@ def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Encode the unit's slabs and write all that follows from them."""
+    """Encode the unit's slabs, piece by piece, and write all that follows from them."""
     store, chosen, encoder = _open(context, settings)
     axis: Axis = unit.params["axis"]
-    start, stop = unit.params["start"], unit.params["stop"]
-    sample = Sample(store, axis, range(start, stop), chosen.thickness)
+    slices = range(unit.params["start"], unit.params["stop"])
     fitted = store.read(f"{layout.STANDARDIZATION}/{axis}") if chosen.standardize != "none" else None
-    for slices in _slabs(start, stop):
-        slab = _Slab(store, axis, slices, chosen, encoder)
-        for tokens in encoded(encoder, sample, slices, chosen):
-            if fitted is not None:
-                tokens -= fitted[0]
-                tokens = tokens @ fitted[1:]
-            slab.add(tokens)
-        slab.write()
+    grid = token_grid(store.shape, axis, chosen, encoder.patch)
+    slabs = [
+        Slab(store, axis, part, grid, encoder.channels, chosen.ratios) for part in _slabs(slices.start, slices.stop)
+    ]
+    for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
+        sample = _read(store, axis, slices, chosen.thickness, piece)
+        for slab in slabs:
+            slab.add(piece, _mapped(encoded(encoder, sample, piece, slab.slices, chosen), fitted))
+        del sample  # before the next one is read
+    for slab in slabs:
+        slab.write_sums()
     return None
 
 
-class _Slab:
-    """What a slab's tokens become, gathered a few slices at a time.
-
-    Native tokens are held as they are stored. What is held in single precision are the sums of the finest ratio's runs
-    of slices, from which all coarser ones follow.
-    """
-
-    def __init__(
-        self, store: RunStore, axis: Axis, slices: range, settings: FeatureSettings, encoder: SliceEncoder
-    ) -> None:
-        self._store, self._axis, self._first = store, axis, slices.start
-        lengths = geometry.plane_shape(store.shape, axis)
-        grid = token_grid(store.shape, axis, settings, encoder.patch)
-        rows, columns = (kernel.token_weights(n, t) for n, t in zip(lengths, grid, strict=True))
-        self._weights = np.outer(rows, columns).reshape(-1)
-        self._ratios = sorted(settings.ratios)
-        self._finest = self._ratios[0] if self._ratios else len(slices)
-        self._native = np.empty((len(slices), *grid, encoder.channels), np.float16)
-        self._gram = np.empty((len(slices), *grid, len(layout.GRAM_MAPS)), np.float32)
-        runs = geometry.cell_count(len(slices), self._finest) if self._ratios else 0
-        self._runs = np.zeros((runs, *grid, encoder.channels), np.float32)
-        self._sums = np.zeros(encoder.channels, np.float32)
-        self._filled = 0
-
-    def add(self, tokens: Float32) -> None:
-        """The next slices' tokens (n, rows, columns, C); they are rounded in place."""
-        part = slice(self._filled, self._filled + len(tokens))
-        if self._ratios:
-            for index, image in enumerate(tokens, part.start):
-                self._runs[index // self._finest] += image
-        self._native[part] = tokens
-        tokens[...] = self._native[part]  # all that follows is of the tokens as they are stored
-        self._gram[part] = kernel.gram_maps(tokens)
-        for image in tokens:
-            self._sums += self._weights @ image.reshape(len(self._weights), -1)
-        self._filled = part.stop
-
-    def write(self) -> None:
-        """Write the native tokens, the pyramid, the Gram maps of all and the sums."""
-        count, slab = len(self._native), self._first // layout.SLAB
-        self._store.array(layout.feature_sums(self._axis))[slab] = self._sums.astype(np.float64)
-        self._put(1, self._native, self._gram)
-        del self._native, self._gram
-        counts = np.minimum(self._finest, count - np.arange(0, count, self._finest))
-        for ratio in self._ratios:
-            means = kernel.average_slices(self._runs, ratio // self._finest, counts).astype(np.float16)
-            self._put(ratio, means, kernel.gram_maps(means))
-
-    def _put(self, ratio: int, latents: NDArray[np.float16], gram: Float32) -> None:
-        part = slice(self._first // ratio, self._first // ratio + len(latents))
-        self._store.array(layout.latents(ratio, self._axis))[part] = latents
-        self._store.array(layout.gram(ratio, self._axis))[part] = gram
+def _mapped(batches: Iterator[Float32], fitted: Float32 | None) -> Iterator[Float32]:
+    """Tokens after the view's linear map, if there is one."""
+    for tokens in batches:
+        if fitted is not None:
+            tokens -= fitted[0]
+            tokens = tokens @ fitted[1:]
+        yield tokens
 
 
 def work_dense(context: Context, settings: Json, unit: Unit) -> UnitResult | None:

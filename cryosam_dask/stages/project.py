@@ -61,10 +61,10 @@ def _vectors(this: Pass) -> int:
 
 
 def _unit_memory(shape: Shape3, grid: tuple[int, int], channels: int, this: Pass, axis: Axis, slices: int) -> int:
-    """Two pieces of latents, one at work and one being read and decoded; the products; one slab's cells."""
+    """Two pieces of latents, one at work and one being read and decoded; the products; cells of slabs read together."""
     cells = geometry.plane_shape(geometry.cell_grid(shape, this.ratio), axis)
-    slab = min(slices, max(1, layout.SLAB // this.ratio))
-    chunk = math.prod(layout.latent_chunks(slab, grid, channels)) * 2
+    slab = min(slices, _slabs_of(PIECE_BYTES, grid, channels, this.ratio))
+    chunk = math.prod(layout.latent_chunks(max(1, layout.SLAB // this.ratio), grid, channels)) * 2
     piece = min(max(PIECE_BYTES, chunk), slab * math.prod(grid) * channels * 2)
     products = slices * math.prod(grid) * 4 * (2 + _vectors(this))
     wanted = slab * math.prod(cells) * (1 if this.coarser is None else 6)
@@ -72,9 +72,14 @@ def _unit_memory(shape: Shape3, grid: tuple[int, int], channels: int, this: Pass
 
 
 def _unit_slices(grid: tuple[int, int], channels: int, ratio: int) -> int:
-    """Latent slices in a unit: whole slabs of the feature stage."""
+    """Latent slices in a unit."""
+    return _slabs_of(UNIT_BYTES, grid, channels, ratio)
+
+
+def _slabs_of(size: int, grid: tuple[int, int], channels: int, ratio: int) -> int:
+    """Slices of as many whole slabs of the feature stage as have at most `size` bytes of latents; of one at least."""
     slab = max(1, layout.SLAB // ratio)
-    return slab * max(1, UNIT_BYTES // (slab * math.prod(grid) * channels * 2))
+    return slab * max(1, size // (slab * math.prod(grid) * channels * 2))
 
 
 def prepare(store: RunStore, this: Pass) -> None:
@@ -99,7 +104,9 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     start, stop = unit.params["start"], unit.params["stop"]
     volume, index = FeatureVolume(store), geometry.axis_index(axis)
     target = volume.targets(*match.read_query(store, this))[index]
-    slabs = [(start + a, start + b) for a, b in geometry.slabs(stop - start, max(1, layout.SLAB // this.ratio))]
+    # slabs that are smaller than a piece are read together
+    thick = _slabs_of(PIECE_BYTES, volume.token_grid(axis), volume.view_channels, this.ratio)
+    slabs = [(start + a, start + b) for a, b in geometry.slabs(stop - start, thick)]
     asked = [(*slices, touched_tokens(store, this, axis, slices)) for slices in slabs]
     products = volume.dots_of_slabs(target, this.ratio, axis, asked)
     store.array(layout.dots(this.name, this.ratio, axis))[:, start:stop] = products

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,35 +13,48 @@ from cryosam_dask import geometry
 from cryosam_dask.kernels import images
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Axis, Float32
+from cryosam_dask.types import Array, Axis, Float32
+
+_ROWS = 2 * layout.CHUNK[0]
 
 
 class Sample:
-    """Slices of one axis, each the mean of `thickness` slices around it, read once and held as they are stored.
+    """Slices of one axis, or a part of each, as means of `thickness` slices, read once and held as they are stored.
 
     They are made into images a few at a time, so that only these few are held in single precision.
 
     Parameters
     ----------
     slices : the slices that will be asked for; nothing else is held but their neighbours
+    window : rows and columns of the slices; all, if it is not given
     """
 
-    def __init__(self, store: RunStore, axis: Axis, slices: Iterable[int], thickness: int) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        axis: Axis,
+        slices: Iterable[int],
+        thickness: int,
+        window: tuple[slice, slice] | None = None,
+    ) -> None:
         self._length = store.shape[geometry.axis_index(axis)]
         self._reach = thickness // 2
         self._statistics = store.info["statistics"]
         self._held = np.unique([i for slice_ in slices for i in range(*self._window(slice_))])
         first, last = int(self._held[0]), int(self._held[-1])
-        part: list[Any] = [slice(None)] * 3
-        part[geometry.axis_index(axis)] = slice(first, last + 1)
-        if len(self._held) == last + 1 - first:
-            block = store.read(layout.tomogram(), tuple(part))
+        run = len(self._held) == last + 1 - first
+        rows, columns = window or tuple(slice(0, n) for n in geometry.plane_shape(store.shape, axis))
+        part: list[Any] = [None] * 3
+        part[geometry.axis_index(axis)] = slice(first, last + 1) if run else self._held
+        for index, side in zip(geometry.plane_axes(axis), (rows, columns), strict=True):
+            part[index] = side
+        array = store.array(layout.tomogram())
+        if not run:
+            self._block = geometry.to_view(np.asarray(array.oindex[tuple(part)]), axis)
+        elif axis == "x" and self._reach:
+            self._block = _in_order(array, part)
         else:
-            part[geometry.axis_index(axis)] = self._held
-            block = np.asarray(store.array(layout.tomogram()).oindex[tuple(part)])
-        self._block = geometry.to_view(block, axis)
-        if axis == "x" and self._reach:  # each slice is looked at several times
-            self._block = np.ascontiguousarray(self._block)
+            self._block = geometry.to_view(np.asarray(array[tuple(part)]), axis)
 
     def standard(self, slices: Sequence[int]) -> Float32:
         """Slices (n, rows, columns) with the tomogram's mean taken off and divided by its standard deviation."""
@@ -61,3 +75,16 @@ class Sample:
         low, high = np.transpose([self._window(i) for i in slices])
         first = np.searchsorted(self._held, low)
         return list(zip(first.tolist(), (first + high - low).tolist(), strict=True))
+
+
+def _in_order(array: Any, part: Sequence[slice]) -> Array:
+    """Slices of axis x, one after the other in memory, since each is looked at several times.
+
+    They are put in order while they are read, some rows of chunks at a time, so that no second copy of all is held.
+    """
+    z, y, x = part
+    out = np.empty([side.stop - side.start for side in (x, z, y)], array.dtype)
+    edges = [z.start, *range((z.start // _ROWS + 1) * _ROWS, z.stop, _ROWS), z.stop]
+    for a, b in itertools.pairwise(edges):
+        out[:, a - z.start : b - z.start] = geometry.to_view(np.asarray(array[a:b, y, x]), "x")
+    return out

@@ -35,7 +35,7 @@ from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
 from cryosam_dask.models import catalog, vit
 from cryosam_dask.settings import FeatureSettings
-from cryosam_dask.stages import features
+from cryosam_dask.stages import features, slabs
 from cryosam_dask.stages.base import Context, Stage, Unit
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
@@ -88,12 +88,12 @@ class Clock:
         steps: list[tuple[Any, str, str]] = [
             (Sample, "__init__", "read"),
             (Sample, "standard", "standardise"),
-            (images, "resize", "resize"),
+            (images, "resample", "resize"),
             (encoder, "encode", "forward"),
             (kernel, "gram_maps", "gram"),
-            (features._Slab, "add", "pyramid"),
+            (slabs.Slab, "add", "pyramid"),
             (kernel, "average_slices", "pyramid"),
-            (features._Slab, "_put", "write"),
+            (slabs._Maps, "put", "write"),
             (features, "work", "rest"),
         ]
         with ExitStack() as stack:

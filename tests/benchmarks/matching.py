@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cryosam_dask import geometry
+from cryosam_dask.executors.memory import PeakMemory
 from cryosam_dask.kernels import features as kernel
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import match, project
@@ -147,10 +147,10 @@ def main() -> None:
             store = make(url, (z, y, x), options.channels, options.patch)
         row: dict[str, Any] = {"shape": [z, y, x], "channels": options.channels}
         for label, ratios in (("hierarchical", (16, 8, 4)), ("naive", (1,)))[: 2 if options.naive else 1]:
-            seconds, found = timed(lambda r=ratios: match_all(store, r, options.tau))  # type: ignore[misc]
+            with PeakMemory() as memory:
+                seconds, found = timed(lambda r=ratios: match_all(store, r, options.tau))  # type: ignore[misc]
             again, _ = timed(lambda r=ratios: match_all(store, r, options.tau))  # type: ignore[misc]
             reading, read = timed(lambda r=ratios: read_all(store, r, options.tau))  # type: ignore[misc]
-            row["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             densely = dense(store, ratios[-1])
             row[label] = {
                 "seconds": round(seconds, 3),
@@ -158,6 +158,7 @@ def main() -> None:
                 "reading": round(reading, 3),
                 "read_mb": round(read / 1e6),
                 "ratio_to_reading": round(again / reading, 2),
+                "peak_memory_mb": round(memory.peak / 1e6),
                 "dense": round(densely, 1),
                 "dense_ratio": round(densely / again, 1),
                 **found,

@@ -100,9 +100,9 @@ def _one_torch_thread() -> None:
 def _load(settings: Settings, model: str) -> None:
     """Load a model where units will find it."""
     if model == "encoder":
-        get_encoder(settings.features.encoder, "cpu", settings.features.precision)
+        get_encoder(settings.features.encoder, "cpu", "float32")
     else:
-        get_segmenter(settings.propagation.segmenter, "cpu", settings.propagation.precision)
+        get_segmenter(settings.propagation.segmenter, "cpu", "float32")
 
 
 def noise(folder: Path, shape: Shape3) -> Driver:
@@ -158,10 +158,12 @@ class Case:
 
 def cases(folder: Path, planes: int) -> dict[str, Case]:
     """What is measured, by name."""
-    texture = settings_for("builtin", {"features.standardize": "none", "features.dense_ratios": []})
+    texture = settings_for(
+        "builtin", {"features.standardize": "none", "features.dense_ratios": [], "features.precision": "float32"}
+    )
     large, small = noise(folder, (64, 256, 256)).store, noise(folder, (32, 96, 96)).store
     spec = f"{random_weights(folder, 'dinov2-vits14')}+random-walker"
-    vit = settings_for(spec, {"features.slice_size": 112, "features.dense_ratios": []})
+    vit = settings_for(spec, {"features.slice_size": 112, "features.dense_ratios": [], "features.precision": "float32"})
     found = {
         "features, texture": Case(large, feature_stage(large, texture), texture, "encoder"),
         "features, dinov2-vits14": Case(small, feature_stage(small, vit), vit, "encoder"),
@@ -169,7 +171,7 @@ def cases(folder: Path, planes: int) -> dict[str, Case]:
     }
     if planes:
         wide = noise(folder, (32, 64 * planes, 64)).store
-        sam = settings_for(f"texture+{random_weights(folder, 'sam-vitb')}")
+        sam = settings_for(f"texture+{random_weights(folder, 'sam-vitb')}", {"propagation.precision": "float32"})
         found["embeddings, sam-vitb"] = Case(wide, embedding_stage(wide, sam, planes), sam, "segmenter")
     return found
 
