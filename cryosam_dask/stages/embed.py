@@ -17,7 +17,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import SegmenterInfo, segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -86,7 +86,11 @@ def _unit(shape: Shape3, settings: PropagationSettings, info: SegmenterInfo, axi
         params={"axis": axis, "planes": bundle},
         reads=(Region(layout.tomogram(), tuple(low), tuple(high)),),
         writes=tuple(writes),
-        memory=pixels * (held * 4 + 12) + math.prod(embedding) * 8 + info.embed_bytes(plane) + (16 << 20),
+        # slices as stored; a plane in single precision and in bytes; its embedding as kept and as written
+        memory=pixels * (held * 4 + 6)
+        + math.prod(embedding) * 2 * info.embedding_dtype.itemsize
+        + info.embed_bytes(plane)
+        + BESIDES,
     )
 
 

@@ -61,14 +61,14 @@ def _vectors(this: Pass) -> int:
 
 
 def _unit_memory(shape: Shape3, grid: tuple[int, int], channels: int, this: Pass, axis: Axis, slices: int) -> int:
-    """Two pieces of latents, one at work and one being read and decoded; the products; cells of slabs read together."""
+    """Two pieces of latents and chunks that are decoded; the products, as made and as written; cells of a piece."""
     cells = geometry.plane_shape(geometry.cell_grid(shape, this.ratio), axis)
     slab = min(slices, _slabs_of(PIECE_BYTES, grid, channels, this.ratio))
     chunk = math.prod(layout.latent_chunks(max(1, layout.SLAB // this.ratio), grid, channels)) * 2
     piece = min(max(PIECE_BYTES, chunk), slab * math.prod(grid) * channels * 2)
-    products = slices * math.prod(grid) * 4 * (2 + _vectors(this))
+    products = slices * math.prod(grid) * 4 * 2 * _vectors(this)
     wanted = slab * math.prod(cells) * (1 if this.coarser is None else 6)
-    return 3 * piece + products + wanted + BESIDES
+    return 9 * piece // 4 + products + wanted + BESIDES
 
 
 def _unit_slices(grid: tuple[int, int], channels: int, ratio: int) -> int:

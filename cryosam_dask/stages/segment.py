@@ -97,13 +97,13 @@ def plan(
 
 
 def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: int, pooled: bool) -> int:
-    """A plane with its embedding as read and as used, a batch of prompts, the walkers, and chunks of latents where
+    """A plane with its embedding as read and as used, a batch of prompts, the walkers, and a chunk of latents where
     instances are pooled."""
     info = segmenter_info(settings.segmenter)
     values = int(np.prod(info.embedding_shape(plane)))
     embedding = values * (2 * info.embedding_dtype.itemsize + (4 if info.uses_torch else 0))
     walkers = 6 * prompts * info.walker_bytes(plane)
-    latents = 4 * layout.CHUNK_BYTES if pooled else 0
+    latents = layout.CHUNK_BYTES if pooled else 0
     return BESIDES + embedding + 2 * plane[0] * plane[1] + info.predict_bytes(plane, prompts) + walkers + latents
 
 
