@@ -61,10 +61,10 @@ def _encode_bytes(piece: Piece, slices: int, info: EncoderInfo, settings: Featur
 
 
 def standardize_memory(shape: Shape3, axis: Axis, info: EncoderInfo, settings: FeatureSettings) -> int:
-    """One slice of the largest piece, and the moments with what they are inverted with."""
+    """One slice of the largest piece, and the moments with what they are inverted with, by libraries that it loads."""
     piece = tiling.largest(tiling.pieces(shape, axis, info.patch, settings, info.channels))
     moments = 8 * info.channels**2 * 6
-    return _read_bytes(piece, 1, settings) + _encode_bytes(piece, 1, info, settings) + moments + BESIDES
+    return _read_bytes(piece, 1, settings) + _encode_bytes(piece, 1, info, settings) + moments + 3 * BESIDES
 
 
 def dense_memory(shape: Shape3, ratio: int, box: Box, info: EncoderInfo, settings: FeatureSettings) -> int:

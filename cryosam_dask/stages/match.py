@@ -87,7 +87,7 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, upstream
 
 
 def _unit_memory(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, box: Box) -> int:
-    """The similarity and what it is made from: products and Gram maps, as read and as decoded, and a tile's terms."""
+    """The similarity and what it is made from: products and Gram maps, read and decoded, and a tile's terms."""
     maps = (2 if this.center else 1) + len(layout.GRAM_MAPS)
     tokens = 0
     for axis, grid in grids.items():
@@ -98,7 +98,7 @@ def _unit_memory(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, 
             for side, most, length in zip(sides, grid, lengths, strict=True)
         )
         tokens += slices * rows * columns
-    return math.prod(b - a for a, b in box) * 10 + tokens * maps * 4 * 2 + math.prod(TILE) * 4 * 8 + BESIDES
+    return math.prod(b - a for a, b in box) * 6 + tokens * maps * 6 + math.prod(TILE) * 4 * 8 + BESIDES
 
 
 def prepare(store: RunStore, this: Pass) -> None:
