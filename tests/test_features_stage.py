@@ -42,6 +42,7 @@ class Encoder:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 8 tokens a side, 16 from ratio 4 on; the encoder above, under the name of another with its patch."""
     monkeypatch.setattr(layout, "CHUNK_BYTES", 2 * Encoder.channels * 16 * 8 * 8)
+    monkeypatch.setattr(layout, "GRAM_SIDE", 16)
     info = mock.Mock(patch=4, channels=6, uses_torch=False, weights_bytes=0)
     info.encode_bytes.return_value = 0
     monkeypatch.setattr(features, "get_encoder", lambda *_: Encoder())

@@ -173,7 +173,7 @@ def prepare(store: RunStore, settings: FeatureSettings) -> None:
                 layout.gram(ratio, axis),
                 shape=(*size, len(layout.GRAM_MAPS)),
                 dtype="float32",
-                chunks=(*chunks[:3], len(layout.GRAM_MAPS)),
+                chunks=layout.gram_chunks(chunks, grids[axis]),
                 dims=(*dims, "product"),
                 attributes={"products": list(layout.GRAM_MAPS)},
             )

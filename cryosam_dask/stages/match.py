@@ -27,6 +27,9 @@ from cryosam_dask.types import Axis, Bool, Float32, Shape3
 CELLS: Shape3 = (64, 128, 128)
 """Cells in a unit, at most, and in a chunk of the similarity."""
 
+VOXELS: Shape3 = (64, 256, 256)
+"""The same for a unit of ratio 1, which has fewer tokens for each cell."""
+
 SAMPLES = 4096
 """Cells of a chunk that the median of all is taken from."""
 
@@ -71,7 +74,9 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, upstream
     grids : tokens along the rows and columns of each view's slices; upstream : fingerprint of the ratio's projection
     """
     units = []
-    for index, box in enumerate(geometry.boxes(geometry.cell_grid(shape, this.ratio), CELLS)):
+    for index, box in enumerate(
+        geometry.boxes(geometry.cell_grid(shape, this.ratio), VOXELS if this.ratio == 1 else CELLS)
+    ):
         low, high = zip(*box, strict=True)
         region = Region(layout.similarity(this.name, this.ratio), low, high)
         units.append(

@@ -35,6 +35,9 @@ TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
 STANDARDIZATION = "features/standardization"
 GRAM_MAPS = ("self", "down", "right", "cross")
+GRAM_SIDE = 128
+"""Tokens of the side of a chunk of Gram maps, about. Several pieces of a slab may share one; a slab has one writer."""
+
 CHUNK_BYTES = 4 << 20
 
 
@@ -166,3 +169,9 @@ def latent_chunks(slices: int, grid: tuple[int, int], channels: int) -> tuple[in
     """Chunks of a latent array: the slices of one slab, all channels, and a square of tokens of about `CHUNK_BYTES`."""
     side = max(8, int((CHUNK_BYTES / (2 * channels * max(slices, 4))) ** 0.5) // 8 * 8)
     return slices, min(side, grid[0]), min(side, grid[1]), channels
+
+
+def gram_chunks(latents: tuple[int, int, int, int], grid: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Chunks of the Gram maps beside latents of such chunks: their slices, and more tokens, since maps are small."""
+    rows, columns = (min(n, max(1, GRAM_SIDE // side) * side) for n, side in zip(grid, latents[1:3], strict=True))
+    return latents[0], rows, columns, len(GRAM_MAPS)

@@ -50,9 +50,12 @@ def make(url: str, shape: Shape3, channels: int, patch: int) -> RunStore:
         for ratio in (1, *RATIOS):
             size = (geometry.cell_count(length, ratio), rows, columns)
             chunks = layout.latent_chunks(layout.SLAB // ratio, (rows, columns), channels)
-            arrays = ((layout.latents(ratio, axis), channels, "f2"), (layout.gram(ratio, axis), 4, "f4"))
-            for path, last, dtype in arrays:
-                store.new_array(path, shape=(*size, last), dtype=dtype, chunks=(*chunks[:3], last), dims="abcd")
+            maps = layout.gram_chunks(chunks, (rows, columns))
+            for path, cut, dtype in (
+                (layout.latents(ratio, axis), chunks, "f2"),
+                (layout.gram(ratio, axis), maps, "f4"),
+            ):
+                store.new_array(path, shape=(*size, cut[3]), dtype=dtype, chunks=cut, dims="abcd")
         for start, stop in geometry.slabs(length, layout.SLAB):
             tokens = rng.standard_normal((stop - start, rows, columns, channels), np.float32)
             tokens[:, rows // 3 : rows // 2, columns // 3 : columns // 2] += 2 * kind
