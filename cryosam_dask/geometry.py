@@ -7,6 +7,7 @@ Voxel indices are (z, y, x), zero-based; an integer is the voxel's centre. Cell 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,6 +115,15 @@ def intersect(a: Box, b: Box) -> Box | None:
     """The common part of two boxes, or None."""
     z, y, x = ((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
     return (z, y, x) if all(p < q for p, q in (z, y, x)) else None
+
+
+def tokens_under(sides: Sequence[int], grid: Sequence[int], lengths: Sequence[int]) -> int:
+    """Tokens, at most, that a box of so many voxels interpolates in slices of `lengths` voxels and `grid` tokens."""
+    rows, columns = (
+        min(tokens, math.ceil(side * tokens / length) + 2)
+        for side, tokens, length in zip(sides, grid, lengths, strict=True)
+    )
+    return rows * columns
 
 
 def image_size(length: int, patch: int, slice_size: int | None) -> int:

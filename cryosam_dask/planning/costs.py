@@ -14,7 +14,7 @@ from cryosam_dask.errors import SettingsError
 from cryosam_dask.models.catalog import VITS, EncoderInfo, vit_row
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import tiling
-from cryosam_dask.types import AXES, Axis, Shape3
+from cryosam_dask.types import Axis, Shape3
 
 READ = 500e6
 """Bytes per second that one core reads: zstd and crc32c, measured on noise in float16 and float32."""
@@ -176,7 +176,3 @@ def predict_seconds(segmenter: str, first: int, further: int, worker: Machine) -
     if segmenter == "random-walker":
         return first * WALK_FIRST + further * WALK_NEXT
     return (first + further) * DECODE / worker.rate("float32")
-
-
-def largest_plane(shape: Shape3) -> tuple[int, int]:
-    return max((geometry.plane_shape(shape, axis) for axis in AXES), key=math.prod)

@@ -58,6 +58,11 @@ class Pass:
     tau_sim: float | None = None
     center: bool = False
 
+    @property
+    def vectors(self) -> int:
+        """Vectors that tokens are multiplied with: the query, and the mean where both are centred."""
+        return 2 if self.center else 1
+
 
 def passes(name: str, settings: MatchSettings) -> list[Pass]:
     """The ratios of a matching, from coarse to fine."""
@@ -93,16 +98,12 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, upstream
 
 def _unit_memory(shape: Shape3, grids: dict[Axis, tuple[int, int]], this: Pass, box: Box) -> int:
     """The similarity and what it is made from: products and Gram maps, read and decoded, and a tile's terms."""
-    maps = (2 if this.center else 1) + len(layout.GRAM_MAPS)
+    maps = this.vectors + len(layout.GRAM_MAPS)
     tokens = 0
     for axis, grid in grids.items():
         slices, *sides = (b - a for a, b in geometry.box_of(box, axis))
-        lengths = geometry.plane_shape(shape, axis)
-        rows, columns = (
-            min(most, math.ceil(side * this.ratio * most / length) + 2)
-            for side, most, length in zip(sides, grid, lengths, strict=True)
-        )
-        tokens += slices * rows * columns
+        voxels = [side * this.ratio for side in sides]
+        tokens += slices * geometry.tokens_under(voxels, grid, geometry.plane_shape(shape, axis))
     return math.prod(b - a for a, b in box) * 6 + tokens * maps * 6 + math.prod(TILE) * 4 * 8 + BESIDES
 
 

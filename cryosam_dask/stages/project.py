@@ -42,7 +42,7 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this:
     for axis in AXES:
         thick = _unit_slices(grids[axis], channels, ratio)
         for start, stop in geometry.slabs(geometry.cell_grid(shape, ratio)[geometry.axis_index(axis)], thick):
-            region = Region(layout.dots(this.name, ratio, axis), (0, start, 0, 0), (_vectors(this), stop, *grids[axis]))
+            region = Region(layout.dots(this.name, ratio, axis), (0, start, 0, 0), (this.vectors, stop, *grids[axis]))
             units.append(
                 Unit(
                     name=f"ratio {ratio} {axis} {start}:{stop}",
@@ -55,18 +55,13 @@ def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this:
     return Stage(stage_name(this.name, ratio), work, asdict(this), upstream, tuple(units), len(units))
 
 
-def _vectors(this: Pass) -> int:
-    """Vectors that tokens are multiplied with: the query, and the mean where both are centred."""
-    return 2 if this.center else 1
-
-
 def _unit_memory(shape: Shape3, grid: tuple[int, int], channels: int, this: Pass, axis: Axis, slices: int) -> int:
     """Two pieces of latents and chunks that are decoded; the products, as made and as written; cells of a piece."""
     cells = geometry.plane_shape(geometry.cell_grid(shape, this.ratio), axis)
     slab = min(slices, _slabs_of(PIECE_BYTES, grid, channels, this.ratio))
-    chunk = math.prod(layout.latent_chunks(max(1, layout.SLAB // this.ratio), grid, channels)) * 2
+    chunk = math.prod(layout.latent_chunks(layout.SLAB // this.ratio, grid, channels)) * 2
     piece = min(max(PIECE_BYTES, chunk), slab * math.prod(grid) * channels * 2)
-    products = slices * math.prod(grid) * 4 * 2 * _vectors(this)
+    products = slices * math.prod(grid) * 4 * 2 * this.vectors
     wanted = slab * math.prod(cells) * (1 if this.coarser is None else 6)
     return 9 * piece // 4 + products + wanted + BESIDES
 
@@ -78,7 +73,7 @@ def _unit_slices(grid: tuple[int, int], channels: int, ratio: int) -> int:
 
 def _slabs_of(size: int, grid: tuple[int, int], channels: int, ratio: int) -> int:
     """Slices of as many whole slabs of the feature stage as have at most `size` bytes of latents; of one at least."""
-    slab = max(1, layout.SLAB // ratio)
+    slab = layout.SLAB // ratio
     return slab * max(1, size // (slab * math.prod(grid) * channels * 2))
 
 
@@ -90,9 +85,9 @@ def prepare(store: RunStore, this: Pass) -> None:
         slices = volume.grid(this.ratio)[geometry.axis_index(axis)]
         store.new_array(
             layout.dots(this.name, this.ratio, axis),
-            shape=(_vectors(this), slices, *grid),
+            shape=(this.vectors, slices, *grid),
             dtype="float32",
-            chunks=(_vectors(this), _unit_slices(grid, volume.view_channels, this.ratio), *grid),
+            chunks=(this.vectors, _unit_slices(grid, volume.view_channels, this.ratio), *grid),
             dims=("vector", *layout.view_dims(axis)),
         )
 

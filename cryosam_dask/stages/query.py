@@ -62,13 +62,9 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
     for axis in AXES:
         latents = store.array(layout.latents(1, axis))
         n, *plane = (b - a for a, b in geometry.box_of(box, axis))
-        lengths = geometry.plane_shape(store.shape, axis)
-        rows, columns = (
-            min(tokens, math.ceil(side * tokens / length) + 2)
-            for side, tokens, length in zip(plane, latents.shape[1:3], lengths, strict=True)
-        )
+        tokens = geometry.tokens_under(plane, latents.shape[1:3], geometry.plane_shape(store.shape, axis))
         # half precision, single precision; the mask as weights; chunks that are decoded at a time
-        own = n * rows * columns * latents.shape[3] * (2 + 4) + math.prod(sides) * 4
+        own = n * tokens * latents.shape[3] * (2 + 4) + math.prod(sides) * 4
         most = max(most, own + DECODED * math.prod(latents.chunks) * latents.dtype.itemsize)
     return most + BESIDES
 
