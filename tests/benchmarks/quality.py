@@ -19,7 +19,7 @@ import numpy as np
 
 import cryosam_dask as cs
 from cryosam_dask import outputs
-from cryosam_dask.cli import _settings
+from cryosam_dask.cli.options import Choice
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.picks import read_points
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    settings = _settings("builtin", options.set)
+    settings = Choice("builtin", set=options.set).settings()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)

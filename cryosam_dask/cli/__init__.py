@@ -1,0 +1,40 @@
+"""The `cryosam` command. It parses, calls the same functions that Python users call, and prints; nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from cryosam_dask.cli import results, runs, tools  # noqa: F401 - they add their commands
+from cryosam_dask.cli.app import app
+from cryosam_dask.errors import CryosamError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point: errors that the user can act on are one line, with their exit code."""
+    try:
+        app(standalone_mode=False)
+    except CryosamError as error:
+        print(f"cryosam: error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("cryosam: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"cryosam: error: {where}{os.strerror(error.errno)}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))

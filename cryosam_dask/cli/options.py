@@ -1,0 +1,225 @@
+"""Options that commands share. A command takes a group of them as one argument: a dataclass of this module.
+
+    @app.command()
+    @with_options
+    def features(run: RunArgument, choice: Choice, where: Where) -> None: ...
+
+`with_options` gives the command line one option for each field of such a dataclass.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from cryosam_dask.errors import InputError, SettingsError
+
+if TYPE_CHECKING:
+    from cryosam_dask.pipeline import Driver
+    from cryosam_dask.settings import Settings
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN.zarr", help="A run's store, a folder or a URL.")]
+TomogramArgument = Annotated[str, typer.Argument(metavar="TOMO", help="MRC file, or OME-Zarr as a folder or URL.")]
+OutOption = Annotated[str, typer.Option("--out", metavar="RUN.zarr", help="The store to make or to continue.")]
+NameOption = Annotated[str, typer.Option("--name", help="Name of the query; one store can hold several.")]
+WhichOption = Annotated[str | None, typer.Option("--name", help="Which query; not needed where there is one.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what was made with other settings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Local worker processes; 0: none, all in this process.")
+]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Where the user clicked."""
+
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="Z,Y,X", help="A voxel on a particle, from 0. May be given again: one kind only."),
+    ] = None
+    points: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More points, from a CSV (z,y,x) or STAR file.")
+    ] = None
+
+    def read(self) -> list[list[float]]:
+        """All points, (z, y, x) voxels; may be empty."""
+        found = []
+        for text in self.point or []:
+            values = numbers(text, "--point")
+            if len(values) != 3:
+                raise InputError(f"--point {text}: expected three numbers Z,Y,X, got {len(values)}")
+            found.append(values)
+        if self.points is not None:
+            from cryosam_dask.io.picks import read_points
+
+            found += read_points(self.points)[["z", "y", "x"]].to_numpy().tolist()
+        return found
+
+    def required(self) -> list[list[float]]:
+        """All points, at least one."""
+        if found := self.read():
+            return found
+        raise InputError("no point: give --point Z,Y,X on a particle (zero-based voxels), or --points FILE")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Models and settings."""
+
+    models: Annotated[
+        str, typer.Option(help="'paper', 'builtin' (no download, no GPU) or ENCODER+SEGMENTER, each also =PATH.")
+    ] = "paper"
+    count: Annotated[str | None, typer.Option("--count", "-k", metavar="K|auto", help="Prompts to keep (K).")] = None
+    ratios: Annotated[
+        str | None, typer.Option(metavar="R,R,…", help="Matching ratios, coarse to fine; 1 is naive matching.")
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECTION.NAME=VALUE", help="Change a setting, e.g. match.tau_sim=0.4."),
+    ] = None
+
+    def settings(self) -> Settings:
+        """The models' settings with all changes."""
+        from cryosam_dask.pipeline import settings_for
+
+        values: dict[str, Any] = {}
+        for change in self.set or []:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise SettingsError(f"--set {change}: expected SECTION.NAME=VALUE, e.g. match.tau_sim=0.4")
+            values[key.strip()] = _value(value.strip())
+        if self.count is not None:
+            values["match.count"] = _value(self.count)
+        if self.ratios is not None:
+            values["match.ratios"] = [int(v) for v in numbers(self.ratios, "--ratios")]
+        return settings_for(self.models, values)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read the tomogram, where its file is wrong or silent."""
+
+    voxel_size: Annotated[
+        str | None, typer.Option(metavar="Å", help="Instead of the file's: one number, or Z,Y,X.")
+    ] = None
+    unsigned: Annotated[
+        bool | None,
+        typer.Option("--unsigned/--signed", help="How to read 8-bit MRC voxels, instead of by the header."),
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """As keywords of `open_tomogram`."""
+        size: float | list[float] | None = None
+        if self.voxel_size is not None:
+            values = numbers(self.voxel_size, "--voxel-size")
+            size = values[0] if len(values) == 1 else values
+        return {"voxel_size": size, "unsigned": self.unsigned}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where units run that need no GPU."""
+
+    workers: WorkersOption = None
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler.")] = None
+    cluster: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Start a cluster: a YAML file as in deploy/, or 'cuda'.")
+    ] = None
+    tls_ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate that the scheduler's must bear.")] = (
+        None
+    )
+    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Our certificate for the scheduler.")] = None
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.")] = None
+    unit_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="A worker from which nothing comes for so long is restarted; 0: never."),
+    ] = 3600.0
+
+    def options(self) -> dict[str, Any]:
+        """As keywords of `make_executor` and of `pipeline.run`."""
+        return {"workers": self.workers, "scheduler": self.scheduler}
+
+
+@dataclass(frozen=True)
+class Where(Workers):
+    """Where units run, and what models run on."""
+
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "device": self.device}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of `command` that is a dataclass by its fields, as options."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        kind = parameter.annotation
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = kind
+        hints = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in fields(kind)
+        ]
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        packed = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**values, **packed)
+
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return expanded
+
+
+@contextmanager
+def driver(
+    out: str, where: Workers, overwrite: bool, settings: Settings | None = None, *, uses_torch: bool = True
+) -> Iterator[Driver]:
+    """A driver of the run at `out`, with somewhere to run."""
+    from cryosam_dask.executors.local import make_executor
+    from cryosam_dask.executors.progress import Progress
+    from cryosam_dask.pipeline import Driver, uses_torch_of
+
+    torch = uses_torch if settings is None else uses_torch_of(settings)
+    with make_executor(**{"device": "cpu", **where.options()}, uses_torch=torch) as executor:
+        yield Driver(out, executor, Progress(), overwrite=overwrite)
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: expected numbers separated by commas") from None
+
+
+def say(notes: list[str]) -> None:
+    """What the user should know, beside the results."""
+    for note in notes:
+        print(note, file=sys.stderr)  # noqa: T201
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON; `16,8,4` a list; else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    if "," in text:
+        return [_value(part) for part in text.split(",") if part.strip()]
+    return {"none": None, "true": True, "false": False}.get(text.lower(), text)

@@ -1,0 +1,64 @@
+"""Commands that look at what a run has found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryosam_dask.cli.app import app
+from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption
+from cryosam_dask.errors import InputError
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="picks.csv, picks.star, labels.mrc…")],
+    name: WhichOption = None,
+    what: Annotated[str | None, typer.Option("--what", help="picks, labels or semantic; else by the suffix.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="csv, star, relion4, relion5, mrc; else by the suffix.")
+    ] = None,
+) -> None:
+    """Write picks or labels to a file."""
+    from cryosam_dask import outputs
+
+    if what not in (None, "picks", "labels", "semantic"):
+        raise InputError(f"--what {what}: expected picks, labels or semantic")
+    outputs.export(run, path, name=name, what=what, format=format_)  # type: ignore[arg-type]
+    typer.echo(f"{path}: written")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    truth: Annotated[Path, typer.Option("--truth", metavar="FILE", help="True positions, CSV (z,y,x) or STAR.")],
+    radius: Annotated[float, typer.Option("--radius", metavar="VOXELS", help="Largest distance of a match.")],
+    name: WhichOption = None,
+    truth_labels: Annotated[
+        Path | None, typer.Option("--truth-labels", metavar="MRC", help="True instance labels, for mask IoU.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare picks (and masks) with a truth: precision, recall, F1, average precision."""
+    from cryosam_dask import outputs
+
+    figures = outputs.evaluate(run, truth, radius, name=name, truth_labels=truth_labels)
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    for key, value in figures.items():
+        if isinstance(value, int | float):
+            typer.echo(f"{key.replace('_', ' '):20} {value:.3f}" if isinstance(value, float) else f"{key:20} {value}")
+
+
+@app.command()
+def info(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Say what a run is of, how far it is, and what was found."""
+    from cryosam_dask import outputs
+
+    described = outputs.describe(run)
+    typer.echo(json.dumps(described, indent=2) if as_json else outputs.describe_in_words(described))

@@ -1,0 +1,105 @@
+"""Commands beside a run: what it will take, and trying things out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cryosam_dask.cli.app import app
+from cryosam_dask.cli.options import Choice, JsonOption, Reading, TomogramArgument, WorkersOption, numbers, with_options
+
+
+@app.command()
+@with_options
+def plan(
+    tomogram: TomogramArgument,
+    choice: Choice,
+    reading: Reading,
+    workers: Annotated[
+        str | None, typer.Option("--workers", metavar="N,N,…", help="Give the time on so many workers; else 1 to 256.")
+    ] = None,
+    speed: Annotated[
+        str,
+        typer.Option("--speed", metavar="NAME|TFLOP/s", help="Of a worker: cpu (2 threads), a100, h100, or a number."),
+    ] = "cpu",
+    diameter: Annotated[float, typer.Option("--diameter", metavar="Å", help="Of the particles.")] = 250.0,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", metavar="MB/s", help="Of the storage that all workers share.")
+    ] = None,
+    driver: Annotated[float, typer.Option("--driver", metavar="MS", help="Milliseconds of the driver a unit.")] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will take, before anything runs: units, memory, disk, planes to embed, time on N workers.
+
+    It reads the tomogram's header only; no weights, no GPU and no store are needed.
+    """
+    from cryosam_dask import planning
+    from cryosam_dask.io.source import open_tomogram
+
+    options = planning.Options(
+        **({} if workers is None else {"workers": planning.worker_counts(workers)}),
+        machine=planning.machine(speed),
+        diameter=diameter,
+        driver_seconds=driver / 1000,
+        bandwidth=float("inf") if bandwidth is None else bandwidth * 1e6,
+    )
+    source = open_tomogram(tomogram, **reading.options())
+    made = planning.plan_run(source, choice.settings(), options)
+    typer.echo(json.dumps(planning.to_json(made)) if as_json else planning.in_words(made))
+
+
+@app.command()
+def simulate(
+    path: Annotated[Path, typer.Argument(metavar="OUT.mrc", help="The tomogram to write.")],
+    truth: Annotated[Path | None, typer.Option("--truth", metavar="CSV", help="Write the positions here.")] = None,
+    labels: Annotated[Path | None, typer.Option("--labels", metavar="MRC", help="Write instance labels here.")] = None,
+    species: Annotated[
+        str | None, typer.Option("--species", help="Only these particles in --truth and --labels; else all.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="default, large, ribosome, proteasome or tetramer.")
+    ] = "default",
+    snr: Annotated[float, typer.Option("--snr", help="Variance of signal over variance of noise.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    shape: Annotated[str | None, typer.Option("--shape", metavar="Z,Y,X", help="Voxels.")] = None,
+    contrast: Annotated[str, typer.Option("--contrast", help="Particles bright or dark.")] = "bright",
+    membranes: Annotated[int | None, typer.Option("--membranes", help="Number of vesicles.")] = None,
+    count: Annotated[int | None, typer.Option("--count", help="Particles of the species, instead of its own.")] = None,
+) -> None:
+    """Simulate a tomogram with known particles, and say where to click."""
+    from cryosam_dask import demo
+
+    changes: dict[str, Any] = {"snr": snr, "seed": seed, "contrast": contrast}
+    if shape is not None:
+        changes["shape"] = tuple(int(v) for v in numbers(shape, "--shape"))
+    if membranes is not None:
+        changes["membranes"] = membranes
+    written = demo.write_simulation(path, preset, changes, count=count, truth=truth, labels=labels, species=species)
+    typer.echo(f"{path}: simulated; click e.g. on a {written.species}: --point {written.click}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("cryosam-demo"),
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    snr: Annotated[float, typer.Option("--snr")] = 1.0,
+    species: Annotated[str, typer.Option("--species", help="ribosome, proteasome or tetramer.")] = "ribosome",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate, run with the built-in models, evaluate, and draw a picture. No download, no GPU."""
+    from cryosam_dask import demo as script
+    from cryosam_dask.executors.progress import Progress
+
+    figures = script.demo(out, seed=seed, snr=snr, species=species, workers=workers, progress=Progress())
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    typer.echo(
+        f"{species}: precision {figures['precision']:.3f}, recall {figures['recall']:.3f}, F1 {figures['f1']:.3f}, "
+        f"average precision {figures['average_precision']:.3f}, mean mask IoU {figures['mean_iou']:.3f}"
+    )
+    typer.echo(f"picture {figures['picture']}, run {figures['run']}, {figures['seconds']:.0f} s")
