@@ -15,7 +15,7 @@ from cryosam_dask.io.frame import Block
 from cryosam_dask.io.picks import read_points, write_picks
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.stages import label
-from cryosam_dask.store import layout, marks, picks
+from cryosam_dask.store import journal, layout, marks, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names, stage_progress
 from cryosam_dask.types import Array
@@ -133,7 +133,13 @@ def describe(run: str | Path) -> dict[str, Any]:
         found = len(picks.read(store, name)) if name in picks.names(store) else None
         queries[name] = {"settings": attributes.get("settings"), "instances": found}
     stages = {name: {"done": done, "units": count} for name, (done, count) in stage_progress(store).items()}
-    return {"run": store.url, **store.info, "queries": queries, "stages": stages}
+    return {
+        "run": store.url,
+        **store.info,
+        "queries": queries,
+        "stages": stages,
+        "journal": journal.commands(store),
+    }
 
 
 def describe_in_words(described: dict[str, Any]) -> str:
@@ -155,4 +161,29 @@ def describe_in_words(described: dict[str, Any]) -> str:
         lines.append(f"query        {name}: {count}, segmenter {models}")
     for name, stage in described["stages"].items():
         lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units")
+    for entry in described["journal"]:
+        lines += _entry_in_words(entry)
     return "\n".join(lines)
+
+
+def _entry_in_words(entry: dict[str, Any]) -> list[str]:
+    """One command of the journal: a line, one for each of its stages, and one for each failure."""
+    lines = [
+        f"journal      {entry['began']} {entry['command']}, by {entry['user']} on {entry['host']}, "
+        f"{entry['executor']}: {entry['outcome']}"
+    ]
+    for name, stage in entry["stages"].items():
+        words = [
+            f"{stage['units']} units in {stage['seconds']:.1f} s ({stage['unit_seconds']:.1f} s of work) on "
+            f"{stage['device']}, {sum(stage['workers'].values())} processes"
+        ]
+        if stage["skipped"]:
+            words.append(f"{stage['skipped']} done before")
+        if stage["longest"]:
+            words.append(f"longest {stage['longest']} {stage['longest_seconds']:.1f} s")
+        if stage["peak"]:
+            words.append(f"peak {stage['peak'] / 1e6:.0f} MB")
+        words += [f"{stage[what]} {what}" for what in ("retried", "failed") if stage[what]]
+        lines.append(f"             {name}: {', '.join(words)}")
+        lines += [f"               {f['unit']} on {f['worker'] or '?'}: {f['error']}" for f in stage["failures"]]
+    return lines

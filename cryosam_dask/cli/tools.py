@@ -29,6 +29,9 @@ def plan(
     bandwidth: Annotated[
         float | None, typer.Option("--bandwidth", metavar="MB/s", help="Of the storage that all workers share.")
     ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="RUN.zarr", help="Go by what this run's units took, by its journal.")
+    ] = None,
     driver: Annotated[float, typer.Option("--driver", metavar="MS", help="Milliseconds of the driver a unit.")] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,12 +42,14 @@ def plan(
     from cryosam_dask import planning
     from cryosam_dask.io.source import open_tomogram
 
+    worker = planning.machine(speed)
     options = planning.Options(
-        **({} if workers is None else {"workers": planning.worker_counts(workers)}),
-        machine=planning.machine(speed),
+        workers=planning.WORKERS if workers is None else planning.worker_counts(workers),
+        machine=worker,
         diameter=diameter,
         driver_seconds=driver / 1000,
         bandwidth=float("inf") if bandwidth is None else bandwidth * 1e6,
+        like=None if like is None else planning.measured(like, worker),
     )
     source = open_tomogram(tomogram, **reading.options())
     made = planning.plan_run(source, choice.settings(), options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,12 +34,28 @@ DIAMETER = 250.0
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A run that was, as a measure for others.
+
+    url : of its store; where : what it ran on, for people
+    factors : by stage, the seconds that a unit took over those that its plan gives
+    density : prompts that its matching proposed, per voxel
+    """
+
+    url: str
+    where: str
+    factors: Mapping[str, float]
+    density: float
+
+
+@dataclass(frozen=True)
 class Options:
     """What a plan is made for.
 
     workers : numbers of workers to give the time on; machine : what one is
     diameter : of the particles in ångström; driver_seconds : of the driver for each unit
     bandwidth : bytes per second of the storage that all workers share
+    like : what an earlier run took
     """
 
     workers: tuple[int, ...] = WORKERS
@@ -46,6 +63,7 @@ class Options:
     diameter: float = DIAMETER
     driver_seconds: float = 2e-3
     bandwidth: float = math.inf
+    like: Measured | None = None
 
     def __post_init__(self) -> None:
         if not self.workers or min(self.workers) < 1:
@@ -119,8 +137,11 @@ def plan_run(source: TomogramSource, settings: Settings, options: Options | None
             f"diameter {chosen.diameter:g} Å is {diameter:.0f} voxels, more than the tomogram's {max(source.shape)}; "
             "give that of the particles"
         )
-    planner = Planner(source, settings, chosen.machine, diameter)
-    points, waves = plan_stages(planner)
+    planner = Planner(source, settings, chosen.machine, diameter, chosen.like.factors if chosen.like else {})
+    like = chosen.like
+    points, waves = plan_stages(
+        planner, max(1, round(like.density * math.prod(source.shape))) if like else ASSUMED_COUNT
+    )
     return Plan(
         source.shape,
         str(source.dtype),
@@ -138,11 +159,14 @@ def plan_run(source: TomogramSource, settings: Settings, options: Options | None
     )
 
 
-def plan_stages(planner: Planner) -> tuple[NDArray[np.float64], list[Wave]]:
-    """Plan all stages in their order; the prompts (n, 3) of the proposals, the click first, and all waves."""
+def plan_stages(planner: Planner, assumed: int = ASSUMED_COUNT) -> tuple[NDArray[np.float64], list[Wave]]:
+    """Plan all stages in their order; the prompts (n, 3) of the proposals, the click first, and all waves.
+
+    assumed : number of prompts where the run itself chooses it
+    """
     shape, chosen = planner.shape, planner.settings
     click = np.array([[n // 2 for n in shape]], float)
-    count = ASSUMED_COUNT if chosen.match.count == "auto" else chosen.match.count
+    count = assumed if chosen.match.count == "auto" else chosen.match.count
     points = np.concatenate([click, spread(shape, count)])
     embedded: set[Plane] = set()
     length, size = walk_length(planner.diameter), chosen.propagation.group
@@ -222,14 +246,18 @@ def _time(order: list[Bulk], workers: int, options: Options) -> Time:
 
 def _notes(settings: Settings, options: Options, diameter: float, count: int) -> list[str]:
     axes = ", ".join(AXES)
+    assumed = f"speed of a worker: {options.machine.name}, {options.machine.basis}; seconds are good to a factor of two"
+    if (like := options.like) is not None:
+        assumed = f"seconds of {', '.join(like.factors)} go by what {like.url} took on {like.where}"
     notes = [
-        f"speed of a worker: {options.machine.name}, {options.machine.basis}; seconds are good to a factor of two",
+        assumed,
         f"planes: {count} prompts spread evenly, {2 * walk_length(diameter) + 1} planes of each of {axes} for a "
         f"particle of {options.diameter:g} Å ({diameter:.0f} voxels)",
         "matching: as if every cell were evaluated; cells that a coarser ratio rules out cost nothing",
     ]
     if settings.match.count == "auto":
-        notes.append(f"K is chosen by the run itself; {ASSUMED_COUNT} prompts are assumed, --count says otherwise")
+        basis = "are assumed" if like is None else "follow from those of that run"
+        notes.append(f"K is chosen by the run itself; {count} prompts {basis}, --count says otherwise")
     if math.isinf(options.bandwidth):
         notes.append("the storage is taken to be as fast as the workers ask; --bandwidth says otherwise")
     return notes

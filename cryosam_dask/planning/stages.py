@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -59,12 +59,21 @@ class Planner:
     Attributes
     ----------
     store : holds the run's arrays, without data; diameter : of the particles in voxels
+    factors : by stage, what its seconds are multiplied by
     stages : what each costs; bulks : the units of all, in the order of the run
     rounds : the waves of all segmentations, in their order
     """
 
-    def __init__(self, source: TomogramSource, settings: Settings, worker: costs.Machine, diameter: float) -> None:
+    def __init__(
+        self,
+        source: TomogramSource,
+        settings: Settings,
+        worker: costs.Machine,
+        diameter: float,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.settings, self.worker, self.diameter = _without_weights(settings), worker, diameter
+        self.factors = factors or {}
         self.source, self.shape = source, source.shape
         self.store = blueprint(
             {"shape": list(source.shape), "voxel_size": list(source.voxel_size), "origin": list(source.origin)}
@@ -80,6 +89,8 @@ class Planner:
         """Units of a stage, as many as `works`, that may run at once."""
         if not works:
             return
+        factor = self.factors.get(name, 1.0)
+        works = [work._replace(seconds=factor * work.seconds) for work in works]
         cost = self.stages.setdefault(name, StageCost(name))
         cost.units += len(works)
         cost.seconds += sum(work.seconds for work in works)
