@@ -131,7 +131,7 @@ def describe(run: str | Path) -> dict[str, Any]:
     for name in query_names(store):
         attributes = dict(store.group(layout.query(name)).attrs)
         found = len(picks.read(store, name)) if name in picks.names(store) else None
-        queries[name] = {"settings": attributes.get("settings"), "instances": found}
+        queries[name] = {"settings": attributes.get("settings"), "instances": found, "from": attributes.get("from")}
     stages = {name: {"done": done, "units": count} for name, (done, count) in stage_progress(store).items()}
     return {
         "run": store.url,
@@ -158,7 +158,8 @@ def describe_in_words(described: dict[str, Any]) -> str:
     for name, query in described["queries"].items():
         models = query["settings"]["propagation"]["segmenter"] if query["settings"] else "?"
         count = "not segmented yet" if query["instances"] is None else f"{query['instances']} instances"
-        lines.append(f"query        {name}: {count}, segmenter {models}")
+        origin = f", prompted in {query['from']['tomogram']}" if query["from"] else ""
+        lines.append(f"query        {name}: {count}, segmenter {models}{origin}")
     for name, stage in described["stages"].items():
         lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units")
     for entry in described["journal"]:

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
-from cryosam_dask.executors.base import Execution, Executor, Timing, execute, unfinished
+from cryosam_dask import __version__
+from cryosam_dask.errors import CryosamError, InputError, MemoryLimitError, StoreError
+from cryosam_dask.executors.base import Execution, Executor, Timing, execute, one_line, unfinished
+from cryosam_dask.executors.dask import UNIT_TIMEOUT
+from cryosam_dask.executors.outcomes import Failure
 from cryosam_dask.executors.progress import NullProgress, Progress
+from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
 from cryosam_dask.models.registry import ensure_weights
 from cryosam_dask.settings import Precision, Settings, preset
-from cryosam_dask.stages import embed, features, ingest, label, match, project, propose, query, rank, segment, select
+from cryosam_dask.stages import (
+    borrow,
+    embed,
+    features,
+    ingest,
+    label,
+    match,
+    project,
+    propose,
+    query,
+    rank,
+    segment,
+    select,
+)
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout, marks
+from cryosam_dask.store.address import public
 from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.integrity import check_complete
+from cryosam_dask.store.journal import Journal, StageEntry
+from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.store.views import query_names
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def settings_for(models: str, overrides: dict[str, Any] | None = None) -> Settings:
@@ -46,31 +74,39 @@ def uses_torch_of(settings: Settings) -> bool:
 
 def run(
     tomogram: str | Path,
-    points: Sequence[Sequence[float]],
+    points: Sequence[Sequence[float]] | None,
     out: str | Path,
     *,
+    query: str | Path | None = None,
     name: str = "particle",
-    models: str = "paper",
+    models: str | None = None,
     settings: Settings | None = None,
     client: Client | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     device: str = "auto",
+    cluster: str | Path | None = None,
+    security: Security | None = None,
+    unit_timeout: float | None = UNIT_TIMEOUT,
     voxel_size: float | Sequence[float] | None = None,
     unsigned: bool | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Driver:
-    """Segment every particle like the one(s) at `points`.
+    """Segment every particle like the one(s) at `points`, or like those of a query of another run.
 
     Parameters
     ----------
     tomogram : MRC file, or OME-Zarr as a folder or URL
-    points : (n, 3) voxels (z, y, x), zero-based, all on particles of one kind
+    points : (n, 3) voxels (z, y, x), zero-based, all on particles of one kind; None with `query`
     out : the run's store, a folder or fsspec URL; an existing run with the same settings is continued
+    query : a run, path or URL, that has a query of that name, made with the same models and settings in a tomogram of
+        the same voxel size; it need not have gone farther than that
     name : name of the query; one store may hold several
-    models : "builtin", "paper" or "ENCODER+SEGMENTER"; settings : instead of the models' preset
-    client, workers, scheduler, device : where to run, see `executors.local.make_executor`
+    models : "builtin", "paper" or "ENCODER+SEGMENTER"; None: "paper", or with `query` the settings it was made with
+    settings : instead of the models' preset
+    client, workers, scheduler, device, cluster, security, unit_timeout : where to run, see
+        `executors.local.make_executor`
     voxel_size : ångström, instead of the file's; unsigned : how to read 8-bit MRC voxels
     overwrite : replace what was made with other settings
 
@@ -78,20 +114,51 @@ def run(
     """
     from cryosam_dask.executors.local import make_executor
 
-    chosen = settings or settings_for(models)
     check_name(name)
+    if (points is None) == (query is None):
+        raise InputError("give points in the tomogram, or a run to take the query from, one of the two")
+    loan = None if query is None else borrow.take(RunStore.open(query), name)
+    chosen = settings or (loan.settings if loan and models is None else settings_for(models or "paper"))
     source = open_tomogram(tomogram, voxel_size=voxel_size, unsigned=unsigned)
-    check_points(np.asarray(points, float), source.shape)
+    if points is not None:
+        check_points(np.asarray(points, float), source.shape)
     for model in (chosen.features.encoder, chosen.propagation.segmenter):
         ensure_weights(model)
-    with make_executor(workers, scheduler, device, client, uses_torch=uses_torch_of(chosen)) as executor:
+    if loan is not None:
+        borrow.check(loan, chosen, source.voxel_size, public(tomogram))
+    with make_executor(
+        *(workers, scheduler, device, client),
+        uses_torch=uses_torch_of(chosen),
+        cluster=cluster,
+        security=security,
+        unit_timeout=unit_timeout,
+    ) as executor:
         driver = Driver(out, executor, progress, overwrite=overwrite)
-        driver.ingest(tomogram, voxel_size=voxel_size, unsigned=unsigned)
-        driver.features(chosen)
-        driver.query(name, points, chosen)
-        driver.match(name)
-        driver.segment(name)
+        with driver.command(f"run {name}"):
+            driver.ingest(tomogram, voxel_size=voxel_size, unsigned=unsigned)
+            driver.features(chosen)
+            if query is not None:
+                driver.borrow(name, query, chosen)
+            elif points is not None:
+                driver.query(name, points, chosen)
+            driver.match(name)
+            driver.segment(name)
     return driver
+
+
+def _command(
+    method: Callable[Concatenate[Driver, _P], _T],
+) -> Callable[Concatenate[Driver, _P], _T]:
+    """A method of the driver that is a command of its own, unless it is called within one."""
+
+    @functools.wraps(method)
+    def wrapped(self: Driver, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        names = [str(value) for value in (*args[:1], kwargs.get("name")) if isinstance(value, str)]
+        words = [method.__name__, *(names[:1] if method.__name__ != "ingest" else ())]
+        with self.command(" ".join(words)):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class Driver:
@@ -115,7 +182,50 @@ class Driver:
         self._executor = executor
         self._progress = progress
         self._overwrite = overwrite
+        self._command = ""
+        self._journal: Journal | None = None
+        self._lease = Lease(self.url)
 
+    @contextlib.contextmanager
+    def command(self, words: str) -> Iterator[None]:
+        """What runs within is one command, with one entry in the run's journal that says how it ended.
+
+        It holds the run's lease: no other driver writes there meanwhile. `StoreError` where another one does, where
+        what finished units wrote has been lost, or the store can't be written.
+        """
+        if self._command:
+            yield
+            return
+        with self._lease:
+            if not self._overwrite and RunStore.exists(self.url) and not RunStore.is_removed(self.url):
+                check_complete(RunStore.open(self.url))
+            with self._journaled(words):
+                yield
+
+    @contextlib.contextmanager
+    def _journaled(self, words: str) -> Iterator[None]:
+        self._command, outcome = words, "interrupted"
+        try:
+            try:
+                yield
+            except OSError as error:
+                if error.errno is None:
+                    raise
+                raise StoreError(
+                    f"{self.url}: {os.strerror(error.errno)}; mend that and run the same command again, finished units "
+                    "are kept"
+                ) from error
+            outcome = "done"
+        except Exception as error:
+            outcome = f"failed: {str(error) if isinstance(error, CryosamError) else one_line(error)}"
+            raise
+        finally:
+            journal, self._journal, self._command = self._journal, None, ""
+            if journal is not None:
+                with contextlib.suppress(OSError, CryosamError):  # the store may be what failed
+                    journal.close(outcome)
+
+    @_command
     def ingest(
         self, tomogram: str | Path, *, voxel_size: float | Sequence[float] | None = None, unsigned: bool | None = None
     ) -> None:
@@ -124,15 +234,14 @@ class Driver:
         path = str(tomogram) if "://" in str(tomogram) else str(Path(tomogram).expanduser().absolute())
         sizes = list(source.voxel_size) if voxel_size is not None else None
         stage = ingest.plan(source, path, {"voxel_size": sizes, "unsigned": unsigned})
+        if RunStore.exists(self.url) and self._replaced(stage, source):
+            self._remove()
         fresh = not RunStore.exists(self.url)
-        if not fresh and self._overwrite and self._differs(stage):
-            _remove_run(self.url)
-            fresh = True
         store = ingest.create_store(self.url, source, path) if fresh else self.store
         if not fresh and marks.found_stage(store, stage.name) is None:
             ingest.prepare(store, source)
         for note in source.notes:
-            self._note(f"{path}: {note}")
+            self._note(f"{public(path)}: {note}")
         unfinished = "statistics" not in store.info
         try:
             self._execute(stage, store)
@@ -140,9 +249,30 @@ class Driver:
         except (InputError, MemoryLimitError):
             # nothing can come of this store; after any other error the same command goes on with it
             if unfinished:
-                _remove_run(self.url)
+                self._remove()
             raise
 
+    def _remove(self) -> None:
+        RunStore.remove(self.url)
+        self._journal = None
+
+    def _replaced(self, stage: Stage, source: TomogramSource) -> bool:
+        """Whether the run that is there gives way to a new one of this source."""
+        if RunStore.is_removed(self.url):
+            return True
+        store = self.store
+        if marks.found_stage(store, stage.name) is not None:
+            return self._overwrite and self._differs(stage)
+        # its creation was interrupted; or its ingest was taken away to be made again
+        if "statistics" not in store.info:
+            return True
+        if ingest.is_of(store, source):
+            return False
+        if not self._overwrite:
+            raise StoreError(f"{self.url}: is a run of another tomogram; use another --out, or --overwrite")
+        return True
+
+    @_command
     def features(self, settings: Settings) -> None:
         """Encode the slices of the three views into the feature volume."""
         store = self._ingested()
@@ -152,11 +282,13 @@ class Driver:
         standardize = features.plan_standardize(store.shape, chosen, upstream)
         stage = features.plan(store.shape, chosen, standardize.fingerprint)
         if self._stale(stage):
-            for name in (features.STANDARDIZE, features.NAME, features.DENSE):
-                store.delete(layout.marks(name))
             for name in query_names(store):
                 self._forget(name)
-        if marks.found_stage(store, stage.name) is None:
+            # these marks last: interrupted before, all this is found to be stale again
+            for name in (features.STANDARDIZE, features.DENSE, features.NAME):
+                store.delete(layout.marks(name))
+        begun = marks.found_stage(store, features.STANDARDIZE) or {}
+        if marks.found_stage(store, stage.name) is None and begun.get("fingerprint") != standardize.fingerprint:
             store.delete(layout.marks(features.STANDARDIZE))
             store.delete(layout.marks(features.DENSE))
             features.prepare(store, chosen)
@@ -166,6 +298,7 @@ class Driver:
         features.finish(store, chosen)
         self._execute(features.plan_dense(store.shape, chosen, stage.fingerprint), store)
 
+    @_command
     def query(self, name: str, points: Sequence[Sequence[float]], settings: Settings) -> None:
         """Segment the prompted particles and pool their features into the query."""
         check_name(name)
@@ -179,6 +312,11 @@ class Driver:
         if self._stale(stage) or self._stale(pooling):
             self._forget(name)
         self._check_settings(where, settings)
+        if found := borrow.origin(store, name):
+            raise StoreError(
+                f"{self.url}: query {name!r} was taken from a run of {found['tomogram']}; "
+                "use another --name for one of these points, or --overwrite"
+            )
         store.group(where).attrs["settings"] = settings.model_dump(mode="json")
         self._segment(stage, settings, prompts)
         # planned again: its memory follows from what has been segmented
@@ -186,6 +324,28 @@ class Driver:
         for result in self._execute(pooling, store).values():
             for point in result.get("missing", []):
                 self._note(f"nothing could be segmented at the prompt {','.join(f'{v:g}' for v in point)}")
+
+    @_command
+    def borrow(self, name: str, donor: str | Path, settings: Settings | None = None) -> None:
+        """Take the query of that name of another run, in the place of `query`.
+
+        donor : the run, path or URL; only its query must be finished, and it is only read
+        settings : for this tomogram; None: those that the donor's query was made with
+        """
+        check_name(name)
+        store = self._ingested()
+        loan = borrow.take(RunStore.open(donor), name)
+        settings = self._with_precision(settings or loan.settings)
+        ensure_weights(settings.propagation.segmenter)
+        borrow.check(loan, settings, store.voxel_size, self.url)
+        stage = borrow.plan(store, name, settings.match, loan, _fingerprint(store, features.NAME))
+        if self._stale(stage):
+            self._forget(name)
+        self._check_settings(layout.query(name), settings)
+        borrow.check_origin(store, name, loan)
+        described = {"settings": settings.model_dump(mode="json"), borrow.FROM: loan.origin}
+        store.group(layout.query(name)).attrs.update(described)
+        self._execute(stage, store)
 
     def _with_precision(self, settings: Settings) -> Settings:
         """Settings with "auto" precisions decided: as in what is there already, else as suits the device."""
@@ -218,6 +378,7 @@ class Driver:
                 "use the same settings, another --name, or --overwrite"
             )
 
+    @_command
     def match(self, name: str) -> None:
         """Compare the query with the features, coarse to fine, and propose prompts."""
         store, settings = self._queried(name)
@@ -229,11 +390,15 @@ class Driver:
             stage = match.plan(store.shape, volume.token_grids, this, products.fingerprint)
             self._named(stage, lambda p=this: match.prepare(store, p))  # type: ignore[misc]
             found = match.survey(store, this, settings.match.tau_sim)
+            upstream = stage.fingerprint
+            if not found.reached and borrow.origin(store, name):
+                # a click that is like nothing is a mistake; that another tomogram has none of the kind is a result
+                self._note(f"{name}: nothing here reaches match.tau_sim = {settings.match.tau_sim:g}; {found.words}")
+                break
             if note := match.check_kept(found, this.ratio, settings.match.tau_sim):
                 self._note(note)
-            upstream = stage.fingerprint
         radius = propose.suppression_radius(store, name, settings.match)
-        if settings.match.rank == "profile":
+        if settings.match.rank == "profile" and found.reached:
             most = propose.shortlist_length(store.shape)
             candidates, _ = propose.survivors(store, this, found, radius, most)
             ranking = rank.plan(store, name, candidates, upstream)
@@ -247,6 +412,7 @@ class Driver:
         for note in propose.choose(store, name, settings.match, points, scores, radius, upstream):
             self._note(note)
 
+    @_command
     def segment(self, name: str) -> None:
         """Segment every proposal, keep the distinct instances that belong, and write labels and picks."""
         store, settings = self._queried(name)
@@ -256,7 +422,8 @@ class Driver:
         if self._stale(stage):
             store.delete(where)
             store.delete(layout.marks(stage.name))
-        self._segment(stage, settings, points)
+        if stage.units:
+            self._segment(stage, settings, points)
         chosen = select.select(store, name, len(stage.units), settings)
         for note in chosen.notes:
             self._note(note)
@@ -265,6 +432,7 @@ class Driver:
 
     @property
     def store(self) -> RunStore:
+        self._lease.check()
         return RunStore.open(self.url, "r+")
 
     def _segment(self, stage: Stage, settings: Settings, points: NDArray[np.float64]) -> None:
@@ -328,9 +496,30 @@ class Driver:
         wanted = list(stage.units if units is None else units)
         if not wanted:
             return {}
-        done = execute(stage, store, self._executor, progress or self._progress, units=wanted)
+        start, entry = time.perf_counter(), functools.partial(self._entry, stage, store)
+
+        def observe(outcome: Timing | Failure) -> None:
+            self._lease.check()  # a driver whose lease is another's must not go on
+            if isinstance(outcome, Timing):
+                entry().add_unit(outcome.unit, outcome.seconds, outcome.worker, outcome.peak)
+            else:
+                entry().add_failure(outcome.unit, outcome.worker, outcome.error, given_up=outcome.given_up)
+
+        try:
+            done = execute(stage, store, self._executor, progress or self._progress, units=wanted, observer=observe)
+        finally:
+            if self._journal is not None and stage.name in self._journal:
+                entry().seconds += time.perf_counter() - start
         self._account(stage, wanted, done)
+        if done.timings:
+            entry().add_stage(done.skipped, self.memory[stage.name][0])
         return {name: result.value for name, result in done.results.items()}
+
+    def _entry(self, stage: Stage, store: RunStore) -> StageEntry:
+        """What the journal says of a stage in this command."""
+        if self._journal is None:
+            self._journal = Journal(store, self._command or stage.name, self._executor.describe(), __version__)
+        return self._journal.stage(stage.name, self._executor.device if stage.uses_model else "cpu")
 
     def _account(self, stage: Stage, units: Sequence[Unit], done: Execution) -> None:
         """Keep what units took, and the memory that was projected for the largest beside what was measured."""
@@ -356,14 +545,15 @@ class Driver:
         store.delete(f"similarity/{name}")
         for image in (name, layout.semantic_name(name)):
             store.delete(layout.labels_group(image))
-        for where in (layout.query(name), layout.instances(name)):
-            store.delete(layout.marks(segment.stage_name(where)))
+        # the marks by which a query is found to be stale go last: interrupted before, all this is done again
         for stage in (
-            query.stage_name(name),
-            f"project/{name}",
-            f"match/{name}",
-            rank.stage_name(name),
             label.stage_name(name),
+            segment.stage_name(layout.instances(name)),
+            rank.stage_name(name),
+            f"match/{name}",
+            f"project/{name}",
+            query.stage_name(name),
+            segment.stage_name(layout.query(name)),
         ):
             store.delete(layout.marks(stage))
 
@@ -377,10 +567,14 @@ class Driver:
         """The store and the settings that a query was made with."""
         store = self._ingested()
         where = layout.query(check_name(name))
-        if f"{where}/feature" not in store:
+        stage = query.stage_name(name)
+        if where not in store or marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
             known = ", ".join(query_names(store)) or "none yet"
             raise StoreError(f"{self.url}: no query called {name!r} (there are: {known}); run `cryosam query` first")
-        return store, Settings.model_validate(store.group(where).attrs["settings"])
+        found = store.group(where).attrs.get("settings")
+        if not isinstance(found, dict):
+            raise StoreError(f"{self.url}: the settings of query {name!r} are lost; run `cryosam query` again")
+        return store, Settings.model_validate(found)
 
     def _note(self, text: str) -> None:
         logger.info("%s", text)
@@ -392,11 +586,3 @@ def _fingerprint(store: RunStore, stage: str) -> str:
     if found is None:
         raise StoreError(f"{store.url}: {stage} has not run yet; run `cryosam {stage.partition('/')[0]}` first")
     return str(found["fingerprint"])
-
-
-def _remove_run(url: str) -> None:
-    """Delete a store that is ours."""
-    import fsspec
-
-    filesystem, path = fsspec.url_to_fs(url)
-    filesystem.rm(path, recursive=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
+
+# tests find the modules beside them that they share
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
 
 from cryosam_dask import geometry
 from cryosam_dask.kernels import features as kernel

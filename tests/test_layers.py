@@ -20,7 +20,7 @@ LAYERS = [
     {"stages"},
     {"executors"},
     {"pipeline", "planning"},
-    {"outputs", "demo", "picture"},
+    {"outputs", "demo", "picture", "summary", "batch"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -32,7 +32,10 @@ OWNERS = {
     "segment_anything": {"models"},
     "zarr": {"store", "io"},
     "dask": {"executors", "store", "simulate"},
-    "distributed": {"executors", "pipeline"},
+    "distributed": {"executors", "pipeline", "cli"},
+    "dask_cuda": {"executors"},
+    "dask_jobqueue": {"executors"},
+    "fsspec": {"store"},
     "mrcfile": {"io", "demo"},
     "matplotlib": {"picture"},
     "typer": {"cli"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 import zarr
 
 import cryosam_dask as cs
-from cryosam_dask import outputs
+from cryosam_dask import outputs, planning
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
 from cryosam_dask.executors.serial import SerialExecutor
+from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.models import cache
 from cryosam_dask.pipeline import Driver, settings_for
@@ -293,6 +296,45 @@ def test_the_store_describes_the_run(finished: Path) -> None:
     assert described["queries"][NAME]["settings"]["propagation"]["segmenter"] == "random-walker"
     assert all(stage["done"] == stage["units"] for name, stage in described["stages"].items() if name != embed.NAME)
     json.dumps(described)
+
+
+def test_the_journal_says_who_ran_what_and_how_long(finished: Path) -> None:
+    (entry,) = outputs.describe(finished)["journal"]
+    assert entry["command"] == f"run {NAME}"
+    assert entry["outcome"] == "done"
+    assert entry["began"] <= entry["ended"]
+    assert entry["host"] == socket.gethostname()
+    assert entry["process"] == os.getpid()
+    assert entry["executor"] == "this process, CPU"
+    done = outputs.describe(finished)["stages"]
+    assert set(entry["stages"]) == set(done)
+    for name, stage in entry["stages"].items():
+        waits = name.startswith("segment/")  # its units run once more for each plane that they wait for
+        assert stage["units"] == done[name]["done"] or waits or name == "embeddings", name
+        assert 0 < stage["longest_seconds"] <= stage["unit_seconds"]
+        assert stage["unit_seconds"] <= 1.05 * stage["seconds"] + 0.05
+        assert stage["device"] == "cpu"
+        assert stage["workers"] == {socket.gethostname(): 1}
+        assert stage["retried"] == stage["failed"] == 0
+    words = outputs.describe_in_words(outputs.describe(finished))
+    assert f"run {NAME}, by " in words
+    assert "features: 12 units in " in words
+
+
+def test_a_plan_goes_by_what_a_run_took(finished: Path, simulation: dict[str, Any]) -> None:
+    like = planning.measured(finished, planning.machine("cpu"))
+    source = open_tomogram(simulation["path"])
+    made = planning.plan_run(source, settings_for("builtin"), planning.Options(workers=(1,), like=like))
+    took = {}
+    for name, stage in outputs.describe(finished)["journal"][0]["stages"].items():
+        kind = name.partition("/")[0]
+        took[kind] = took.get(kind, 0.0) + stage["unit_seconds"]
+    planned = {stage.name: stage.seconds for stage in made.stages}
+    assert set(planned) == set(took)
+    for kind in ("ingest", "features", "match", "rank", "label"):  # whose units are those of the run
+        assert planned[kind] == pytest.approx(took[kind], rel=0.05), kind
+    assert str(finished) in planning.in_words(made)
+    assert made.prompts == 1 + len(picks.read(RunStore.open(finished), NAME))
 
 
 def test_exports_carry_the_picks_and_labels(finished: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cryosam_dask.cli import results, runs, tools  # noqa: F401 - they add their commands
+from cryosam_dask.cli import clusters, results, runs, tools  # noqa: F401 - they add their commands
 from cryosam_dask.cli.app import app
 from cryosam_dask.errors import CryosamError
 
@@ -17,12 +17,10 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point: errors that the user can act on are one line, with their exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except CryosamError as error:
         print(f"cryosam: error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("cryosam: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         sys.exit(130)
@@ -38,3 +36,5 @@ def main() -> None:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 2))
+    if isinstance(code, int) and code:
+        sys.exit(code)

@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -24,6 +24,8 @@ import typer
 from cryosam_dask.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
+    from distributed import Security
+
     from cryosam_dask.pipeline import Driver
     from cryosam_dask.settings import Settings
 
@@ -77,8 +79,12 @@ class Choice:
     """Models and settings."""
 
     models: Annotated[
-        str, typer.Option(help="'paper', 'builtin' (no download, no GPU) or ENCODER+SEGMENTER, each also =PATH.")
-    ] = "paper"
+        str | None,
+        typer.Option(
+            metavar="MODELS",
+            help="'paper' (default), 'builtin' (no download, no GPU) or ENCODER+SEGMENTER, each also =PATH.",
+        ),
+    ] = None
     count: Annotated[str | None, typer.Option("--count", "-k", metavar="K|auto", help="Prompts to keep (K).")] = None
     ratios: Annotated[
         str | None, typer.Option(metavar="R,R,…", help="Matching ratios, coarse to fine; 1 is naive matching.")
@@ -88,8 +94,8 @@ class Choice:
         typer.Option(metavar="SECTION.NAME=VALUE", help="Change a setting, e.g. match.tau_sim=0.4."),
     ] = None
 
-    def settings(self) -> Settings:
-        """The models' settings with all changes."""
+    def settings(self, like: Settings | None = None) -> Settings:
+        """The models' settings with all changes; `like` instead of the models', where none are given."""
         from cryosam_dask.pipeline import settings_for
 
         values: dict[str, Any] = {}
@@ -102,7 +108,9 @@ class Choice:
             values["match.count"] = _value(self.count)
         if self.ratios is not None:
             values["match.ratios"] = [int(v) for v in numbers(self.ratios, "--ratios")]
-        return settings_for(self.models, values)
+        if like is not None and self.models is None:
+            return like.replace(values)
+        return settings_for(self.models or "paper", values)
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Certificates:
+    """PEM files for a scheduler that wants them; without any, Dask's own configuration counts."""
+
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Authority that the scheduler's certificate is signed by.")
+    ] = None
+    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Our certificate for the scheduler.")] = None
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.")] = None
+
+    def security(self) -> Security | None:
+        """What a connection wants of them; None if there are none."""
+        if self == Certificates():
+            return None
+        from cryosam_dask.executors.security import security_from
+
+        return security_from(self.tls_ca, self.tls_cert, self.tls_key)
+
+
+@dataclass(frozen=True)
 class Workers:
     """Where units run that need no GPU."""
 
@@ -135,19 +162,21 @@ class Workers:
     cluster: Annotated[
         str | None, typer.Option(metavar="FILE", help="Start a cluster: a YAML file as in deploy/, or 'cuda'.")
     ] = None
-    tls_ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate that the scheduler's must bear.")] = (
-        None
-    )
-    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Our certificate for the scheduler.")] = None
-    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.")] = None
     unit_timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="A worker from which nothing comes for so long is restarted; 0: never."),
+        typer.Option(metavar="SECONDS", help="A unit that takes longer is taken to hang and runs elsewhere; 0: never."),
     ] = 3600.0
+    tls: Certificates = field(default_factory=Certificates)
 
     def options(self) -> dict[str, Any]:
         """As keywords of `make_executor` and of `pipeline.run`."""
-        return {"workers": self.workers, "scheduler": self.scheduler}
+        return {
+            "workers": self.workers,
+            "scheduler": self.scheduler,
+            "cluster": self.cluster,
+            "security": self.tls.security(),
+            "unit_timeout": self.unit_timeout or None,
+        }
 
 
 @dataclass(frozen=True)
@@ -163,27 +192,43 @@ class Where(Workers):
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of `command` that is a dataclass by its fields, as options."""
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, Any] = {}
+    groups = {name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)}
     parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        kind = parameter.annotation
-        if not (isinstance(kind, type) and is_dataclass(kind)):
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            parameters += _options_of(groups[name])
+        else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = kind
-        hints = get_type_hints(kind, include_extras=True)
-        parameters += [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-            for f in fields(kind)
-        ]
 
     @functools.wraps(command)
     def expanded(**values: Any) -> None:
-        packed = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        packed = {name: _pack(kind, values) for name, kind in groups.items()}
         command(**values, **packed)
 
     expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return expanded
+
+
+def _options_of(kind: Any) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    for one in fields(kind):
+        if is_dataclass(hints[one.name]):
+            yield from _options_of(hints[one.name])
+        else:
+            yield inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
+            )
+
+
+def _pack(kind: Any, values: dict[str, Any]) -> Any:
+    """The dataclass, of values that are taken out of `values`."""
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(
+        **{
+            one.name: _pack(hints[one.name], values) if is_dataclass(hints[one.name]) else values.pop(one.name)
+            for one in fields(kind)
+        }
+    )
 
 
 @contextmanager

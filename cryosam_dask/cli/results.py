@@ -62,3 +62,26 @@ def info(run: RunArgument, as_json: JsonOption = False) -> None:
 
     described = outputs.describe(run)
     typer.echo(json.dumps(described, indent=2) if as_json else outputs.describe_in_words(described))
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Forget what is damaged: the command that made it makes it again.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every chunk of a run and name those that are damaged or lost."""
+    from cryosam_dask.store import integrity
+
+    report = integrity.verify(run)
+    repaired = integrity.repair(run, report) if repair and not report.sound else None
+    if as_json:
+        typer.echo(json.dumps(report.to_json() | ({} if repaired is None else {"repaired": repaired.to_json()})))
+    else:
+        typer.echo(report.in_words(repaired=repaired is not None))
+        for damage in repaired.left if repaired is not None else []:
+            typer.echo(f"nothing is known to make this again: {damage.words}")
+    left = report.damages if repaired is None else repaired.left
+    raise typer.Exit(1 if left else 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,37 +25,65 @@ from cryosam_dask.cli.options import (
 
 if TYPE_CHECKING:
     from cryosam_dask.pipeline import Driver
+    from cryosam_dask.summary import Row
 
 
 @app.command()
 @with_options
 def run(
-    tomogram: TomogramArgument,
-    out: OutOption,
+    tomograms: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TOMO…", help="MRC or OME-Zarr, path or URL; several, a folder of them, or a .txt list."
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="RUN.zarr", help="The store; of several tomograms, a folder.")],
     prompts: Prompts,
     choice: Choice,
     where: Where,
     reading: Reading,
     name: NameOption = "particle",
+    clicked: Annotated[
+        str | None,
+        typer.Option("--in", metavar="TOMO", help="Of several, the one that the points are in; else the first."),
+    ] = None,
+    query_from: Annotated[
+        str | None, typer.Option("--query-from", metavar="RUN.zarr", help="Instead of points: use this run's query.")
+    ] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Of several tomograms, stop at the first that fails.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Do the whole job: ingest, features, query, match, segment."""
-    from cryosam_dask import pipeline
-    from cryosam_dask.executors.progress import Progress
+    """Do the whole job: ingest, features, query, match, segment.
 
-    made = pipeline.run(
-        tomogram,
-        prompts.required(),
-        out,
-        name=name,
-        models=choice.models,
-        settings=choice.settings(),
-        overwrite=overwrite,
-        progress=Progress(),
+    Of several tomograms the one with the points is clicked, and all are searched. One that fails does not stop the
+    rest; the same command goes on with what is left.
+    """
+    from cryosam_dask import batch, pipeline
+    from cryosam_dask.executors.progress import Progress
+    from cryosam_dask.io.listing import is_many
+    from cryosam_dask.stages import borrow
+    from cryosam_dask.store.run_store import RunStore
+
+    points = prompts.required() if query_from is None else prompts.read() or None
+    like = None if query_from is None else borrow.take(RunStore.open(query_from), name).settings
+    common: dict[str, Any] = {
+        "name": name,
+        "settings": choice.settings(like),
+        "overwrite": overwrite,
+        "progress": Progress(),
         **where.options(),
         **reading.options(),
-    )
-    _report(made, name)
+    }
+    if clicked is None and not is_many(tomograms):
+        made = pipeline.run(tomograms[0], points, out, query=query_from, **common)
+        _report(made, name)
+        return
+    common |= {"reference": clicked, "query_from": query_from, "fail_fast": fail_fast, "report": _tell}
+    summary = batch.run_many(tomograms, points, out, **common)
+    typer.echo(summary.in_words())
+    raise typer.Exit(summary.exit_code)
 
 
 @app.command()
@@ -64,10 +92,12 @@ def ingest(
     tomogram: TomogramArgument, out: OutOption, where: Workers, reading: Reading, overwrite: OverwriteOption = False
 ) -> None:
     """Copy a tomogram into a store, chunked, with its resolution levels and statistics."""
+    from cryosam_dask.store.address import public
+
     with driver(out, where, overwrite, uses_torch=False) as made:
         made.ingest(tomogram, **reading.options())
     say(made.notes)
-    typer.echo(f"{out}: ingested {tomogram}")
+    typer.echo(f"{out}: ingested {public(tomogram)}")
 
 
 @app.command()
@@ -118,6 +148,12 @@ def segment(run: RunArgument, where: Where, name: NameOption = "particle", overw
     with driver(run, where, overwrite) as made:
         made.segment(name)
     _report(made, name)
+
+
+def _tell(row: Row, number: int, count: int) -> None:
+    """A line when a tomogram begins, and one when it has ended."""
+    begins = row.status == "pending"
+    say([f"{number} of {count}, {row.name}{'' if begins else f': {row.in_words()}'}", *row.notes])
 
 
 def _report(made: Driver, name: str) -> None:

@@ -1,6 +1,6 @@
 """Where units run: in this process, or on a Dask cluster."""
 
-from cryosam_dask.executors.base import Execution, Executor, Finished, Timing, execute
+from cryosam_dask.executors.base import Execution, Executor, Failure, Finished, Observer, Timing, execute
 from cryosam_dask.executors.dask import DaskExecutor
 from cryosam_dask.executors.local import LocalExecutor, local_client, make_executor
 from cryosam_dask.executors.progress import NullProgress, Progress
@@ -10,9 +10,11 @@ __all__ = [
     "DaskExecutor",
     "Execution",
     "Executor",
+    "Failure",
     "Finished",
     "LocalExecutor",
     "NullProgress",
+    "Observer",
     "Progress",
     "SerialExecutor",
     "Timing",

@@ -13,60 +13,47 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from cryosam_dask.errors import CryosamError, ExecutionError, StoreError
+from cryosam_dask.errors import StoreError
+from cryosam_dask.executors.ledger import PATIENCE, Ledger, RoundOverError
 from cryosam_dask.executors.memory import PeakMemory, check_memory
-from cryosam_dask.executors.progress import NullProgress, Progress, StageProgress
+from cryosam_dask.executors.outcomes import Failed, Failure, Finished, Observer, Report, Timing, one_line
+from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.executors.threads import one_blas_thread
 from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult, Work
 from cryosam_dask.store import marks
+from cryosam_dask.store.filesystem import expect
 from cryosam_dask.store.run_store import RunStore
+
+__all__ = [
+    "PATIENCE",
+    "Execution",
+    "Executor",
+    "Failed",
+    "Failure",
+    "Finished",
+    "Observer",
+    "Report",
+    "Timing",
+    "execute",
+    "one_line",
+    "process_name",
+    "run_unit",
+    "unfinished",
+]
 
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-PATIENCE = 32
-"""Failures in a row after which a round ends: what is broken for all units should not be tried on all of them."""
-
 RETRY_PAUSE = 0.5
 """Seconds before the first retry, doubled before each further one: file systems and networks recover."""
 
 _NO_USE_GOING_ON = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a unit took.
-
-    Attributes
-    ----------
-    seconds : wall time on its worker; worker : host and process id
-    memory : resident bytes of the worker's process when the unit began; peak : the most while it ran
-    together : how many units ran at once in the process, itself included; they share one `peak`
-    """
-
-    unit: str
-    seconds: float
-    worker: str
-    memory: int
-    peak: int
-    together: int = 1
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A unit's result, with what it took."""
-
-    result: UnitResult
-    timing: Timing
-
-
-Report = Callable[[Unit, Finished | BaseException], None]
 
 
 class Executor(Protocol):
@@ -106,8 +93,9 @@ class Executor(Protocol):
     def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
         """Run each unit once through `run_unit` and report each outcome, in any order, on the calling thread.
 
-        A unit's exception is reported, not raised, and the others go on. What `report` raises ends the run: units
-        that have not begun are dropped, and the exception passes through.
+        A unit's exception is reported, not raised, and the others go on. A run that is lost with its worker is
+        reported as `Failed` with `again`, and the unit runs again. What `report` raises ends the run: units that
+        have not begun are dropped, and the exception passes through.
         """
         ...
 
@@ -124,11 +112,12 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """What `execute` did: results and timings of the units it ran, and how many were done before."""
+    """What `execute` did: results and timings of the units it ran, how many were done before, and runs that failed."""
 
     results: dict[str, UnitResult]
     timings: tuple[Timing, ...]
     skipped: int
+    failures: tuple[Failure, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -138,8 +127,8 @@ class Execution:
 
 def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Unit) -> Finished:
     """Run one unit where it stands and set its marks last. Every executor runs units through this."""
-    logger.debug("%s: %s begins", stage, unit.name)
-    worker = f"{socket.gethostname()}:{os.getpid()}"
+    worker = process_name()
+    logger.debug("%s: %s begins on %s", stage, unit.name, worker)
     start = time.perf_counter()
     with PeakMemory() as watch:
         store = _open(context, worker)
@@ -158,11 +147,17 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
                 "same command again, finished units are kept"
             ) from error
     timing = Timing(unit.name, time.perf_counter() - start, worker, watch.before, watch.peak, watch.together)
-    logger.debug("%s: %s ends after %.2f s", stage, unit.name, timing.seconds)
+    logger.debug("%s: %s ends after %.2f s on %s", stage, unit.name, timing.seconds, worker)
     return Finished(result, timing)
 
 
+def process_name() -> str:
+    """This process, as timings and failures call it: host and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def _open(context: Context, worker: str) -> RunStore:
+    expect(context.url)  # the driver has used it
     try:
         return RunStore.open(context.url, "r+")
     except StoreError as error:
@@ -179,8 +174,11 @@ def execute(
     *,
     units: Iterable[Unit] | None = None,
     retries: int = RETRIES,
+    observer: Observer | None = None,
 ) -> Execution:
     """Run the units of a stage that are not marked done; `units` restricts it to some of the stage's units.
+
+    `observer` is told of each run of a unit when it ends, well or not, whatever `execute` itself comes to.
 
     Raises
     ------
@@ -200,16 +198,16 @@ def execute(
     context = Context(_absolute(store.url), device)
     sink = NullProgress() if progress is None else progress
     with contextlib.closing(sink.stage(stage.name, len(wanted), skipped, device)) as bar:
-        ledger = _Ledger(stage.name, todo, bar, executor.describe())
+        ledger = Ledger(stage.name, todo, bar, executor.describe(), observer)
         for attempt in range(retries + 1):
             if attempt:
                 time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
-            with contextlib.suppress(_RoundOverError):
-                executor.run(stage, context, ledger.next_round(), ledger.report)
+            with contextlib.suppress(RoundOverError):
+                executor.run(stage, context, ledger.next_round(attempt == retries), ledger.report)
             if ledger.settled:
                 break
     ledger.raise_failures()
-    return Execution(ledger.results, tuple(ledger.timings), skipped)
+    return Execution(ledger.results, tuple(ledger.timings), skipped, tuple(ledger.failures))
 
 
 def unfinished(stage: Stage, store: RunStore, units: Iterable[Unit]) -> list[Unit]:
@@ -242,72 +240,3 @@ def _begin(stage: Stage, store: RunStore, units: Sequence[Unit], executor: Execu
 def _absolute(url: str) -> str:
     """A path that means the same in a worker with another working directory."""
     return url if "://" in url else str(Path(url).absolute())
-
-
-class _RoundOverError(Exception):
-    """Raised through `Executor.run` to end a round early; never leaves `execute`."""
-
-
-class _Ledger:
-    """What became of each unit of one `execute`."""
-
-    def __init__(self, stage: str, units: Sequence[Unit], bar: StageProgress, where: str) -> None:
-        self.results: dict[str, UnitResult] = {}
-        self.timings: list[Timing] = []
-        self._stage, self._where = stage, where
-        self._bar = bar
-        self._open = {unit.name: unit for unit in units}
-        self._failures: dict[str, BaseException] = {}
-        self._in_a_row = 0
-        self._hopeless = False
-
-    @property
-    def settled(self) -> bool:
-        """Whether another round has nothing to try."""
-        return self._hopeless or not self._open
-
-    def next_round(self) -> list[Unit]:
-        """Units that are neither finished nor failed for good."""
-        self._in_a_row = 0
-        return list(self._open.values())
-
-    def report(self, unit: Unit, outcome: Finished | BaseException) -> None:
-        if isinstance(outcome, Finished):
-            self._in_a_row = 0
-            self._failures.pop(unit.name, None)
-            del self._open[unit.name]
-            self.results[unit.name] = outcome.result
-            self.timings.append(outcome.timing)
-            if outcome.result.done:
-                self._bar.advance(1)
-            return
-        logger.info("%s: %s failed: %s", self._stage, unit.name, one_line(outcome))
-        logger.debug("%s: %s", self._stage, unit.name, exc_info=outcome)
-        self._failures[unit.name] = outcome
-        if isinstance(outcome, CryosamError):
-            del self._open[unit.name]
-        self._hopeless = isinstance(outcome, StoreError)
-        self._in_a_row += 1
-        if self._hopeless or self._in_a_row >= PATIENCE:
-            raise _RoundOverError
-
-    def raise_failures(self) -> None:
-        """Raise the error that stands for all failures, if there are any."""
-        if not self._failures:
-            return
-        for cause in self._failures.values():
-            if isinstance(cause, CryosamError):
-                raise cause
-        names = list(self._failures)
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        first = self._failures[names[0]]
-        raise ExecutionError(
-            f"{self._stage}: {len(names)} of {len(names) + len(self.results)} units failed on {self._where} "
-            f"({shown}), the first with {one_line(first)}; finished units are kept, run the same command again to go on"
-        ) from first
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as `Type: first line of its message`."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -2,45 +2,72 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cryosam_dask.errors import CryosamError, ExecutionError
-from cryosam_dask.executors.base import Finished, Report, one_line, run_unit
+from cryosam_dask.executors.base import Failed, Finished, Report
+from cryosam_dask.executors.connection import (
+    CONNECT_TIMEOUT,
+    ConnectionLostError,
+    News,
+    connect,
+    connect_again,
+    disconnect,
+    quiet_dask,
+    talking,
+)
+from cryosam_dask.executors.flight import UNITS_PER_SLOT, Flight
 from cryosam_dask.executors.memory import USABLE, process_memory
 from cryosam_dask.executors.serial import device_name
-from cryosam_dask.stages.base import Context, Stage, Unit, Work
+from cryosam_dask.executors.worker_calls import device_here, precision_here, run_sent, unlike, work_here
+from cryosam_dask.stages.base import Context, Stage, Unit
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, Security
+
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "GPU",
+    "RECONNECT",
+    "UNITS_PER_GPU",
+    "UNITS_PER_SLOT",
+    "UNIT_TIMEOUT",
+    "WORKER_TIMEOUT",
+    "DaskExecutor",
+    "connect",
+    "quiet_dask",
+    "usable_share",
+]
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 10.0
 WORKER_TIMEOUT = 300.0
 """Seconds to wait for the first worker: queues of clusters take their time."""
 
-UNITS_PER_SLOT = 3
-"""Units in flight for each thread (or GPU): enough that no worker waits for the driver, few enough for a scheduler."""
+UNIT_TIMEOUT = 3600.0
+"""Seconds that a unit may take before its worker is taken to hang."""
+
+RECONNECT = 120.0
+"""Seconds to look for a scheduler that was lost: time to be started again by who watches over it."""
 
 GPU = "GPU"
 UNITS_PER_GPU = 4
 """Units that a GPU's worker runs at once if it has as many threads: one computes, the others read, resize or write."""
 
-_LOOK_AROUND = 2.0
-_LINGER = 0.05
-"""Seconds that the driver waits for more units to land, at most: handling them together costs it a third."""
+_FRUITLESS = 3
+"""Connections lost in a row without a unit landing, after which it is no use to look for another one."""
 
-_CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
+_ANSWER = 60.0
+"""Seconds that workers have to answer a question, their imports included."""
+
+_RESTART = 30.0
+
+T = TypeVar("T")
 
 
 class DaskExecutor:
@@ -48,13 +75,19 @@ class DaskExecutor:
 
     Where workers declare a GPU (`dask worker --resources GPU=1`) and the device is one, units that use a model go to
     them, up to `UNITS_PER_GPU` at once if the worker has as many threads; the models themselves take turns on it.
-    Workers may come and go; a lost worker's units run again on another.
+    Workers may come and go; a lost worker's units run again on another. So do those of a worker that hangs, which is
+    restarted. A connection that was made here is made again when it is lost.
 
     Parameters
     ----------
     client : a connected `distributed.Client`, left open by `close`, or a scheduler's address
     device : auto, cpu, cuda or cuda:N, on the workers
     uses_torch : whether the run's models can use a GPU at all
+    timeout : seconds for a scheduler at an address to answer; security : certificates for it
+    unit_timeout : seconds that one unit may take before its worker is taken to hang; None: for ever
+    reconnect : seconds to look for a scheduler at an address that was lost
+    worker_timeout : seconds to wait for the first worker; None: for ever
+    expects_gpu : whether workers that declare a GPU are to come; models then wait for one, rather than use a CPU
 
     Raises
     ------
@@ -63,19 +96,48 @@ class DaskExecutor:
 
     name = "dask"
 
+    # what a subclass that makes its own connection may leave as it is
+    fruitless = 0
+    _requested = "auto"
+    _uses_torch = True
+    _security: Security | None = None
+    _unit_timeout: float | None = UNIT_TIMEOUT
+    _worker_timeout: float | None = WORKER_TIMEOUT
+    _reconnect = RECONNECT
+    _expects_gpu = False
+    _given: str | None = None
+    _device: str | None = None
+    _client: Client | None = None
+    _news: News | None = None
+    _met: frozenset[str] = frozenset()
+    _asked: frozenset[tuple[str, str]] = frozenset()
+
     def __init__(
-        self, client: Client | str, device: str = "auto", *, uses_torch: bool = True, timeout: float = CONNECT_TIMEOUT
+        self,
+        client: Client | str,
+        device: str = "auto",
+        *,
+        uses_torch: bool = True,
+        timeout: float = CONNECT_TIMEOUT,
+        security: Security | None = None,
+        unit_timeout: float | None = UNIT_TIMEOUT,
+        reconnect: float = RECONNECT,
+        worker_timeout: float | None = WORKER_TIMEOUT,
+        expects_gpu: bool = False,
     ) -> None:
         self._requested = device
         self._uses_torch = uses_torch
-        self._device: str | None = None
+        self._security = security
+        self._unit_timeout = unit_timeout
+        self._reconnect = reconnect
+        self._worker_timeout = worker_timeout
+        self._expects_gpu = expects_gpu
         self._opened = contextlib.ExitStack()
-        self._client: Client | None = None
         if isinstance(client, str):
             with contextlib.ExitStack() as opening:
                 opening.enter_context(quiet_dask())
-                self._client = connect(client, timeout)
-                opening.callback(self._client.close)
+                self._client = connect(client, timeout, security)
+                self._given = client
                 self._opened = opening.pop_all()
         elif client.asynchronous:
             raise ExecutionError("the client is asynchronous; give one made with asynchronous=False")
@@ -96,36 +158,36 @@ class DaskExecutor:
         `DeviceError` if a GPU was asked for and a worker that would run models has none.
         """
         if self._device is None:
-            self._device = self._agree_on_device()
+            self._device = self._kept(self._agree_on_device)
         return self._device
 
     @property
     def worker_memory(self) -> int | None:
         """The smallest share of a thread in its worker's limit; None if no worker has a limit."""
-        self._wait_for_worker()
-        limits = [(w["memory_limit"], w["nthreads"]) for w in self._workers().values() if w["memory_limit"]]
+        workers = self._kept(self._some_workers).values()
+        limits = [(w["memory_limit"], w["nthreads"]) for w in workers if w["memory_limit"]]
         return min((usable_share(limit, threads, self._uses_torch) for limit, threads in limits), default=None)
 
     @property
     def units_per_worker(self) -> int:
         """The fewest threads of a worker: as many units share one model in its memory."""
-        self._wait_for_worker()
-        return min((w["nthreads"] for w in self._workers().values()), default=1)
+        return min((w["nthreads"] for w in self._kept(self._some_workers).values()), default=1)
 
     @property
     def slots(self) -> int:
         """Units of a model's stage that can run at once on the workers that are there now."""
-        self._wait_for_worker()
-        return max(1, self._slots(self.device.startswith("cuda"))[0])
+        on_gpu = self.device.startswith("cuda")
+        return max(1, self.slots_of(self._kept(self._some_workers), on_gpu)[0])
 
     @property
     def precision(self) -> str:
         """The type that models run in best, found by asking the workers; float32 where they differ."""
-        found = set(self._ask(self._of_models(), precision_here, self.device))
+        device = self.device
+        found = set(self._kept(lambda: self._ask(self._of_models(), precision_here, device)))
         return found.pop() if len(found) == 1 else "float32"
 
     def describe(self) -> str:
-        count = len(self._workers())
+        count = len(self._kept(self._workers))
         workers = f"{count} worker" + ("" if count == 1 else "s")
         return f"{workers} at {self._address()}, {device_name(self._device or self._requested)}"
 
@@ -136,169 +198,199 @@ class DaskExecutor:
 
         suspects: list[Unit] = []
 
-        def set_suspects_aside(unit: Unit, outcome: Finished | BaseException) -> None:
-            if isinstance(outcome, KilledWorker):
+        def set_suspects_aside(unit: Unit, outcome: Finished | Failed) -> None:
+            if isinstance(outcome, Failed) and isinstance(outcome.error, KilledWorker):
                 suspects.append(unit)
+                report(unit, Failed(ConnectionError("its worker was lost"), outcome.worker, again=True))
             else:
                 report(unit, outcome)
 
-        def explain(unit: Unit, outcome: Finished | BaseException) -> None:
-            if isinstance(outcome, KilledWorker):
-                report(unit, _killed(stage, unit, outcome.allowed_failures + 1))
+        def explain(unit: Unit, outcome: Finished | Failed) -> None:
+            if isinstance(outcome, Failed) and isinstance(outcome.error, KilledWorker):
+                error = _killed(stage, unit, outcome.error.allowed_failures + 1)
+                report(unit, Failed(error, outcome.worker))
             else:
                 report(unit, outcome)
 
-        self._wait_for_worker()
-        self._ask(self._workers(), work_here, stage.work)
-        self._stream(stage, context, units, set_suspects_aside)
+        self._kept(lambda: self._check_work(stage))
+        Flight(self, stage, context, set_suspects_aside, self._unit_timeout).run(units)
         for unit in suspects:
-            self._stream(stage, context, [unit], explain)
+            Flight(self, stage, context, explain, self._unit_timeout).run([unit])
 
-    def _stream(self, stage: Stage, context: Context, units: Iterable[Unit], report: Report) -> None:
-        """Keep a bounded number of units in flight until all have landed."""
-        from distributed.protocol import pickle
-
-        waiting = iter(units)
-        flying: dict[Future[Finished], Unit] = {}
-        landed: SimpleQueue[Future[Finished]] = SimpleQueue()  # filled by the connection's own thread
-        window, looked, linger = 0, -_LOOK_AROUND, 0.0
-        needs_gpu = stage.uses_model and context.device.startswith("cuda")
-        job = pickle.dumps((stage.name, stage.work, stage.settings, context))
-        try:
-            while True:
-                if time.monotonic() - looked >= _LOOK_AROUND:
-                    slots, resources = self._slots(needs_gpu)
-                    window, looked = max(1, slots) * UNITS_PER_SLOT, time.monotonic()
-                if starting := list(islice(waiting, max(0, window - len(flying)))):
-                    for future, unit in zip(self._submit(stage.name, job, starting, resources), starting, strict=True):
-                        flying[future] = unit
-                        future.add_done_callback(landed.put)
-                if not flying:
-                    return
-                futures = self._landed(landed, linger)
-                outcomes = self._outcomes(futures)
-                linger = min(_LINGER, _shortest(outcomes) / UNITS_PER_SLOT)
-                for future, outcome in zip(futures, outcomes, strict=True):
-                    future.release()
-                    report(flying.pop(future), outcome)
-        except _CANCELLED as error:
-            raise self._lost() from error
-        finally:
-            if flying:
-                with contextlib.suppress(OSError, TimeoutError, *_CANCELLED):
-                    self.client.cancel(list(flying))
-
-    def _submit(
-        self, stage: str, job: bytes, units: Sequence[Unit], resources: dict[str, float] | None
+    def submit(
+        self, units: Sequence[bytes], keys: Sequence[str], resources: dict[str, float] | None, job: bytes, topic: str
     ) -> list[Future[Finished]]:
-        """Send units in one message. They travel as bytes, which the scheduler need not look into."""
-        from distributed.protocol import pickle
-
-        message = uuid.uuid4().hex
+        """Send units in one message."""
         futures: list[Future[Finished]] = self.client.map(
-            run_sent,
-            [pickle.dumps(unit) for unit in units],
-            key=[f"{stage}-{unit.name}-{message}" for unit in units],
-            pure=False,
-            resources=resources,
-            job=job,
+            run_sent, list(units), key=list(keys), pure=False, resources=resources, job=job, topic=topic
         )
         return futures
 
-    def _landed(self, landed: SimpleQueue[Future[Finished]], linger: float) -> list[Future[Finished]]:
-        """Futures that are through, in any order; empty if none is after a while."""
-        try:
-            found = [landed.get(timeout=_LOOK_AROUND)]
-        except Empty:
-            found = []
-        if self.client.status not in ("running", "connecting"):
-            raise self._lost()
-        if found:
-            time.sleep(linger)
-        with contextlib.suppress(Empty):
-            while True:
-                found.append(landed.get_nowait())
-        return found
-
-    def _outcomes(self, futures: Sequence[Future[Finished]]) -> list[Finished | BaseException]:
-        """What landed futures hold; those that went well are fetched in one message."""
-        well = [future for future in futures if future.status == "finished"]
-        try:
-            fetched = dict(zip(well, self.client.gather(well), strict=True))
-        except _CANCELLED:
-            raise
-        except Exception:  # noqa: BLE001 - which of them it was is found one by one
-            fetched = {}
-        return [fetched.get(future) or _outcome(future) for future in futures]
-
-    def _slots(self, needs_gpu: bool) -> tuple[int, dict[str, float] | None]:
-        """Units that can run at once, and the resources that a unit asks for."""
-        workers = self._workers().values()
-        gpus = sum(w["resources"].get(GPU, 0) for w in workers)
-        if needs_gpu and gpus:
-            threads = [(w["nthreads"], int(w["resources"].get(GPU, 0) * UNITS_PER_GPU)) for w in workers]
+    def slots_of(
+        self, workers: Mapping[str, Mapping[str, Any]], needs_gpu: bool
+    ) -> tuple[int, dict[str, float] | None]:
+        """Units that can run at once on workers, and the resources that a unit asks for."""
+        gpus = sum(w["resources"].get(GPU, 0) for w in workers.values())
+        if needs_gpu and (gpus or self._expects_gpu):
+            threads = [(w["nthreads"], int(w["resources"].get(GPU, 0) * UNITS_PER_GPU)) for w in workers.values()]
             return sum(min(pair) for pair in threads), {GPU: 1 / UNITS_PER_GPU}
-        return sum(w["nthreads"] for w in workers), None
+        return sum(w["nthreads"] for w in workers.values()), None
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """All workers that are there now, by address; to be called within `talking`."""
+        scheduler: Any = self.client.scheduler
+        if scheduler is None:
+            raise ConnectionLostError("it was closed")
+        # not `Client.scheduler_info`, which says what was known last if there is no answer
+        return dict(self.client.sync(scheduler.identity, n_workers=-1)["workers"])
+
+    def processing(self) -> dict[str, list[str]]:
+        """Keys of the tasks that each worker holds, whoever's they are; to be called within `talking`."""
+        return {address: [str(key) for key in keys] for address, keys in self.client.processing().items()}
+
+    def news(self) -> News:
+        """What is heard over the connection that there is now."""
+        if self._news is None or self._news.client is not self.client:
+            self._news = News(self.client)
+        return self._news
+
+    def restart(self, address: str) -> bool:
+        """End a worker's process by force, and have its nanny start another; without a nanny, do without it."""
+        scheduler: Any = self.client.scheduler
+        try:
+            self.client.sync(
+                scheduler.restart_workers,
+                workers=[address],
+                timeout=_RESTART,
+                on_error="return",
+                wait_for_workers=False,
+                stimulus_id=f"cryosam-hung-{time.time()}",
+                callback_timeout=2 * _RESTART,
+            )
+        except TimeoutError:
+            return False
+        return True
+
+    def recover(self, error: ConnectionLostError) -> None:
+        """Connect again to the address that was given; `ExecutionError` if it was none, or there is no answer."""
+        self.fruitless += 1
+        if self._given is None or self._client is None or self.fruitless > _FRUITLESS or not self._reconnect:
+            raise self._lost() from error
+        logger.warning(
+            "the connection to the scheduler at %s was lost (%s); looking for it for %g s",
+            self._given,
+            error,
+            self._reconnect,
+        )
+        address, gone = self._given, self._client
+        self._hang_up()
+        try:
+            self._client = connect_again(address, self._reconnect, self._security)
+        except ExecutionError:
+            self._client, self._given = gone, None  # from now on it is lost, whatever is asked
+            raise self._lost(address) from error
+        self._met = frozenset()
+        logger.warning("connected to the scheduler at %s again; going on with what had not landed", self._given)
+
+    def _kept(self, call: Callable[[], T]) -> T:
+        """What a call over the connection gives, if need be over another connection."""
+        while True:
+            try:
+                with talking():
+                    return call()
+            except ConnectionLostError as error:
+                self.recover(error)
+
+    def _some_workers(self) -> dict[str, dict[str, Any]]:
+        self._wait_for_worker()
+        return self.workers()
 
     def _workers(self) -> dict[str, dict[str, Any]]:
-        try:
-            return dict(self.client.scheduler_info(n_workers=-1)["workers"])
-        except (OSError, TimeoutError, *_CANCELLED) as error:
-            raise self._lost() from error
+        return self.workers()
 
     def _address(self) -> str:
         scheduler = self.client.scheduler
         return str(scheduler.address) if scheduler is not None else "a closed connection"
 
-    def _lost(self) -> ExecutionError:
+    def _lost(self, address: str = "") -> ExecutionError:
         return ExecutionError(
-            f"the connection to the scheduler at {self._address()} was lost; finished units are kept, run the same "
-            "command again to go on"
+            f"the connection to the scheduler at {address or self._address()} was lost; finished units are kept, run "
+            "the same command again to go on"
         )
 
-    def _wait_for_worker(self) -> None:
-        """Wait until there is a worker. A cluster that starts workers on demand needs a task to see the demand."""
-        if self._workers():
-            return
-        logger.warning("waiting for a worker to join the scheduler at %s", self._address())
-        probe = self.client.submit(int, pure=False)
-        try:
-            probe.result(timeout=WORKER_TIMEOUT)
-        except TimeoutError:
-            raise ExecutionError(
-                f"no worker joined the scheduler at {self._address()} in {WORKER_TIMEOUT:.0f} s; start workers with "
-                f"`dask worker {self._address()}`"
-            ) from None
-        except _CANCELLED as error:
-            raise self._lost() from error
+    def _wait_for_worker(self, resource: str = "") -> None:
+        """Wait until there is a worker (that declares a resource). A cluster that starts workers on demand needs a task
+        to see the demand. Workers that were there before will come back, so for them there is no limit."""
+        if not any(not resource or w["resources"].get(resource) for w in self.workers().values()):
+            kind = f" with a {resource}" if resource else ""
+            logger.warning("waiting for a worker%s to join the scheduler at %s", kind, self._address())
+            needs = {resource: 1 / UNITS_PER_GPU} if resource else None
+            probe = self.client.submit(int, pure=False, resources=needs)
+            limit = None if resource in self._met else self._worker_timeout
+            try:
+                probe.result(timeout=limit)
+            except TimeoutError:
+                option = f" --resources {resource}=1" if resource else ""
+                raise ExecutionError(
+                    f"no worker{kind} joined the scheduler at {self._address()} in {limit:g} s; start workers with "
+                    f"`dask worker {self._address()}{option}`"
+                ) from None
+        self._met |= {resource}
 
     def _agree_on_device(self) -> str:
-        addresses = self._of_models()
-        found = set(self._ask(addresses, device_here, self._requested, self._uses_torch))
+        found: set[str] = set()
+        while not found:  # a worker may leave before it answers
+            found = set(self._ask(self._of_models(), device_here, self._requested, self._uses_torch))
         if len(found) > 1:
             logger.warning("not all workers have a GPU and none declares one: models run on the CPU")
         return found.pop() if len(found) == 1 else "cpu"
 
     def _of_models(self) -> list[str]:
         """Addresses of the workers that would run models."""
-        self._wait_for_worker()
-        workers = self._workers()
+        if self._expects_gpu and self._uses_torch and self._requested != "cpu":
+            self._wait_for_worker(GPU)
+        workers = self._some_workers()
         declared = [address for address, w in workers.items() if w["resources"].get(GPU)]
         return declared if declared and self._requested != "cpu" else list(workers)
 
+    def _check_work(self, stage: Stage) -> None:
+        """See that workers can load a stage's work function; each is asked once for a module."""
+        module = stage.work.__module__
+        fresh = [address for address in self._some_workers() if (address, module) not in self._asked]
+        self._ask(fresh, work_here, stage.work)
+        self._asked |= {(address, module) for address in fresh}
+
     def _ask(self, addresses: Iterable[str], question: Callable[..., str], *args: Any) -> list[str]:
-        """Answers of workers to a question; a worker that is gone by now gives none."""
-        answers = self.client.run(question, *args, workers=list(addresses), on_error="return")
+        """Answers of workers to a question; a worker that is gone by now, or hangs, gives none."""
+        asked = list(addresses)
+        answers: dict[str, Any] = {}
+        for group in (asked, *([address] for address in asked if len(asked) > 1)):  # all at once, or else each alone
+            try:
+                answers |= self.client.run(question, *args, workers=group, on_error="return", callback_timeout=_ANSWER)
+            except TimeoutError:
+                logger.warning("no answer from %s within %g s", ", ".join(group), _ANSWER)
+            if len(answers) == len(asked):
+                break
         for address, answer in answers.items():
             if isinstance(answer, CryosamError):
                 raise type(answer)(f"worker {address}: {answer}")
             if isinstance(answer, BaseException) and not isinstance(answer, OSError):
-                raise _unlike(f"worker {address}", answer)
+                raise unlike(f"worker {address}", answer)
         return [answer for answer in answers.values() if isinstance(answer, str)]
+
+    def _hang_up(self) -> None:
+        """Leave the connection: close it if it was made here from an address, or else stop listening to it."""
+        news, self._news = self._news, None
+        client, self._client = self._client, None
+        with contextlib.suppress(ConnectionLostError), talking():
+            if news is not None and news.client.status == "running":
+                news.close()
+        if client is not None and self._given is not None:
+            disconnect(client)
 
     def close(self) -> None:
         """Close the connection if it was made here."""
-        self._client = None
+        self._hang_up()
         self._opened.close()
 
     def __enter__(self) -> Self:
@@ -310,95 +402,9 @@ class DaskExecutor:
         self.close()
 
 
-def connect(address: str, timeout: float = CONNECT_TIMEOUT) -> Client:
-    """Connect to a scheduler; `ExecutionError` if it does not answer within `timeout` seconds."""
-    from distributed import Client
-
-    try:
-        return Client(address, timeout=timeout, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ExecutionError(
-            f"no Dask scheduler answers at {address} within {timeout:g} s ({one_line(error)}); check the address and "
-            "that the scheduler runs, or leave --scheduler out to run on this machine"
-        ) from error
-
-
-@contextlib.contextmanager
-def quiet_dask() -> Iterator[None]:
-    """Keep Dask's own log off the screen while we own its connection; what matters of it is in our errors."""
-    import distributed  # noqa: F401 - sets its loggers up, which must come first
-
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        if not logger.isEnabledFor(logging.DEBUG):
-            for name in names:
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
 def usable_share(memory_limit: int, threads: int, uses_torch: bool = True) -> int:
     """Bytes that one unit may use in a worker of this limit that runs `threads` units at once."""
     return max(0, int(memory_limit * USABLE) - process_memory(uses_torch)) // max(1, threads)
-
-
-def run_sent(unit: bytes, job: bytes) -> Finished:
-    """`run_unit` of what `_submit` sent; runs on workers."""
-    from distributed.protocol import pickle
-
-    try:
-        stage, work, settings, context = pickle.loads(job)
-        sent: Unit = pickle.loads(unit)
-    except Exception as error:
-        raise _unlike("a worker", error) from error
-    return run_unit(stage, work, settings, context, sent)
-
-
-def device_here(requested: str, uses_torch: bool) -> str:
-    """What `requested` means in this process; runs on workers."""
-    from cryosam_dask.models.registry import resolve_device
-
-    return resolve_device(requested, uses_torch)
-
-
-def precision_here(device: str) -> str:
-    """The type that models run in best in this process; runs on workers."""
-    from cryosam_dask.models.registry import preferred_precision
-
-    return preferred_precision(device)
-
-
-def work_here(work: Work) -> str:
-    """Where a work function was found in this process; runs on workers, which must be able to load it."""
-    return work.__module__
-
-
-def _shortest(outcomes: Sequence[Finished | BaseException]) -> float:
-    """Seconds of the quickest unit that finished; 0 if none did."""
-    return min((outcome.timing.seconds for outcome in outcomes if isinstance(outcome, Finished)), default=0.0)
-
-
-def _outcome(future: Future[Finished]) -> Finished | BaseException:
-    """What a landed future holds. A result whose worker is gone by now is computed again by Dask."""
-    try:
-        finished: Finished = future.result()
-    except _CANCELLED:
-        raise
-    except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
-        if str(error).startswith("Error during deserialization"):
-            return _unlike("the scheduler or a worker", error.__cause__ or error)
-        return error
-    return finished
-
-
-def _unlike(who: str, error: BaseException) -> ExecutionError:
-    return ExecutionError(
-        f"{who} can't load what the units need ({one_line(error)}); install the same packages, in the same versions, "
-        "on scheduler and workers as here"
-    )
 
 
 def _killed(stage: Stage, unit: Unit, times: int) -> ExecutionError:

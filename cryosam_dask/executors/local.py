@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -13,16 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors.base import Executor, one_line
-from cryosam_dask.executors.dask import GPU, UNITS_PER_GPU, DaskExecutor, quiet_dask
+from cryosam_dask.executors.connection import quiet_dask
+from cryosam_dask.executors.dask import GPU, UNIT_TIMEOUT, UNITS_PER_GPU, DaskExecutor
 from cryosam_dask.executors.memory import USABLE, available_memory
+from cryosam_dask.executors.security import TLS, secured, temporary_security
 from cryosam_dask.executors.serial import SerialExecutor, device_name
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from pathlib import Path
+
+    from distributed import Client, Security
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+KINDS = ("cryosam", "kinds")
+"""Where a scheduler's metadata name the kinds of jobs that hold its workers."""
+
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -30,8 +38,11 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-_MEMORY_SETTINGS = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+MEMORY_SETTINGS = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
 """Units are known to fit, and leave nothing behind to spill. A worker that holds a large model must not be paused."""
+
+NO_PAGES: dict[str, list[str]] = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
+"""Web pages have no certificates: on a machine that others use too they would show them what runs."""
 
 
 def make_executor(
@@ -41,32 +52,73 @@ def make_executor(
     client: Client | None = None,
     *,
     uses_torch: bool = True,
+    cluster: str | Path | None = None,
+    security: Security | None = None,
+    unit_timeout: float | None = UNIT_TIMEOUT,
 ) -> Executor:
     """Choose where units run.
 
-    A `client` is used and left open. A `scheduler` address is connected to. Otherwise they run here: on `workers`
-    processes (None: one per GPU, or else one per core), started when the first stage needs them, or in this process
-    if that is fewer than two.
+    A `client` is used and left open. A `scheduler` address is connected to. A `cluster`, "cuda" or a file, is started
+    and stopped. Otherwise they run here: on `workers` processes (None: one per GPU, or else one per core), started when
+    the first stage needs them, or in this process if that is fewer than two.
+
+    security : certificates for `scheduler` or `cluster`; clusters that are started here make their own without
+    unit_timeout : seconds after which a unit is taken to hang and runs elsewhere; None: never
 
     Raises
     ------
     SettingsError : arguments that contradict each other
     DeviceError : a GPU was asked for and there is none
-    ExecutionError : the scheduler does not answer
+    ExecutionError : the scheduler does not answer, or the cluster did not start
     """
-    if workers is not None and workers < 0:
-        raise SettingsError(f"workers {workers} is not possible; expected 0 (this process) or more")
-    if workers is not None and (scheduler is not None or client is not None):
-        raise SettingsError("workers are those of the scheduler; give --workers or --scheduler, not both")
+    _agree(workers, scheduler, client, cluster, security)
+    common: dict[str, Any] = {"uses_torch": uses_torch, "unit_timeout": unit_timeout}
     if client is not None:
-        return DaskExecutor(client, device, uses_torch=uses_torch)
+        return DaskExecutor(client, device, **common)
     if scheduler is not None:
-        return DaskExecutor(scheduler, device, uses_torch=uses_torch)
+        address, security = secured(scheduler, security)
+        return JoiningExecutor(address, device, security=security, **common)
+    if cluster is not None:
+        from cryosam_dask.executors.clusters import open_cluster
+
+        return open_cluster(cluster, device=device, security=security, **common)
     from cryosam_dask.models.registry import resolve_device
 
     found = resolve_device(device, uses_torch)
     count = default_workers(found) if workers is None else workers
-    return LocalExecutor(count, found, uses_torch=uses_torch) if count > 1 else SerialExecutor(found)
+    return LocalExecutor(count, found, **common) if count > 1 else SerialExecutor(found)
+
+
+def _agree(
+    workers: int | None,
+    scheduler: str | None,
+    client: Client | None,
+    cluster: str | Path | None,
+    security: Security | None,
+) -> None:
+    """`SettingsError` if it is not clear where units shall run."""
+    if workers is not None and workers < 0:
+        raise SettingsError(f"workers {workers} is not possible; expected 0 (this process) or more")
+    places = {"--workers": workers, "--scheduler": scheduler, "a client": client, "--cluster": cluster}
+    given = [name for name, place in places.items() if place is not None]
+    if len(given) > 1:
+        raise SettingsError(f"{' and '.join(given)} are different places to run at; give one of them")
+    if security is not None and scheduler is None and cluster is None:
+        raise SettingsError(
+            "certificates are for a scheduler or a cluster; give --scheduler or --cluster with them (local workers "
+            "make their own)"
+        )
+
+
+class JoiningExecutor(DaskExecutor):
+    """Runs units on a scheduler at an address. Where that serves a cluster's file, it says which jobs are to come."""
+
+    def __init__(self, address: str, device: str = "auto", **options: Any) -> None:
+        super().__init__(address, device, **options)
+        kinds = self.client.get_metadata(list(KINDS), default=[])
+        if kinds:
+            self._worker_timeout = None  # queues take their time
+            self._expects_gpu = "gpu" in kinds
 
 
 class LocalExecutor(DaskExecutor):
@@ -77,12 +129,21 @@ class LocalExecutor(DaskExecutor):
     workers : number of processes
     device : a torch device that is known to be there
     uses_torch : whether the run's models need torch, which takes room in each worker
+    unit_timeout : seconds that one unit may take before its worker is taken to hang; None: for ever
     """
 
-    def __init__(self, workers: int, device: str = "cpu", *, uses_torch: bool = True) -> None:
+    def __init__(
+        self,
+        workers: int,
+        device: str = "cpu",
+        *,
+        uses_torch: bool = True,
+        unit_timeout: float | None = UNIT_TIMEOUT,
+    ) -> None:
         self._count = workers
         self._requested = device
         self._uses_torch = uses_torch
+        self._unit_timeout = unit_timeout
         self._where = device
         self._opened = contextlib.ExitStack()
         self._client: Client | None = None
@@ -128,10 +189,12 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
         )
     count = workers or default_workers(device)
     level = logging.INFO if logger.isEnabledFor(logging.DEBUG) else logging.CRITICAL
+    security = temporary_security()
     common = {
         "memory_limit": int(available_memory() * USABLE / count),
         "host": LOOPBACK,
-        "protocol": "tcp://",
+        "protocol": TLS,
+        "security": security,
         "dashboard": False,
         "silence_logs": level,
         "preload": ["cryosam_dask.executors.worker_setup"],
@@ -140,15 +203,23 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
     specs = {i: {"cls": Nanny, "options": common | _own_options(i, count, gpus)} for i in range(count)}
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": LOOPBACK, "protocol": "tcp://", "port": 0, "dashboard_address": f"{LOOPBACK}:0"},
+        "options": {
+            "host": LOOPBACK,
+            "protocol": TLS,
+            "security": security,
+            "port": 0,
+            "dashboard": False,
+            "dashboard_address": f"{LOOPBACK}:0",
+        },
     }
     before = {name: os.environ.get(name) for name in _spawn_variables()}
-    settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count), **_MEMORY_SETTINGS}
+    settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count), **MEMORY_SETTINGS, **NO_PAGES}
     try:
         with contextlib.ExitStack() as opening:
             with _interrupt_later(), dask.config.set(settings):
-                cluster = SpecCluster(specs, scheduler, silence_logs=level, name="cryosam")
+                cluster = SpecCluster(specs, scheduler, security=security, silence_logs=level, name="cryosam")
                 opening.callback(cluster.close)
+                _leave_to_nannies(cluster)
                 client = Client(cluster, set_as_default=False)
                 opening.callback(client.close)
             opening.pop_all()
@@ -160,6 +231,14 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
         ) from error
     finally:
         _restore(before)
+
+
+def _leave_to_nannies(cluster: Any) -> None:
+    """A worker that is lost comes back, however often and however long it takes: its nanny sees to that. A SpecCluster
+    would end the nanny of one that is not there 15 s after it was lost, be it lost again by then."""
+    from distributed.deploy.cluster import Cluster
+
+    cluster._update_worker_status = functools.partial(Cluster._update_worker_status, cluster)
 
 
 def close_local(client: Client) -> None:

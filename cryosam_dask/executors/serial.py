@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from cryosam_dask.executors.base import Report, run_unit
+from cryosam_dask.executors.base import Failed, Report, process_name, run_unit
 from cryosam_dask.executors.memory import available_memory
 from cryosam_dask.stages.base import Context, Stage, Unit
 
@@ -39,7 +39,7 @@ class SerialExecutor:
             try:
                 finished = run_unit(stage.name, stage.work, stage.settings, context, unit)
             except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
-                report(unit, error)
+                report(unit, Failed(error, process_name()))
             else:
                 report(unit, finished)
 

@@ -1,15 +1,19 @@
-"""What every tomogram reader shares: the source contract, blocks, voxel sizes and axis order."""
+"""What every reader shares: the source contract, blocks, voxel sizes and axis order, and what a refusal may say."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cryosam_dask.errors import InputError
+from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
 Block = tuple[slice, slice, slice]
@@ -17,6 +21,8 @@ Block = tuple[slice, slice, slice]
 ASK_VOXEL_SIZE = "give it with --voxel-size ÅNGSTRÖM"
 # No microscope gives voxels outside these bounds (Å): such a number is an unset or damaged header.
 _SMALLEST, _LARGEST = 1e-2, 1e5
+_MOST_VOXELS = 1 << 42  # 16,384 along each side, eight times what the largest detector gives
+_LONGEST_MESSAGE, _LONGEST_VALUE = 480, 80
 
 
 @runtime_checkable
@@ -88,14 +94,63 @@ def plausible_voxel(size: float) -> bool:
     return math.isfinite(size) and _SMALLEST <= size <= _LARGEST
 
 
+def printable(text: str, longest: int = _LONGEST_MESSAGE) -> str:
+    """`text` as one line that is safe on a terminal: control signs are escaped, a long middle is left out.
+
+    Files and their names come from elsewhere; what an error quotes of them must not move a cursor or forge a line of
+    a log.
+    """
+    if len(text) > 2 * longest:  # before each character is looked at
+        text = f"{text[:longest]} … {text[-longest:]}"
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    if len(text) <= longest:
+        return text
+    tail = longest // 3
+    return f"{text[: longest - tail - 3]} … {text[-tail:]}"
+
+
+def shown(value: object) -> str:
+    """`value`, from a file, as an error quotes it."""
+    return printable(value if isinstance(value, str) else repr(value), _LONGEST_VALUE)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Let every CryosamError out as one `printable` line."""
+    try:
+        yield
+    except CryosamError as err:
+        text = printable(str(err))
+        if text == str(err):
+            raise
+        raise type(err)(text) from err
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """The status of the file at `path`; InputError where there is none, or a folder, or a pipe that could block."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as err:
+        raise InputError(f"{path}: no such file") from err
+    except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+        raise InputError(f"{path}: can't be read: {getattr(err, 'strerror', None) or err}") from err
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: can't be read: Is a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: can't be read: a pipe, socket or device, expected a file")
+    return status
+
+
 def check_volume(where: str, shape: Sequence[int]) -> None:
-    """Raise InputError unless the (z, y, x) `shape` is a volume: at least two voxels along each axis."""
+    """Raise InputError unless the (z, y, x) `shape` is a volume: two voxels along each axis, and not beyond reason."""
     thin = [axis for axis, n in zip(AXES, shape, strict=True) if n < 2]
     if thin:
         raise InputError(
             f"{where}: not 3D: one voxel along {', '.join(thin)} (shape z, y, x = {tuple(shape)}); "
             "a tomogram needs at least two along each axis"
         )
+    if math.prod(map(int, shape)) > _MOST_VOXELS:
+        raise InputError(f"{where}: {' x '.join(map(str, shape))} voxels (z, y, x): no tomogram is that large")
 
 
 def check_block(slices: Block, shape: Shape3) -> Block:
@@ -113,5 +168,5 @@ def native(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def owned(block: NDArray[Any], dtype: np.dtype[Any]) -> Array:
-    """A C-contiguous copy of `block` as plain array of `dtype`, cut loose from any memory map."""
+    """A C-contiguous copy of `block` as plain array of `dtype`, and no view of another."""
     return np.array(block, dtype=dtype, order="C", copy=True, subok=False)

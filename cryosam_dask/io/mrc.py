@@ -1,4 +1,7 @@
-"""MRC tomograms, read slab by slab from a read-only memory map.
+"""MRC tomograms, read box by box.
+
+Voxels are read with plain reads, never through a memory map: where a file is cut, or a disk fails, while it is mapped,
+the process dies; a read that falls short is an error in words.
 
 The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 146, 2015) with IMOD's two extra words (`imodStamp`
 and `imodFlags`, https://bio3d.colorado.edu/imod/doc/mrc_format.txt). A file is never flipped.
@@ -7,7 +10,9 @@ and `imodFlags`, https://bio3d.colorado.edu/imod/doc/mrc_format.txt). A file is 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,17 @@ from mrcfile import utils
 from mrcfile.dtypes import HEADER_DTYPE
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.io.boxes import opened, read_box
 from cryosam_dask.io.frame import (
     ASK_VOXEL_SIZE,
     Block,
     check_block,
     check_volume,
     native,
+    one_line_errors,
     owned,
     plausible_voxel,
+    regular_file,
 )
 from cryosam_dask.types import Array, Point, Shape3
 
@@ -48,7 +56,8 @@ _OTHER_FORMATS = {
     b"\x89HDF": "HDF5: convert it to MRC or OME-Zarr first",
 }
 _ODD_RATIO = 10  # between voxel sides; a sampling of 1 left in the header multiplies one side by the number of slices
-_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+SAMPLE_BYTES = 1 << 16
+_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,19 @@ class MrcSource:
     order: tuple[int, int, int]
 
     def read(self, slices: Block) -> Array:
-        """See `TomogramSource.read`. The map lives for this call only, so its pages never add up."""
+        """See `TomogramSource.read`. Memory: the box and `boxes.SCRATCH_BYTES`; the box twice where it is turned."""
         block = check_block(slices, self.shape)
-        on_disk = [0, 0, 0]
-        for axis, n in zip(self.order, self.shape, strict=True):
-            on_disk[axis] = n
-        try:
-            voxels = np.memmap(self.path, self.stored, mode="r", offset=self.offset, shape=tuple(on_disk))
-        except (OSError, ValueError) as err:
-            raise InputError(f"{self.path}: can't be read any more, it was there when opened: {err}") from err
-        return owned(voxels.transpose(self.order)[block], self.dtype)
+        on_disk, box = [0, 0, 0], [slice(0)] * 3
+        for axis, n, part in zip(self.order, self.shape, block, strict=True):
+            on_disk[axis], box[axis] = n, part
+        with one_line_errors(), opened(self.path, self.identity["bytes"]) as file:
+            stored = read_box(file, self.path, self.stored, self.offset, on_disk, box)
+        if self.order == (0, 1, 2) and self.stored.isnative:
+            return stored
+        return owned(stored.transpose(self.order), self.dtype)
 
 
+@one_line_errors()
 def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | None = None) -> MrcSource:
     """Read and check the header of the MRC file at `path`; no voxel is loaded.
 
@@ -96,6 +106,51 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
     does not tell its voxel size when `voxel_size` is None.
     """
     raw, found = _read_start(path)
+    header = read_header(path, raw, found, voxel_size=voxel_size, unsigned=unsigned)
+    return MrcSource(
+        path=path.absolute(),
+        shape=header.shape,
+        dtype=header.dtype,
+        voxel_size=header.voxel_size,
+        origin=header.origin,
+        identity=header.identity(path.name, found, _sampled_hash(path, found)),
+        notes=header.notes,
+        offset=header.offset,
+        stored=header.stored,
+        order=header.order,
+    )
+
+
+@dataclass(frozen=True)
+class MrcHeader:
+    """What a header says, checked; attributes as of `MrcSource`."""
+
+    shape: Shape3
+    dtype: np.dtype[Any]
+    voxel_size: Point
+    origin: Point
+    notes: tuple[str, ...]
+    offset: int
+    stored: np.dtype[Any]
+    order: tuple[int, int, int]
+
+    def identity(self, name: str, size: int, digest: str) -> dict[str, Any]:
+        """The identity of a file of that name, of `size` bytes with that `samples_hash`, wherever it lies."""
+        return {
+            "format": "mrc",
+            "name": name,
+            "bytes": size,
+            "sha256_sampled": digest,
+            "shape": list(self.shape),
+            "dtype": self.dtype.name,
+            "voxel_size": list(self.voxel_size),
+        }
+
+
+def read_header(
+    path: Path | str, raw: bytes, found: int, *, voxel_size: Point | None = None, unsigned: bool | None = None
+) -> MrcHeader:
+    """Check the first `HEADER_BYTES` of a file of `found` bytes; `path` names it in errors. See `open_mrc`."""
     header, notes = _parse_header(path, raw)
     stored = _voxel_dtype(path, header, unsigned)
     on_disk = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
@@ -108,38 +163,16 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
     voxel_size = voxel_size or _header_voxel_size(path, header)
     if max(voxel_size) > _ODD_RATIO * min(voxel_size):
         notes += (f"voxels of {voxel_size} Å (z, y, x) are odd: check the header's cell and sampling",)
-    dtype = native(stored)
-    identity = {
-        "format": "mrc",
-        "name": path.name,
-        "bytes": found,
-        "sha256_sampled": _sampled_hash(path, found),
-        "shape": [z, y, x],
-        "dtype": dtype.name,
-        "voxel_size": list(voxel_size),
-    }
-    return MrcSource(
-        path=path.absolute(),
-        shape=(z, y, x),
-        dtype=dtype,
-        voxel_size=voxel_size,
-        origin=_header_origin(header, voxel_size, order),
-        identity=identity,
-        notes=notes,
-        offset=offset,
-        stored=stored,
-        order=order,
-    )
+    origin = _header_origin(header, voxel_size, order)
+    return MrcHeader((z, y, x), native(stored), voxel_size, origin, notes, offset, stored, order)
 
 
 def _read_start(path: Path) -> tuple[bytes, int]:
     """The header's bytes and the file's size."""
+    found = regular_file(path).st_size
     try:
-        found = path.stat().st_size
         with path.open("rb") as file:
             raw = file.read(HEADER_BYTES)
-    except FileNotFoundError as err:
-        raise InputError(f"{path}: no such file") from err
     except OSError as err:
         raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
     if len(raw) < HEADER_BYTES:
@@ -148,7 +181,7 @@ def _read_start(path: Path) -> tuple[bytes, int]:
     return raw, found
 
 
-def _parse_header(path: Path, raw: bytes) -> tuple[Any, tuple[str, ...]]:
+def _parse_header(path: Path | str, raw: bytes) -> tuple[Any, tuple[str, ...]]:
     """The header in the byte order that makes sense of it, with notes on a wrong or missing stamp."""
     header = np.frombuffer(raw, HEADER_DTYPE)[0]
     named = bytes(header["map"])[:3] == b"MAP"
@@ -182,7 +215,7 @@ def _plausible(header: Any) -> bool:
     )
 
 
-def _voxel_dtype(path: Path, header: Any, unsigned: bool | None) -> np.dtype[Any]:
+def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> np.dtype[Any]:
     """The stored dtype. Mode 0 is signed (MRC2014) unless IMOD's flags say otherwise."""
     mode = int(header["mode"])
     extra = header["extra2"].tobytes()
@@ -202,7 +235,9 @@ def _voxel_dtype(path: Path, header: Any, unsigned: bool | None) -> np.dtype[Any
     return np.dtype("u1" if unsigned else "i1")
 
 
-def _check_bytes(path: Path, shape: tuple[int, ...], stored: np.dtype[Any], offset: int, found: int) -> tuple[str, ...]:
+def _check_bytes(
+    path: Path | str, shape: tuple[int, ...], stored: np.dtype[Any], offset: int, found: int
+) -> tuple[str, ...]:
     """Compare what the header promises with the file's size, before anything is allocated."""
     if min(shape) < 1 or offset < HEADER_BYTES:
         raise InputError(
@@ -219,7 +254,7 @@ def _check_bytes(path: Path, shape: tuple[int, ...], stored: np.dtype[Any], offs
     return (f"the file is {found - expected} bytes longer than its header says",) if found > expected else ()
 
 
-def _check_kind(path: Path, header: Any) -> None:
+def _check_kind(path: Path | str, header: Any) -> None:
     group, sections = int(header["ispg"]), int(header["nz"])
     if utils.spacegroup_is_volume_stack(group):
         raise InputError(
@@ -232,7 +267,7 @@ def _check_kind(path: Path, header: Any) -> None:
         )
 
 
-def _axis_order(path: Path, header: Any) -> tuple[int, int, int]:
+def _axis_order(path: Path | str, header: Any) -> tuple[int, int, int]:
     """Which file axis (0 sections, 1 rows, 2 columns) is z, y, x. Unset axes (all 0) mean the usual order."""
     axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
     if axes == [0, 0, 0]:
@@ -244,7 +279,7 @@ def _axis_order(path: Path, header: Any) -> tuple[int, int, int]:
     return (axes.index(3), axes.index(2), axes.index(1))
 
 
-def _header_voxel_size(path: Path, header: Any) -> Point:
+def _header_voxel_size(path: Path | str, header: Any) -> Point:
     """Å (z, y, x): the cell divided by its sampling. Six digits, which is what its float32 can tell."""
     sizes = []
     for axis in "zyx":
@@ -265,15 +300,28 @@ def _header_origin(header: Any, voxel_size: Point, order: tuple[int, int, int]) 
     return (z, y, x)
 
 
-def _sampled_hash(path: Path, size: int) -> str:
-    """SHA-256 of the size and of `_SAMPLES` blocks of 64 KiB spread from the first byte to the last."""
+def sample_starts(size: int) -> list[int]:
+    """Where the `SAMPLE_BYTES` begin that tell files of `size` bytes apart, from the first byte to the last."""
+    last = max(size - SAMPLE_BYTES, 0)
+    return sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)})
+
+
+def samples_hash(size: int, samples: Iterable[bytes]) -> str:
+    """SHA-256 of the size and of the samples at `sample_starts`."""
     digest = hashlib.sha256(str(size).encode())
-    last = max(size - _SAMPLE_BYTES, 0)
+    for sample in samples:
+        digest.update(sample)
+    return digest.hexdigest()
+
+
+def _sampled_hash(path: Path, size: int) -> str:
+    def samples(file: io.BufferedReader) -> Iterator[bytes]:
+        for start in sample_starts(size):
+            file.seek(start)
+            yield file.read(SAMPLE_BYTES)
+
     try:
         with path.open("rb") as file:
-            for start in sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)}):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE_BYTES))
+            return samples_hash(size, samples(file))
     except OSError as err:
         raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
-    return digest.hexdigest()

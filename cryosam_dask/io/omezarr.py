@@ -8,39 +8,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from cryosam_dask.errors import InputError
+from cryosam_dask.errors import CryosamError, InputError, StoreError
+from cryosam_dask.io.codecs import guarded
 from cryosam_dask.io.frame import (
-    ASK_VOXEL_SIZE,
     Block,
     check_block,
     check_volume,
     native,
+    one_line_errors,
     owned,
-    plausible_voxel,
+    regular_file,
+    shown,
 )
+from cryosam_dask.io.ngff import axes_and_units, spatial_axes, to_angstrom, transform
+from cryosam_dask.store.filesystem import zarr_store
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
-_ANGSTROM = {
-    "angstrom": 1.0,
-    "ångström": 1.0,
-    "å": 1.0,
-    "picometer": 0.01,
-    "pm": 0.01,
-    "nanometer": 10.0,
-    "nm": 10.0,
-    "micrometer": 1e4,
-    "µm": 1e4,
-    "um": 1e4,
-    "millimeter": 1e7,
-    "meter": 1e10,
-}
+_METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
+_MOST_METADATA = 1 << 24  # bytes; an image's take some thousands
+_MOST_SAMPLED_CHUNKS = 4000
 _LEVEL_DEPTH = 3  # groups between an image and its levels' arrays at most
 _SAMPLE = 32  # voxels along a side of the three cubes that identify an image
 
@@ -63,6 +58,7 @@ class ZarrSource:
     notes: tuple[str, ...]
     spatial: tuple[int, int, int]
 
+    @one_line_errors()
     def read(self, slices: Block) -> Array:
         """See `TomogramSource.read`."""
         node = _open(self.url)
@@ -71,6 +67,7 @@ class ZarrSource:
         return _read_block(_array(node, self.url, self.level), self, check_block(slices, self.shape))
 
 
+@one_line_errors()
 def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     """Read and check the metadata of the OME-Zarr image at `url`; only three small cubes of voxels are loaded.
 
@@ -87,15 +84,14 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     level = str(dataset["path"])
     array = _array(group, url, level)
     where = f"{url}/{level}"
-    names, units = _axes(where, multiscale, array.ndim)
-    spatial = _spatial_axes(where, names, array.shape)
+    names, units = axes_and_units(where, multiscale, array.ndim)
+    spatial = spatial_axes(where, names, array.shape)
     z, y, x = (int(array.shape[axis]) for axis in spatial)
     check_volume(where, (z, y, x))
+    _check_chunks(where, array)
     dtype = native(array.dtype)
-    if dtype.kind not in "iuf":
-        raise InputError(f"{where}: voxels of type {dtype}, expected integers or real numbers")
-    scale, shift = _transform(where, multiscale, dataset, array.ndim)
-    sizes, origin = _to_angstrom(where, spatial, scale, shift, units, voxel_size)
+    scale, shift = transform(where, multiscale, dataset, array.ndim)
+    sizes, origin = to_angstrom(where, spatial, scale, shift, units, voxel_size)
     source = ZarrSource(
         url=url,
         level=level,
@@ -113,20 +109,34 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
 
 def _open(url: str) -> zarr.Group | zarr.Array[Any]:
     """The Zarr node at `url`; whatever a store or a network raises becomes one line."""
+    _check_metadata_files(url)
+    try:
+        store = zarr_store(url, read_only=True)
+    except StoreError as err:  # the address: nothing has been asked for yet
+        raise InputError(str(err)) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return zarr.open(store=url, mode="r")
+            return zarr.open(store=store, mode="r")
+    except CryosamError:
+        raise
     except FileNotFoundError as err:
         raise InputError(f"{url}: no Zarr group or array there") from err
-    except ImportError as err:
-        raise InputError(f"{url}: this kind of address needs another package: {err}") from err
     except Exception as err:
         raise InputError(f"{url}: can't be opened as Zarr: {_one_line(err)}") from err
 
 
 def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split()) or type(err).__name__
+    return shown(str(err)) or type(err).__name__
+
+
+def _check_metadata_files(folder: str) -> None:
+    """Refuse a local `folder` whose metadata would fill the memory, or block: they are read whole."""
+    if "://" in folder or "::" in folder:
+        return
+    for path in (Path(folder, name) for name in _METADATA_FILES):
+        if os.access(path, os.F_OK) and (size := regular_file(path).st_size) > _MOST_METADATA:
+            raise InputError(f"{path}: {size} bytes of metadata, expected {_MOST_METADATA} at most")
 
 
 def _find_level(url: str) -> tuple[zarr.Group, str, dict[str, Any], dict[str, Any]]:
@@ -168,11 +178,14 @@ def _multiscale(url: str, group: zarr.Group) -> dict[str, Any]:
     scales = ome.get("multiscales")
     first = scales[0] if isinstance(scales, list) and scales else None
     if not isinstance(first, dict):
-        held = ", ".join(sorted({*attrs, *ome})) or "none"
+        held = shown(", ".join(sorted({*attrs, *ome})) or "none")
         raise InputError(f"{url}: not an OME-Zarr image: no 'multiscales' among its attributes ({held})")
     datasets = first.get("datasets")
     if not (isinstance(datasets, list) and datasets and all(_has_path(d) for d in datasets)):
         raise InputError(f"{url}: damaged OME-Zarr metadata: 'multiscales' lists no datasets with a path")
+    outside = next((d["path"] for d in datasets if not _is_inside(d["path"])), None)
+    if outside is not None:
+        raise InputError(f"{url}: its metadata lists the array {shown(outside)!r}, a path that is not inside the image")
     return first
 
 
@@ -180,99 +193,39 @@ def _has_path(dataset: Any) -> bool:
     return isinstance(dataset, dict) and isinstance(dataset.get("path"), str)
 
 
+def _is_inside(path: str) -> bool:
+    """Whether a path in the metadata is a plain one below the image's folder, on every system."""
+    parts = path.split("/")
+    return path.isprintable() and not {"", ".", ".."} & set(parts) and not set(path) & set("\\:")
+
+
 def _array(group: zarr.Group, url: str, level: str) -> zarr.Array[Any]:
+    """The level's array, checked and `guarded`."""
+    where = f"{url}/{level}"
+    _check_metadata_files(where)
     try:
-        node = group[level]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            node = group[level]
+            if isinstance(node, zarr.Array):
+                return guarded(where, node)
+    except CryosamError:
+        raise
     except KeyError as err:
-        raise InputError(f"{url}: its metadata lists the array {level!r}, which is not there") from err
+        raise InputError(f"{url}: its metadata lists the array {shown(level)!r}, which is not there") from err
     except Exception as err:
-        raise InputError(f"{url}/{level}: can't be opened as Zarr: {_one_line(err)}") from err
-    if not isinstance(node, zarr.Array):
-        raise InputError(f"{url}: its metadata lists {level!r}, which is not an array")
-    return node
+        raise InputError(f"{where}: can't be opened as Zarr: {_one_line(err)}") from err
+    raise InputError(f"{url}: its metadata lists {shown(level)!r}, which is not an array")
 
 
-def _axes(where: str, multiscale: dict[str, Any], ndim: int) -> tuple[list[str], list[str | None]]:
-    """Names and units of the array's axes; version 0.3 has names alone, earlier ones none (always t, c, z, y, x)."""
-    axes = multiscale.get("axes", list("tczyx"))
-    if not isinstance(axes, list) or len(axes) != ndim:
-        raise InputError(f"{where}: {ndim} dimensions, but its metadata describes the axes {axes}")
-    entries = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
-    names = [str(entry.get("name")).lower() for entry in entries]
-    units = [str(entry["unit"]).lower() if entry.get("unit") else None for entry in entries]
-    return names, units
-
-
-def _spatial_axes(where: str, names: list[str], shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Positions of z, y and x among the axes; every other axis must have length 1."""
-    if any(names.count(axis) != 1 for axis in AXES):
-        raise InputError(f"{where}: not 3D: axes {', '.join(names)}, expected z, y, x")
-    for name, n in zip(names, shape, strict=True):
-        if name not in AXES and n != 1:
-            raise InputError(f"{where}: {n} entries along axis {name!r}, expected one: save one of them as a volume")
-    return (names.index("z"), names.index("y"), names.index("x"))
-
-
-def _transform(
-    where: str, multiscale: dict[str, Any], dataset: dict[str, Any], ndim: int
-) -> tuple[list[float] | None, list[float]]:
-    """Scale (None where none is given) and translation per axis: the dataset's transformations, then the image's."""
-    scale, shift, scaled = [1.0] * ndim, [0.0] * ndim, False
-    for owner in (dataset, multiscale):
-        for step in owner.get("coordinateTransformations") or []:
-            kind = step.get("type") if isinstance(step, dict) else None
-            if kind == "identity":
-                continue
-            factors = _numbers(step.get(kind), ndim) if kind in ("scale", "translation") else None
-            if factors is None:
-                raise InputError(
-                    f"{where}: coordinate transformation {step}, expected a scale or translation of {ndim} numbers"
-                )
-            if kind == "scale":
-                scaled = True
-                scale = [a * f for a, f in zip(scale, factors, strict=True)]
-                shift = [a * f for a, f in zip(shift, factors, strict=True)]
-            else:
-                shift = [a + f for a, f in zip(shift, factors, strict=True)]
-    return scale if scaled else None, shift
-
-
-def _numbers(values: Any, count: int) -> list[float] | None:
-    """`values` if they are `count` finite numbers."""
-    if not isinstance(values, list) or len(values) != count:
-        return None
-    numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    return numbers if len(numbers) == count else None
-
-
-def _to_angstrom(
-    where: str,
-    spatial: tuple[int, int, int],
-    scale: list[float] | None,
-    shift: list[float],
-    units: list[str | None],
-    voxel_size: Point | None,
-) -> tuple[Point, Point]:
-    """Voxel size and origin in Å (z, y, x); a given `voxel_size` replaces the file's and leaves a known origin."""
-    own = [units[axis] for axis in spatial]
-    factors = [_ANGSTROM.get(unit, math.nan) if unit else math.nan for unit in own]
-    steps = [scale[axis] if scale else math.nan for axis in spatial]
-    found = [float(f"{step * factor:.9g}") for step, factor in zip(steps, factors, strict=True)]
-    moved = [shift[axis] for axis in spatial]
-    if all(map(plausible_voxel, found)):
-        origin = [by * factor for by, factor in zip(moved, factors, strict=True)]
-        z, y, x = found
-    elif voxel_size is None:
+def _check_chunks(where: str, array: zarr.Array[Any]) -> None:
+    """Refuse chunks so small that reading takes for ever; the size of larger ones is checked where they are decoded."""
+    chunks = math.prod(-(-min(n, _SAMPLE) // c) for n, c in zip(array.shape, array.chunks, strict=True))
+    if chunks > _MOST_SAMPLED_CHUNKS:
         raise InputError(
-            f"{where}: no usable voxel size (scale z, y, x: {steps if scale else 'missing'}; "
-            f"units: {', '.join(unit or 'missing' for unit in own)}); {ASK_VOXEL_SIZE}"
+            f"{where}: stored in chunks of {' x '.join(map(str, array.chunks))} voxels, too small to be read in good "
+            "time: write it with larger ones, e.g. 128 x 128 x 128"
         )
-    else:
-        z, y, x = voxel_size
-        # A translation has the unit of the scale, so it is known in voxels even where the unit is not.
-        in_voxels = [by / step if step > 0 else 0.0 for by, step in zip(moved, steps, strict=True)]
-        origin = [by * size for by, size in zip(in_voxels, voxel_size, strict=True)]
-    return voxel_size or (z, y, x), (origin[0], origin[1], origin[2])
 
 
 def _read_block(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Array:
@@ -281,6 +234,8 @@ def _read_block(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Arr
         selection[axis] = part
     try:
         values = np.asarray(array[tuple(selection)])
+    except StoreError:  # the storage, not what lies in it
+        raise
     except Exception as err:
         place = ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(AXES, block, strict=True))
         raise InputError(f"{source.url}/{source.level}: damaged at {place}: {_one_line(err)}") from err

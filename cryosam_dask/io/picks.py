@@ -5,9 +5,8 @@ Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `sta
 
 from __future__ import annotations
 
-import io
+import csv
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -19,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
-from cryosam_dask.io.frame import parse_voxel_size
+from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
 from cryosam_dask.io.star import read_star, star_text
+from cryosam_dask.io.text import MOST_COLUMNS, number, numbers, read_lines
 from cryosam_dask.types import AXES, Pick, Shape3
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def write_picks(
     write_text(path, text)
 
 
+@one_line_errors()
 def read_points(
     path: str | PathLike[str],
     *,
@@ -105,23 +106,21 @@ def read_points(
 
     path = Path(path)
     if _format(path, format) == "csv":
-        columns = _read_csv(path, _read_text(path))
+        columns: dict[str, list[str]] = _read_csv(path, read_lines(path))
     else:
-        _read_text(path)
         size = parse_voxel_size(voxel_size)
-        columns = read_star(path, voxel_size=size, shape=shape, tomogram_name=tomogram_name)
+        columns = read_star(path, read_lines(path), voxel_size=size, shape=shape, tomogram_name=tomogram_name)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
-    table = pd.DataFrame({axis: _floats(path, axis, columns.pop(axis), lowest=0.0) for axis in AXES})
+    found: dict[str, Any] = {axis: _coordinates(path, axis, columns.pop(axis)) for axis in AXES}
     if "score" in columns:
-        table["score"] = _floats(path, "score", columns.pop("score"))
+        found["score"] = numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
-        table["instance"] = _integers(path, "instance", columns.pop("instance"))
-    for name, values in columns.items():
-        table[name] = _tidy(values)
-    return table
+        found["instance"] = _integers(path, "instance", columns.pop("instance"))
+    return pd.DataFrame({**found, **{name: _tidy(values) for name, values in columns.items()}})
 
 
+@one_line_errors()
 def check_points(points: ArrayLike | pd.DataFrame, shape: Shape3) -> NDArray[np.float64]:
     """`points` as (N, 3) float64 (z, y, x), all in the tomogram of `shape`: 0 ≤ coordinate ≤ size − 1.
 
@@ -133,7 +132,7 @@ def check_points(points: ArrayLike | pd.DataFrame, shape: Shape3) -> NDArray[np.
     try:
         array = np.array(points, dtype=np.float64, ndmin=2)
     except (TypeError, ValueError) as err:
-        raise InputError(f"points {points!r}: expected numbers Z,Y,X") from err
+        raise InputError(f"points {shown(points)}: expected numbers Z,Y,X") from err
     if array.ndim != 2 or array.shape[1] != 3 or not len(array):
         raise InputError(f"points of shape {array.shape}: expected three numbers Z,Y,X for each of one or more points")
     top = np.asarray(shape) - 1
@@ -174,72 +173,70 @@ def _format(path: Path, asked: str | None) -> str:
     )
 
 
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-            if b"\0" in start:  # before the rest is loaded: it may be a tomogram
-                raise InputError(f"{path}: not a text file, expected points as CSV or STAR")
-            text = (start + file.read()).decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise InputError(f"{path}: not a text file in UTF-8 (byte {err.start}), expected CSV or STAR") from err
-    except FileNotFoundError as err:
-        raise InputError(f"{path}: no such file") from err
-    except OSError as err:
-        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
-    if not text.strip():
-        raise InputError(f"{path}: empty, expected points as CSV or STAR")
-    return text
+def _read_csv(path: Path, lines: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of text by lower-case name; those without a name (an index, empty cells of a spreadsheet) are left out.
 
-
-def _read_csv(path: Path, text: str) -> dict[str, list[Any]]:
-    """Columns by lower-case name, values as text: read by `float` they are exact, and a bad one can be shown."""
-    import pandas as pd
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # rows longer than the header only warn, and lose a column
-            table = pd.read_csv(
-                io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True, comment="#", index_col=False
-            )
-    except (ValueError, pd.errors.ParserWarning) as err:
-        raise InputError(f"{path}: not a readable CSV: {' '.join(str(err).split())}") from err
-    columns = {str(name).strip().lower(): table[name].tolist() for name in table.columns}
-    missing = [axis for axis in AXES if axis not in columns]
-    if missing:
-        found = ", ".join(list(columns)[:8])[:200]
-        raise InputError(f"{path}: no column {', '.join(missing)}: expected a header with z,y,x, found {found!r}")
-    return columns
-
-
-def _floats(path: Path, name: str, values: Iterable[Any], lowest: float = -math.inf) -> NDArray[np.float64]:
-    numbers = []
-    for row, value in enumerate(values, start=1):
+    Empty lines and what follows a `#` are no part of the table. A value stays on its line, even where it is quoted.
+    """
+    names: list[str] = []
+    rows: list[list[str]] = []
+    for place, line in enumerate(lines, start=1):
+        text = line if '"' in line and not line.lstrip().startswith("#") else line.partition("#")[0]
+        if not text.strip():
+            continue
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f"{path}: row {row}: {name} is '{value}', expected a number")
-        if number < lowest:
-            raise InputError(f"{path}: row {row}: {name} is {number:g}, outside the tomogram (voxels count from 0)")
-        numbers.append(number)
-    return np.array(numbers, dtype=np.float64)
+            row = next(csv.reader([text], skipinitialspace=True, strict=True))
+        except csv.Error as err:
+            raise InputError(f"{path}: not a readable CSV: line {place}: {err}") from err
+        if not names:
+            names = _header(path, row)
+        elif len(row) > len(names):
+            raise InputError(f"{path}: not a readable CSV: line {place}: {len(row)} values, expected {len(names)}")
+        else:
+            rows.append(row + [""] * (len(names) - len(row)))
+    if not names:
+        raise InputError(f"{path}: holds no points: nothing but comments")
+    return {name: [row[i] for row in rows] for i, name in enumerate(names) if name}
 
 
-def _integers(path: Path, name: str, values: Iterable[Any]) -> NDArray[np.int64]:
-    numbers = _floats(path, name, values)
-    if (numbers != np.round(numbers)).any() or (np.abs(numbers) > 2**53).any():
+def _header(path: Path, row: Sequence[str]) -> list[str]:
+    """The names of the columns; InputError unless z, y and x are among them and none comes twice."""
+    names = [name.strip().lower() for name in row]
+    if len(names) > MOST_COLUMNS:
+        raise InputError(f"{path}: {len(names)} columns, expected a header with z,y,x (at most {MOST_COLUMNS} columns)")
+    missing = [axis for axis in AXES if axis not in names]
+    if missing:
+        sign = next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
+        hint = f"; the columns must be separated by commas, not by {sign!r}" if sign else ""
+        raise InputError(
+            f"{path}: no column {', '.join(missing)}: expected a header with z,y,x, found '{shown(', '.join(names))}'"
+            f"{hint}"
+        )
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: the column {shown(twice)} comes twice")
+    return names
+
+
+def _coordinates(path: Path, axis: str, texts: Sequence[str]) -> NDArray[np.float64]:
+    found = numbers(path, axis, texts)
+    if (found < 0).any():
+        row = int(np.flatnonzero(found < 0)[0])
+        raise InputError(f"{path}: row {row + 1}: {axis} is {found[row]:g}, outside the tomogram (voxels count from 0)")
+    return found
+
+
+def _integers(path: Path, name: str, texts: Sequence[str]) -> NDArray[np.int64]:
+    found = numbers(path, name, texts)
+    if (found != np.round(found)).any() or (np.abs(found) > 2**53).any():
         raise InputError(f"{path}: column {name}: expected whole numbers")
-    return numbers.astype(np.int64)
+    return found.astype(np.int64)
 
 
-def _tidy(values: Iterable[Any]) -> Any:
+def _tidy(texts: Sequence[str]) -> Any:
     """A further column: numbers where all of it is numbers, else text."""
-    import pandas as pd
-
-    text = pd.Series(values)
-    try:
-        return pd.to_numeric(text)
-    except (TypeError, ValueError):
-        return text
+    found = [number(text) for text in texts]
+    if any(map(math.isnan, found)):
+        return list(texts)
+    whole = all(text.strip().lstrip("+-").isdigit() for text in texts) and all(abs(value) <= 2**53 for value in found)
+    return [int(value) for value in found] if whole else found

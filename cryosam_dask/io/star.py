@@ -1,4 +1,8 @@
-"""Particle positions as RELION's STAR files, read and written with the starfile library.
+"""Particle positions as RELION's STAR files.
+
+They are written with the starfile library and read by a stricter reader of this module's own: a table of points that
+is quietly cut or mixed up would be worse than none. Every row must have as many values as the table has columns,
+names of blocks and columns must differ, and what stands at the start of a value alone (`#`, quotes) is a sign.
 
 Two conventions, both taken from RELION's sources (`particle_set.cpp`, `tomogram_set.cpp`, `reconstruct_tomogram`):
 
@@ -16,16 +20,18 @@ Refined shifts are applied when read: position − Aᵀ · `rlnOriginX/Y/ZAngst`
 
 from __future__ import annotations
 
-import linecache
-import warnings
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.frame import ASK_VOXEL_SIZE
+from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
+from cryosam_dask.io.text import MOST_COLUMNS, numbers
 from cryosam_dask.types import Point, Shape3
 
 if TYPE_CHECKING:
@@ -42,9 +48,33 @@ _DIGITS = 6  # decimals in the file, RELION's own number
 
 Float64 = NDArray[np.float64]
 
+# A quoted value, a comment to the line's end, or what stands between spaces. A lone quote at the start matches none.
+_TOKEN = re.compile(r"""\s*(?:'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\#.*)|([^\s'"]\S*))""")
+
+
+@dataclass
+class Table:
+    """A data block: its columns of texts by name. Single values (no `loop_`) are columns of one row."""
+
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    looped: bool = False
+
+    def rows(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def keep(self, rows: Sequence[bool]) -> Table:
+        """The table of the rows that are True."""
+        columns = {k: [v for v, kept in zip(vs, rows, strict=True) if kept] for k, vs in self.columns.items()}
+        return Table(columns, self.looped)
+
 
 def star_text(
-    picks: pd.DataFrame, *, centred: bool, tomogram_name: str, voxel_size: Point | None, shape: Shape3 | None
+    picks: pd.DataFrame,
+    *,
+    centred: bool,
+    tomogram_name: str | Sequence[str],
+    voxel_size: Point | None,
+    shape: Shape3 | None,
 ) -> str:
     """The text of a STAR file of `picks` (z, y, x, score, instance), in voxels; `centred` is RELION 5's convention.
 
@@ -57,7 +87,8 @@ def star_text(
     if centred:
         size, half = _centring(voxel_size, shape, "STAR in RELION 5's convention")
         positions, columns = (positions - half) * size, CENTRED
-    table = pd.DataFrame({NAMES[0]: [tomogram_name] * len(picks)})
+    named = [tomogram_name] * len(picks) if isinstance(tomogram_name, str) else list(tomogram_name)
+    table = pd.DataFrame({NAMES[0]: named})
     for axis in (2, 1, 0):
         table[columns[axis]] = positions[:, axis]
     table[SCORE] = picks["score"].to_numpy(dtype=float)
@@ -69,27 +100,28 @@ def star_text(
 
 
 def read_star(
-    path: Path, *, voxel_size: Point | None, shape: Shape3 | None, tomogram_name: str | None
-) -> dict[str, list[Any]]:
-    """Columns z, y, x in voxels, and score and instance where the file has them, unchecked.
+    path: Path, lines: Sequence[str], *, voxel_size: Point | None, shape: Shape3 | None, tomogram_name: str | None
+) -> dict[str, list[str]]:
+    """Columns z, y, x in voxels, and score and instance where the file has them, unchecked, as texts.
 
-    Of several tomograms in one file, `tomogram_name` says which. Raises InputError for a file that is no STAR, has no
-    coordinates, or whose convention needs a `voxel_size` or `shape` that is None.
+    `path` is what errors name, `lines` its text. Of several tomograms in one file, `tomogram_name` says which. Raises
+    InputError for a file that is no STAR, has no coordinates, or whose convention needs a `voxel_size` or `shape` that
+    is None.
     """
-    blocks = _parse(path)
-    table = _particles(path, blocks)
-    table = _one_tomogram(path, table, tomogram_name)
+    tables = _parse(path, lines)
+    table = _one_tomogram(path, _particles(path, tables), tomogram_name)
     known = voxel_size is not None and shape is not None
-    if set(CENTRED) <= set(table.columns) and (known or not set(PIXELS) <= set(table.columns)):
-        size, half = _centring(voxel_size, shape, f"{path}: centred coordinates")
-        positions = _numbers(path, table, CENTRED) / size + half
-    else:
-        positions = _numbers(path, table, PIXELS) * _binning(path, blocks, table, voxel_size)
-    positions = np.round(positions - _shifts(path, table, voxel_size), _DIGITS) + 0.0
-    columns: dict[str, list[Any]] = {axis: positions[:, i].tolist() for i, axis in enumerate("zyx")}
+    with np.errstate(all="ignore"):  # what overflows is refused as no number
+        if set(CENTRED) <= set(table.columns) and (known or not set(PIXELS) <= set(table.columns)):
+            size, half = _centring(voxel_size, shape, f"{path}: centred coordinates")
+            positions = _numbers(path, table, CENTRED) / size + half
+        else:
+            positions = _numbers(path, table, PIXELS) * _binning(path, tables, voxel_size)
+        positions = np.round(positions - _shifts(path, table, voxel_size), _DIGITS) + 0.0
+    columns = {axis: list(map(repr, positions[:, i].tolist())) for i, axis in enumerate("zyx")}
     for name, column in (("score", SCORE), ("instance", INSTANCE)):
         if column in table.columns:
-            columns[name] = table[column].tolist()
+            columns[name] = table.columns[column]
     return columns
 
 
@@ -99,88 +131,116 @@ def _centring(voxel_size: Point | None, shape: Shape3 | None, what: str) -> tupl
     return np.asarray(voxel_size, dtype=float), np.asarray(shape, dtype=float) / 2
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    import starfile
+def _parse(path: Path, lines: Sequence[str]) -> list[Table]:
+    """The data blocks of a STAR file."""
 
-    # The parser reads through linecache, which would serve a stale copy of a file that was rewritten.
-    linecache.checkcache(str(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            blocks: dict[str, Any] = starfile.read(path, always_dict=True, parse_as_string=NAMES)
-    except Exception as err:
-        raise InputError(f"{path}: not a readable STAR file: {' '.join(str(err).split())}") from err
-    if not blocks:
+    def unreadable(number: int, why: str) -> InputError:
+        return InputError(f"{path}: not a readable STAR file: line {number}: {why}")
+
+    tables: list[Table] = []
+    names: set[str] = set()
+    for number, tokens in _token_lines(path, lines):
+        first = tokens[0]
+        if first.startswith("data_") and len(tokens) == 1:
+            if first in names:
+                raise unreadable(number, f"a second block {shown(first)}")
+            names.add(first)
+            tables.append(Table())
+        elif not tables:
+            continue  # what stands before the first block is nobody's
+        elif first == "loop_":
+            if tables[-1].columns or tables[-1].looped:
+                raise unreadable(number, "a second table in one block")
+            tables[-1].looped = True
+        elif first.startswith("_") and not (tables[-1].looped and tables[-1].rows()):
+            table, label = tables[-1], first[1:]
+            if label in table.columns or len(table.columns) == MOST_COLUMNS:
+                raise unreadable(number, f"{shown(label)} again, or more than {MOST_COLUMNS} columns")
+            if not table.looped and len(tokens) != 2:
+                raise unreadable(number, f"{len(tokens) - 1} values for {shown(label)}, expected one")
+            table.columns[label] = [] if table.looped else [tokens[1]]
+        else:
+            expected = len(tables[-1].columns) if tables[-1].looped else 0
+            if len(tokens) != expected or not expected:
+                raise unreadable(number, f"{len(tokens)} values, expected {expected}")
+            for column, token in zip(tables[-1].columns.values(), tokens, strict=True):
+                column.append(token)
+    if not tables:
         raise InputError(f"{path}: not a STAR file: no data block in it")
-    return blocks
+    return tables
 
 
-def _particles(path: Path, blocks: dict[str, Any]) -> pd.DataFrame:
-    """The first table with positions; a block of single values is a table of one row."""
-    import pandas as pd
+def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(line's number, its values) of each line that has any."""
+    for number, line in enumerate(lines, start=1):
+        if not ("'" in line or '"' in line or "#" in line):
+            tokens = line.split()
+        else:
+            tokens, place, line = [], 0, line.rstrip()
+            while place < len(line):
+                match = _TOKEN.match(line, place)
+                if match is None:
+                    raise InputError(f"{path}: not a readable STAR file: line {number}: a quote that does not end")
+                place = match.end()
+                if match[3] is None:
+                    tokens.append(next(text for text in match.groups() if text is not None))
+        if tokens:
+            yield number, tokens
 
+
+def _particles(path: Path, tables: Sequence[Table]) -> Table:
+    """The first table with positions."""
     found: list[str] = []
-    for block in blocks.values():
-        table = pd.DataFrame([block]) if isinstance(block, dict) else block
-        if not isinstance(table, pd.DataFrame):
-            continue
-        columns = set(table.columns)
-        if set(PIXELS) <= columns or set(CENTRED) <= columns:
+    for table in tables:
+        if set(PIXELS) <= set(table.columns) or set(CENTRED) <= set(table.columns):
             return table
-        found += [str(column) for column in table.columns]
+        found += table.columns
     raise InputError(
         f"{path}: no particle coordinates: expected rlnCoordinateX/Y/Z or rlnCenteredCoordinateX/Y/ZAngst, "
-        f"found {', '.join(found) or 'no columns'}"
+        f"found {shown(', '.join(found)) or 'no columns'}"
     )
 
 
-def _one_tomogram(path: Path, table: pd.DataFrame, tomogram_name: str | None) -> pd.DataFrame:
+def _one_tomogram(path: Path, table: Table, tomogram_name: str | None) -> Table:
     column = next((name for name in NAMES if name in table.columns), None)
-    names = sorted(set(table[column].astype(str))) if column else []
+    names = sorted(set(table.columns[column])) if column else []
     if column is None or len(names) < 2:
         return table
     if tomogram_name not in names:
-        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        listed = ", ".join(map(shown, names[:5])) + (", …" if len(names) > 5 else "")
         asked = "say which one" if tomogram_name is None else f"none of them {tomogram_name!r}"
-        raise InputError(f"{path}: points of {len(names)} tomograms ({shown}), {asked}")
-    return table[table[column].astype(str) == tomogram_name]
+        raise InputError(f"{path}: points of {len(names)} tomograms ({listed}), {asked}")
+    return table.keep([name == tomogram_name for name in table.columns[column]])
 
 
-def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Float64:
-    import pandas as pd
-
-    for column in columns:
-        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise InputError(f"{path}: row {bad[0] + 1}: {column} is '{table[column].iloc[bad[0]]}', expected a number")
-    return np.stack([pd.to_numeric(table[column]).to_numpy(dtype=np.float64) for column in columns], axis=1)
+def _numbers(path: Path, table: Table, columns: list[str]) -> Float64:
+    return np.stack([numbers(path, column, table.columns[column]) for column in columns], axis=1)
 
 
-def _binning(path: Path, blocks: dict[str, Any], table: pd.DataFrame, voxel_size: Point | None) -> Float64:
+def _binning(path: Path, tables: Sequence[Table], voxel_size: Point | None) -> Float64:
     """Voxels per pixel of the file (z, y, x): 1 unless the file says that its pixels are the tilt series'."""
-    import pandas as pd
-
     sizes: set[float] = set()
-    for block in (table, *blocks.values()):
-        if PIXEL_SIZE in block:
-            values = block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
-            sizes.update(_numbers(path, values, [PIXEL_SIZE]).ravel().tolist())
+    for table in tables:
+        if PIXEL_SIZE in table.columns:
+            sizes.update(_numbers(path, table, [PIXEL_SIZE]).ravel().tolist())
     if not sizes:
         return np.ones(3)
     if len(sizes) > 1:
-        raise InputError(f"{path}: several tilt series pixel sizes ({sorted(sizes)} Å), expected one: split the file")
+        found = shown(", ".join(f"{size:g}" for size in sorted(sizes)))
+        raise InputError(f"{path}: several tilt series pixel sizes ({found} Å), expected one: split the file")
+    if not plausible_voxel(size := sizes.pop()):
+        raise InputError(f"{path}: {PIXEL_SIZE} is {size:g} Å, which no camera's pixels are")
     if voxel_size is None:
         raise InputError(
-            f"{path}: coordinates in pixels of {sizes.pop():g} Å: the tomogram's voxel size is needed; {ASK_VOXEL_SIZE}"
+            f"{path}: coordinates in pixels of {size:g} Å: the tomogram's voxel size is needed; {ASK_VOXEL_SIZE}"
         )
-    return sizes.pop() / np.asarray(voxel_size, dtype=float)
+    return size / np.asarray(voxel_size, dtype=float)
 
 
-def _shifts(path: Path, table: pd.DataFrame, voxel_size: Point | None) -> Float64:
+def _shifts(path: Path, table: Table, voxel_size: Point | None) -> Float64:
     """The refined shifts in voxels (z, y, x), to be subtracted."""
     if not set(SHIFTS) <= set(table.columns):
-        return np.zeros((len(table), 3))
+        return np.zeros((table.rows(), 3))
     shifts = _numbers(path, table, SHIFTS)
     if not shifts.any():
         return shifts

@@ -39,6 +39,7 @@ _FEEDBACK = (2, 4, 8, 16, 32)  # proposals that join the clicked particles as ex
 _FEEDBACK_LIMIT = 1.3  # … only when they are this near
 _NULL_SHARE = 0.6  # a particle is nearer than this share of the distance that places without one have
 _SUPPORT = 4  # nearest proposals that tell which description of the query has more of its like
+_LIKELY = 0.1  # by how much, in log distance, a contrast twice or half the donor's must bring its like nearer
 _CALM = 0.5  # share of the random places, the calmest, that surely hold no particle
 _GATHERED = 250_000  # samples that are gathered for shells at a time
 _COMPARED = 4096  # profiles that are compared at a time
@@ -273,6 +274,48 @@ def best_described(
         return float(distance[order].mean()) / _bound(null, query, covariance) if len(order) else 0.0
 
     return min(options, key=nearness)
+
+
+def best_contrasted(
+    centres: Float64,
+    profiles: Float64,
+    options: list[Float64],
+    contrasts: list[float],
+    mean: float,
+    background: Float64,
+    radius: float,
+    fitted: Float64,
+) -> Float64:
+    """The description (m, P) of particles clicked in another tomogram, at the contrast that they have in this one.
+
+    Parameters
+    ----------
+    options : descriptions in this tomogram's grey values, as if its particles stood out as much as the donor's
+    contrasts : factors to try, of shell means about `mean`, the tomogram's, and of deviations within shells
+    The other arguments are those of `distances`.
+
+    Notes
+    -----
+    Grey values in units of their deviation differ between tomograms: most of the deviation is noise, and where there
+    is less of it the same particle stands out more. The contrast is that at which the particle's like is nearest, by
+    the geometric mean of the four nearest distances in units of what noise attains: one or two of a kind are enough
+    to decide. None at all must not make a likeness of something else, so contrasts near 1 are preferred a little.
+    """
+    middle, noise = _background(background)
+    null = fitted[_calm(background, _CALM)]
+    level = np.repeat([mean, 0.0], profiles.shape[1] // 2)
+
+    def unlikeness(contrast: float, queries: Float64) -> float:
+        query = queries.mean(axis=0)
+        covariance = noise * (1 + 1 / len(queries)) + _variety(query, middle)
+        distance = _distance(profiles, query, covariance)
+        nearest = distance[non_maximum_suppression(centres, -distance, radius, _SUPPORT)]
+        logs = np.log(np.maximum(nearest / _bound(null, query, covariance), 1e-3))
+        return float(logs.mean()) + _LIKELY * abs(math.log2(contrast)) if len(logs) else 0.0
+
+    tried = [(contrast, level + contrast * (queries - level)) for queries in options for contrast in contrasts]
+    best: Float64 = min(tried, key=lambda one: unlikeness(*one))[1]
+    return best
 
 
 def similarity(distance: Float64) -> Float64:

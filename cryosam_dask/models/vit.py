@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosam_dask.errors import MemoryLimitError, ModelError, SettingsError
+from cryosam_dask.models.checkpoint import load_into, read_state_dict
 from cryosam_dask.models.sam_attention import fuse
-from cryosam_dask.models.weights import load_into, read_state_dict
 from cryosam_dask.types import Float32
 
 if TYPE_CHECKING:

@@ -6,9 +6,11 @@ A weights file is one of three kinds.
 - *Pinned*: no published SHA-256 was found to compare with (DINO, DINOv3, and any other model of timm). The hash seen at
   the first use is written beside the file (`FILE.sha256`, the format of `sha256sum`) and checked before every later
   load. This notices a file that changed or was cut; it can't tell whether the first download was the right one.
-- *Given*: a path in the model's spec, `NAME=PATH`. It is the user's choice and is compared with nothing.
+- *Given*: a path in the model's spec, `NAME=PATH`. It is the user's choice and is compared with nothing; what guards
+  against code in it is that PyTorch files are read with `weights_only=True`, and safetensors hold no code.
 
-In every case the hash of the file in use goes into the fingerprints (`registry.weights_identity`).
+Downloads come by https alone (http from this machine's own loopback), go to a temporary file, and get their name only
+with the right hash. In every case the hash of the file in use goes into the fingerprints (`registry.weights_identity`).
 Files are kept in `$CRYOSAM_CACHE`, else in the user's cache directory.
 """
 
@@ -16,17 +18,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 import sys
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from cryosam_dask.errors import ModelError
-
-if TYPE_CHECKING:
-    import torch
 
 CACHE_VARIABLE = "CRYOSAM_CACHE"
 """Environment variable that names the directory of downloaded weights."""
@@ -110,8 +112,12 @@ def hub_source(repository: str, file: str = "model.safetensors") -> Source:
 
     Its name in the cache is made of the repository's, as most files there have the same name.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return Source(f"{endpoint}/{repository}/resolve/main/{file}", f"{repository.replace('/', '--')}--{file}")
+    url = f"{_hub_endpoint()}/{repository}/resolve/main/{file}"
+    return Source(url, f"{repository}/{file}".replace("/", "--"))
+
+
+def _hub_endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def locate(name: str, source: Source | None, path: str | None) -> WeightsFile:
@@ -166,8 +172,17 @@ def _pin_file(target: Path) -> Path:
 
 def _pinned(target: Path) -> str | None:
     pin = _pin_file(target)
-    words = pin.read_text().split() if pin.is_file() else []
-    return words[0] if words else None
+    if not pin.is_file():
+        return None
+    try:
+        with pin.open("rb") as file:
+            words = file.read(1024).split()
+    except OSError as error:
+        raise ModelError(f"{pin} can't be read: {error.strerror or error}") from error
+    if not words or not re.fullmatch(rb"[0-9a-f]{64}", words[0]):
+        # Taking it for absent would trust whatever file lies beside it.
+        raise ModelError(f"{pin} holds no SHA-256, it is damaged; delete it and {target.name} to download them again")
+    return words[0].decode()
 
 
 def _verified(name: str, source: Source, target: Path) -> str:
@@ -199,10 +214,17 @@ def _download(name: str, source: Source, target: Path) -> None:
     """Fetch `source` to `target`. Pooch writes to a temporary file and moves it, so `target` is never a part."""
     import pooch
 
+    _check_secure(name, source.url)
     terminal = sys.stderr.isatty()
     pooch.get_logger().setLevel("INFO" if terminal else "WARNING")
     token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token and "/resolve/main/" in source.url else {}
+    headers = {"Authorization": f"Bearer {token}"} if token and source.url.startswith(f"{_hub_endpoint()}/") else {}
+
+    def check_redirect(response: Any, **_: Any) -> None:
+        if response.is_redirect:
+            _check_secure(name, urljoin(response.url, response.headers["location"]))
+
+    downloader = pooch.HTTPDownloader(progressbar=terminal, headers=headers, hooks={"response": check_redirect})
     store = pooch.create(
         path=target.parent,
         base_url="",
@@ -211,13 +233,32 @@ def _download(name: str, source: Source, target: Path) -> None:
         retry_if_failed=RETRIES,
     )
     try:
-        store.fetch(source.file, downloader=pooch.HTTPDownloader(progressbar=terminal, headers=headers))
+        store.fetch(source.file, downloader=downloader)
+        _share(target)
     except (ValueError, OSError) as error:  # requests' own errors are OSErrors
         digest = f"SHA-256 {source.sha256}" if source.sha256 else "no published SHA-256"
         raise ModelError(
             f"weights of {name} could not be downloaded ({_reason(error, source.url)}); put {source.url} at {target} "
             f"({digest}), or give a local file as {name}=PATH; --models builtin needs no weights"
         ) from error
+
+
+def _check_secure(name: str, url: str) -> None:
+    """Refuse an address where somebody on the way could put another file."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")):
+        raise ModelError(
+            f"weights of {name}: {parts.scheme or 'no'}://{parts.hostname}: expected an https address; give a local "
+            f"file as {name}=PATH"
+        )
+
+
+def _share(path: Path) -> None:
+    """The mode that any new file has: temporary ones, which this one was, are their owner's alone."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.touch()
+    path.chmod(stat.S_IMODE(new.stat().st_mode))
+    new.unlink()
 
 
 def _reason(error: Exception, url: str) -> str:
@@ -228,82 +269,3 @@ def _reason(error: Exception, url: str) -> str:
     if text.startswith(("401", "403")):
         return f"{text}: the server wants a login; accept the model's licence there and set HF_TOKEN"
     return text
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint (.safetensors or a PyTorch file) as a flat dict of tensors on the CPU.
-
-    PyTorch files are read with `weights_only=True`: nothing in them is executed. A dict inside `model`, `state_dict`
-    or `teacher` is unwrapped.
-
-    Raises
-    ------
-    ModelError
-        The file is cut, or is no checkpoint.
-    """
-    tensors = _unwrap(_read(path))
-    if not tensors:
-        raise ModelError(f"weights file {path}: expected a dict of tensors, found none; it is no checkpoint")
-    return tensors
-
-
-def _read(path: Path) -> Any:
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-
-    malformed = (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, KeyError, OSError)
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(9)
-        if path.suffix == ".safetensors" or head[8:9] == b"{":  # eight bytes of header size, then JSON
-            import safetensors.torch
-
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except malformed as error:
-        size = path.stat().st_size if path.is_file() else 0
-        raise ModelError(
-            f"weights file {path} ({size:,} bytes) is cut or is no checkpoint ({type(error).__name__}); expected a "
-            f"PyTorch or safetensors file, download it again"
-        ) from error
-
-
-def _unwrap(read: Any) -> dict[str, torch.Tensor]:
-    import torch
-
-    if not isinstance(read, dict):
-        return {}
-    for key in ("model", "state_dict", "teacher"):
-        if isinstance(read.get(key), dict):
-            return _unwrap(read[key])
-    return {key: value for key, value in read.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
-
-
-def load_into(
-    module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path, assign: bool = False
-) -> None:
-    """Load all of `module`'s weights from `tensors`; a classifier (`head…`) in the file is left out.
-
-    `assign` puts the tensors themselves into the module, as one built on the meta device needs.
-
-    Raises
-    ------
-    ModelError
-        A tensor is missing, has another shape, or has no place in the model.
-    """
-    try:
-        missing, unexpected = module.load_state_dict(tensors, strict=False, assign=assign)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-        detail = lines[0] if lines else str(error).splitlines()[0]
-        raise ModelError(
-            f"weights file {path} does not fit {name}: {detail} ({len(lines)} such); is it for another model size?"
-        ) from error
-    unexpected = [key for key in unexpected if not key.startswith(("head", "fc_norm"))]
-    if missing or unexpected:
-        raise ModelError(
-            f"weights file {path} does not fit {name}: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} with no place in the model {unexpected[:3]}; is it for another model?"
-        )

@@ -69,7 +69,7 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
     units: list[Unit] = []
     for axis in AXES:
         grid = token_grid(shape, axis, settings, info.patch)
-        for start, stop in geometry.slabs(shape[geometry.axis_index(axis)], unit_slices(axis)):
+        for start, stop in geometry.slabs(shape[geometry.axis_index(axis)], layout.feature_slices(axis)):
             units.append(
                 Unit(
                     name=f"{axis} {start}:{stop}",
@@ -89,14 +89,6 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
                 )
             )
     return _stage(NAME, work, settings, upstream, units)
-
-
-def unit_slices(axis: Axis) -> int:
-    """Slices of one unit: half a chunk, so that the units of a view read each chunk of the tomogram twice.
-
-    Smaller units would read it more often; larger ones hold more at a time, and fewer workers can share a view.
-    """
-    return max(layout.SLAB, layout.CHUNK[geometry.axis_index(axis)] // 2)
 
 
 def _slabs(start: int, stop: int) -> list[range]:

@@ -6,6 +6,7 @@ whole chunks on every level, and one row of statistics. So its memory does not d
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 from importlib import metadata
@@ -20,6 +21,8 @@ from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import images
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, ome
+from cryosam_dask.store.address import public
+from cryosam_dask.store.filesystem import expect
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
@@ -69,7 +72,7 @@ def create_store(url: str, source: TomogramSource, path: str) -> RunStore:
         {
             "version": __version__,
             "packages": _versions(),
-            "input": {"path": path, **source.identity},
+            "input": {"path": public(path), **source.identity},
             "shape": list(source.shape),
             "voxel_size": list(source.voxel_size),
             "origin": list(source.origin),
@@ -104,17 +107,27 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
     store.root.attrs["ome"] = {"version": "0.5", "multiscales": scales}
 
 
+def is_of(store: RunStore, source: TomogramSource) -> bool:
+    """Whether a run was made of this very source, whatever its file is called."""
+    known, own = store.info, {**_content(source), "voxel_size": source.voxel_size, "origin": source.origin}
+    found = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name")}
+    described = {**found, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
+    return bool(json.loads(json.dumps(described)) == json.loads(json.dumps(own)))
+
+
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Read a box, check it, write it on all levels with its statistics."""
     params = unit.params
     options = params["options"]
+    expect(params["path"])  # the driver has read it
     source = open_tomogram(params["path"], voxel_size=options.get("voxel_size"), unsigned=options.get("unsigned"))
     if _content(source) != settings["input"]:
-        raise InputError(f"{params['path']}: the file changed since the run began; use another --out or --overwrite")
+        shown = public(params["path"])
+        raise InputError(f"{shown}: the file changed since the run began; use another --out or --overwrite")
     store = RunStore.open(context.url, "r+")
     z, y, x = ((int(a), int(b)) for a, b in params["box"])
     voxels = source.read(geometry.box_slices((z, y, x)))
-    _check_finite(voxels, (z[0], y[0], x[0]), params["path"])
+    _check_finite(voxels, (z[0], y[0], x[0]), public(params["path"]))
     voxels = voxels.astype(stored_dtype(voxels.dtype), copy=False)
     store.array(layout.STATISTICS)[params["index"]] = images.summarize(voxels)
     for level in range(layout.level_count(source.shape)):
@@ -156,5 +169,5 @@ def finish(store: RunStore, path: str) -> None:
         return
     merged = images.merge_summaries(store.read(layout.STATISTICS))
     if not merged.std > 0 or not merged.high > merged.low:
-        raise InputError(f"{path}: all voxels are (nearly) {merged.mean:g}; expected a tomogram with contrast")
+        raise InputError(f"{public(path)}: all voxels are (nearly) {merged.mean:g}; expected a tomogram with contrast")
     store.update_info(statistics=merged.to_json())

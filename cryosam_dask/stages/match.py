@@ -27,7 +27,7 @@ from cryosam_dask.types import Axis, Bool, Float32, Shape3
 CELLS: Shape3 = (64, 128, 128)
 """Cells in a unit, at most, and in a chunk of the similarity."""
 
-VOXELS: Shape3 = (64, 256, 256)
+VOXELS: Shape3 = layout.SIMILARITY_VOXELS
 """The same for a unit of ratio 1, which has fewer tokens for each cell."""
 
 SAMPLES = 4096

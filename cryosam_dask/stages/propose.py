@@ -6,6 +6,7 @@ It is small work on gathered candidates, which the driver does itself.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,8 @@ def choose(
 ) -> list[str]:
     """Choose the prompts among scored points and write them, the user's own first. Returns what a user should know.
 
-    A proposal within `radius` of a user's prompt stands for the same particle and is left out.
+    A proposal within `radius` of a user's prompt stands for the same particle and is left out. A borrowed query has no
+    prompts, and there may be no proposals either.
     """
     prompts = np.asarray(store.read(f"{layout.query(name)}/points"), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
@@ -101,19 +103,35 @@ def choose(
         points, scores = points[chosen], scores[chosen]
     else:
         points, scores = points[: settings.count], scores[: settings.count]
-    new = np.array([np.linalg.norm(prompts - point, axis=1).min() > radius for point in points], bool)
+    new = np.array([(np.linalg.norm(prompts - point, axis=1) > radius).all() for point in points], bool)
     points = np.concatenate([prompts, points[new]])
     scores = np.concatenate([np.ones(len(prompts)), scores[new]])
-    where = layout.proposals(name)
-    store.put(f"{where}/points", points, ("prompt", "axis"), {"units": "voxel", "order": "z, y, x"})
-    store.put(f"{where}/scores", scores.astype(np.float32), ("prompt",))
-    store.group(where).attrs.update({"upstream": upstream, "given": len(prompts), "nms_radius": radius})
+    where, stored = layout.proposals(name), scores.astype(np.float32)
+    described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius}
+    if not _is_there(store, where, points, stored, described):
+        # half-written ones are none
+        store.group(where).attrs["upstream"] = None
+        store.put(f"{where}/points", points, ("prompt", "axis"), {"units": "voxel", "order": "z, y, x"})
+        store.put(f"{where}/scores", stored, ("prompt",))
+        store.group(where).attrs.update(described)
     return notes
+
+
+def _is_there(store: RunStore, where: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:
+    """Whether these very proposals are stored."""
+    try:
+        if where not in store or any(store.group(where).attrs.get(key) != described[key] for key in described):
+            return False
+        same = np.array_equal(store.read(f"{where}/points"), points)
+        return same and np.array_equal(store.read(f"{where}/scores"), scores)
+    except StoreError:
+        return False
 
 
 def read(store: RunStore, name: str) -> tuple[Float64, str]:
     """The prompts (n, 3) and the fingerprint of the matching that they come from."""
     where = layout.proposals(name)
-    if f"{where}/points" not in store:
+    upstream = store.group(where).attrs.get("upstream") if where in store else None
+    if not isinstance(upstream, str):
         raise StoreError(f"{store.url}: no proposals for {name!r} yet; run `cryosam match` first")
-    return np.asarray(store.read(f"{where}/points"), float), str(store.group(where).attrs["upstream"])
+    return np.asarray(store.read(f"{where}/points"), float), upstream

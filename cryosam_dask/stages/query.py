@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.errors import InputError
+from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import verify
 from cryosam_dask.kernels.merging import center_of_mass
@@ -70,8 +71,12 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
 
 
 def _prompted_boxes(store: RunStore, name: str, groups: int) -> list[Box]:
-    paths = [layout.group(layout.query(name), group) for group in range(groups)]
-    boxes = [stored.as_box(b) for path in paths if path in store for b in stored.read_measured(store, path).box]
+    boxes: list[Box] = []
+    for group in range(groups):
+        # not there yet, or not written to its end: its unit runs again
+        with contextlib.suppress(StoreError):
+            found = stored.read_measured(store, layout.group(layout.query(name), group))
+            boxes += [stored.as_box(box) for box in found.box]
     z, y, x = ((0, min(TYPICAL, n)) for n in store.shape)
     return boxes or [(z, y, x)]
 

@@ -31,7 +31,7 @@ def stage_name(name: str) -> str:
 
 
 def group_path(name: str, index: int) -> str:
-    return f"{layout.proposals(name)}/profiles{index:05d}"
+    return layout.profiles(name, index)
 
 
 def blocks(points: NDArray[np.float64]) -> list[NDArray[np.intp]]:
@@ -154,7 +154,13 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[NDArray[np.float64
     centres, profiles = every("candidates", "centres"), every("candidates", "profiles")
     unmoved, fitted = every("background", "unmoved"), every("background", "profiles")
     radius = query_radius(store, name)
-    options = [np.asarray(store.read(f"{layout.query(name)}/{array}"), float) for array in ("profiles", "unmoved")]
-    queries = verify.best_described(centres, profiles, options, unmoved, radius, fitted)
+    where = layout.query(name)
+    options = [np.asarray(store.read(f"{where}/{array}"), float) for array in ("profiles", "unmoved")]
+    contrasts = store.array(f"{where}/profiles").attrs.get("contrasts")
+    if isinstance(contrasts, list):
+        factors, mean = [float(str(factor)) for factor in contrasts], float(store.info["statistics"]["mean"])
+        queries = verify.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
+    else:
+        queries = verify.best_described(centres, profiles, options, unmoved, radius, fitted)
     distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted)
     return centres, verify.similarity(distance)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask import geometry
+from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels.features import cosine
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
@@ -133,10 +134,9 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     where, index = settings["where"], unit.params["index"]
     points = [_point(p) for p in unit.params["points"]]
     state = layout.state(where, index)
+    before = _read_state(store, state)
     propagation = (
-        Propagation.from_arrays(_read_state(store, state), chosen)
-        if state in store
-        else Propagation.start(points, store.shape, chosen)
+        Propagation.start(points, store.shape, chosen) if before is None else Propagation.from_arrays(before, chosen)
     )
     waiting = _advance(context, store, chosen, propagation, unpack_marks(unit.params.get("embedded", "")))
     if waiting:
@@ -207,6 +207,13 @@ def _write_state(store: RunStore, path: str, arrays: dict[str, Array]) -> None:
     store.put(path, np.frombuffer(file.getvalue(), np.uint8), (f"byte_of_{path.rpartition('/')[2]}",))
 
 
-def _read_state(store: RunStore, path: str) -> dict[str, Array]:
-    with np.load(io.BytesIO(store.read(path).tobytes()), allow_pickle=False) as arrays:
+def _read_state(store: RunStore, path: str) -> dict[str, Array] | None:
+    """What a group has done so far; None where it has just begun, or its state was not written to the end."""
+    if path not in store:
+        return None
+    try:
+        packed = store.read(path).tobytes()
+    except StoreError:
+        return None
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         return dict(arrays)

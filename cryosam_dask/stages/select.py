@@ -18,6 +18,15 @@ from cryosam_dask.types import Bool
 SIZE_FACTOR = 2.0
 """An instance more than so many times larger or smaller than the prompted ones is something else, or a failed mask."""
 
+_NONE = stored.Measured(
+    prompt=np.empty(0, np.int64),
+    box=np.empty((0, 6), np.int64),
+    size=np.empty(0, np.int64),
+    quality=np.empty(0, np.float32),
+    similarity=np.empty(0, np.float32),
+)
+"""The instances of a borrowed query that has no like here: without prompts there are no groups."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -38,7 +47,7 @@ def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selec
     import pandas as pd
 
     where = layout.instances(name)
-    parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)]
+    parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)] or [_NONE]
     masks = stored.Masks(store, where)
     sources = [(g, i) for g, part in enumerate(parts) for i in range(len(part.prompt))]
     boxes = np.concatenate([part.box for part in parts])

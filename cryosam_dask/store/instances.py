@@ -103,6 +103,10 @@ _DIMS = {
 }
 
 
+ARRAYS = tuple(_DIMS)
+"""The arrays of a group."""
+
+
 def as_box(box: Array) -> Box:
     """(6,) bounds as (start, stop) per axis."""
     z0, y0, x0, z1, y1, x1 = (int(v) for v in box)

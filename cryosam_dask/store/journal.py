@@ -1,7 +1,7 @@
 """The run's journal: who ran what, when, for how long, on which device, and what failed and was tried again.
 
-One entry a command that ran any units, in the attributes of the group `journal`. The driver alone writes it: when a
-stage begins and ends, so that a command that was killed leaves its entry, without an end.
+One entry a command that ran any units, in the attributes of the group `journal`. The driver alone writes it: when the
+first unit of a stage has ended, every few seconds, and at its end. A killed command leaves an entry without end.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class StageEntry:
         if seconds > self.longest_seconds:
             self.longest, self.longest_seconds = name, seconds
 
+    def add_stage(self, skipped: int, projected: int) -> None:
+        """A turn of the stage ended: units that were done before, and bytes that the largest was projected to take."""
+        self.skipped = max(self.skipped, skipped)
+        self.projected = max(self.projected, projected)
+
     def add_failure(self, unit: str, worker: str, error: str, *, given_up: bool) -> None:
         """A unit failed; `error` is one line."""
         self.failed += given_up
@@ -105,17 +110,17 @@ class Journal:
         self._earlier: list[dict[str, Any]] | None = None
         self._written = 0.0
 
+    def __contains__(self, stage: str) -> bool:
+        return stage in self._stages
+
     def stage(self, name: str, device: str) -> StageEntry:
-        """The entry of a stage, which the caller adds to; `save` writes it."""
+        """The entry of a stage, which the caller adds to. What was added before is written, now and then."""
         if name not in self._stages:
             self._stages[name] = StageEntry(now(), device)
             self._write()
-        return self._stages[name]
-
-    def save(self) -> None:
-        """Write what is new, unless that was done a moment ago."""
-        if time.monotonic() - self._written >= PAUSE:
+        elif time.monotonic() - self._written >= PAUSE:
             self._write()
+        return self._stages[name]
 
     def close(self, outcome: str) -> None:
         """End the entry: "done", or what went wrong in one line. A command that ran nothing leaves none."""

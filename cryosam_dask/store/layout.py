@@ -41,6 +41,18 @@ GRAM_SIDE = 128
 CHUNK_BYTES = 4 << 20
 
 
+SIMILARITY_VOXELS: Shape3 = (64, 256, 256)
+"""Cells in a unit of matching on voxels, at most; on coarser cells a unit is a chunk."""
+
+
+def feature_slices(axis: Axis) -> int:
+    """Slices of a unit of features: half a chunk, so that the units of a view read each chunk of the tomogram twice.
+
+    Smaller units would read it more often; larger ones hold more at a time, and fewer workers can share a view.
+    """
+    return max(SLAB, CHUNK[AXES.index(axis)] // 2)
+
+
 def level_group(level: int) -> str:
     """Group of one resolution level; level 0 is full resolution."""
     return f"scale{level}"
@@ -123,6 +135,11 @@ def group(where: str, index: int) -> str:
 def state(where: str, index: int) -> str:
     """What a group that waits for planes has done so far."""
     return f"{where}/state{index:05d}"
+
+
+def profiles(name: str, index: int) -> str:
+    """What the tomogram looks like around the candidates, or the random places, of one unit."""
+    return f"{proposals(name)}/profiles{index:05d}"
 
 
 def picks(name: str) -> str:

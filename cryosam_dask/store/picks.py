@@ -31,17 +31,36 @@ COLUMNS = {
 
 
 def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str, Any]) -> None:
-    """Replace the picks of a query. Positions in ångström are written beside those in voxels."""
+    """Replace the picks of a query, unless they are these. Positions in ångström are written beside those in voxels.
+
+    The attributes come last: picks without them were not written to the end.
+    """
     where = layout.picks(name)
-    store.delete(where)
-    for column, unit in COLUMNS.items():
-        values = table[column].to_numpy()
-        store.put(f"{where}/{column}", values, ("pick",), {"units": unit} if unit else None)
+    columns = {column: (table[column].to_numpy(), unit) for column, unit in COLUMNS.items()}
     voxels = table[["z", "y", "x"]].to_numpy(dtype=float)
     positions = geometry.to_angstrom(voxels, store.voxel_size, store.origin)
     for i, axis in enumerate(("z", "y", "x")):
-        store.put(f"{where}/position_{axis}", positions[:, i].copy(), ("pick",), {"units": "angstrom"})
+        columns[f"position_{axis}"] = positions[:, i].copy(), "angstrom"
+    if _are_there(store, where, columns, attributes):
+        return
+    store.delete(where)
+    for column, (values, unit) in columns.items():
+        store.put(f"{where}/{column}", values, ("pick",), {"units": unit} if unit else None)
     store.group(where).attrs.update(attributes)
+
+
+def _are_there(store: RunStore, where: str, columns: dict[str, tuple[Any, str]], attributes: dict[str, Any]) -> bool:
+    """Whether these very picks are stored."""
+    try:
+        if where not in store or dict(store.group(where).attrs) != attributes:
+            return False
+        found = {column: store.read(f"{where}/{column}") for column in columns}
+    except StoreError:
+        return False
+    return all(
+        found[column].dtype == values.dtype and np.array_equal(found[column], values)
+        for column, (values, _) in columns.items()
+    )
 
 
 def read(store: RunStore, name: str) -> pd.DataFrame:
@@ -59,4 +78,4 @@ def read(store: RunStore, name: str) -> pd.DataFrame:
 
 def names(store: RunStore) -> list[str]:
     """Names of the queries that have picks."""
-    return sorted(store.group("picks").group_keys()) if "picks" in store else []
+    return store.groups("picks")

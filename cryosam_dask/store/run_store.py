@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +15,14 @@ import numpy as np
 import zarr
 from numpy.typing import DTypeLike
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore, MemoryStore
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.store import layout
+from cryosam_dask.store.address import check_store
+from cryosam_dask.store.arrays import RunArray, check_kind
+from cryosam_dask.store.filesystem import filesystem, zarr_store
+from cryosam_dask.store.remote import as_known
 from cryosam_dask.types import Array
 
 Json = dict[str, Any]
@@ -41,14 +50,14 @@ class RunStore:
     def __init__(self, url: str, root: zarr.Group) -> None:
         self.url = url
         self.root = root
-        self._open: dict[str, zarr.Array[Any]] = {}
+        self._open: dict[str, RunArray] = {}
 
     @classmethod
     def open(cls, url: str | Path, mode: Literal["r", "r+"] = "r") -> RunStore:
         """Open an existing store; `StoreError` if there is none, it is not ours, or of another format version."""
         url = str(url)
         try:
-            root = zarr.open_group(url, mode=mode)
+            root = _root(url, mode)
         except FileNotFoundError:
             raise StoreError(f"{url}: no run found here; make one with `cryosam run` or `cryosam ingest`") from None
         except PermissionError as error:
@@ -63,26 +72,59 @@ class RunStore:
                 f"{url}: store format {found['format']}, this version reads {layout.FORMAT}; "
                 "run again into a new store, or use the version that made it"
             )
+        if found.get("removed"):
+            raise StoreError(f"{url}: was being replaced when that was interrupted; the same command begins it anew")
         return cls(url, root)
 
     @classmethod
     def create(cls, url: str | Path, attributes: Json) -> RunStore:
         """Create an empty store; `StoreError` if something is there already or it can't be written."""
         url = str(url)
+        check_store(url)
         _check_free(url)
         try:
-            root = zarr.create_group(url, attributes={"cryosam": {"format": layout.FORMAT, **attributes}})
+            about = {"cryosam": {"format": layout.FORMAT, **attributes}}
+            root = zarr.create_group(zarr_store(url, read_only=False), attributes=about)
         except (FileExistsError, zarr.errors.ContainsGroupError, zarr.errors.ContainsArrayError):
             raise StoreError(f"{url}: exists already; continue with the same settings, or give --overwrite") from None
         except OSError as error:
             raise StoreError(f"{url}: can't be written ({error.strerror or _first_line(error)})") from None
-        return cls(url, root)
+        made = cls(url, root)
+        made._flush()
+        return made
+
+    @classmethod
+    def remove(cls, url: str | Path) -> None:
+        """Delete a run, ours and of this version. Interrupted anywhere, it is known as one that was being removed."""
+        url = str(url)
+        if not cls.is_removed(url):
+            cls.open(url, "r+").root.attrs.put({"cryosam": {"format": layout.FORMAT, "removed": True}})
+        store = cls(url, _root(url, "r+"))
+        for name in store.names():
+            if name != "zarr.json":
+                store.delete(name)
+        if store._folder is None:
+            files, path = filesystem(url)
+            files.rm(path, recursive=True)
+            return
+        (store._folder / "zarr.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a link to a folder stays
+            store._folder.rmdir()
+
+    @classmethod
+    def is_removed(cls, url: str | Path) -> bool:
+        """Whether a run is at `url` of which the removal began and did not end."""
+        try:
+            found = _root(str(url), "r").attrs.get("cryosam")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return isinstance(found, dict) and found.get("removed") is True
 
     @classmethod
     def exists(cls, url: str | Path) -> bool:
         """Whether a run, ours and of any version, is at `url`."""
         try:
-            return "cryosam" in zarr.open_group(str(url), mode="r").attrs
+            return "cryosam" in _root(str(url), "r").attrs
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -96,62 +138,101 @@ class RunStore:
     def update_info(self, **values: Any) -> None:
         """Add to `info`. Only the driver does."""
         self.root.attrs["cryosam"] = {**self.info, **values}
+        self._flush()
+
+    def _three(self, name: str) -> tuple[float, float, float]:
+        found: Any = self.info.get(name)
+        try:
+            z, y, x = found
+            return float(z), float(y), float(x)
+        except (TypeError, ValueError):
+            raise StoreError(f"{self.url}: zarr.json is damaged: {name} is {found}, expected three numbers") from None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        z, y, x = self.info["shape"]
+        z, y, x = self._three("shape")
         return int(z), int(y), int(x)
 
     @property
     def voxel_size(self) -> tuple[float, float, float]:
         """Ångström per voxel along z, y, x."""
-        z, y, x = self.info["voxel_size"]
-        return float(z), float(y), float(x)
+        return self._three("voxel_size")
 
     @property
     def origin(self) -> tuple[float, float, float]:
         """Position of voxel (0, 0, 0)'s centre in ångström, along z, y, x."""
-        z, y, x = self.info["origin"]
-        return float(z), float(y), float(x)
+        return self._three("origin")
+
+    def files(self, path: str = "") -> Iterator[tuple[str, int]]:
+        """All files under a group or an array with their bytes, as paths in the store, by listing, without links."""
+        if self._folder is not None:
+            yield from _walk(self._folder, path)
+            return
+        files, root = filesystem(self.url)
+        try:
+            found = files.find(f"{root}/{path}".rstrip("/"), detail=True)
+        except FileNotFoundError:
+            return
+        start = len(root.strip("/")) + 1
+        yield from ((str(key).strip("/")[start:], int(about.get("size") or 0)) for key, about in found.items())
 
     def chunk_names(self, path: str) -> list[str]:
         """Names of the chunks that a one-dimensional array has on disk, by listing and without reading them."""
-        import fsspec
-
-        filesystem, root = fsspec.url_to_fs(self.url)
+        files, root = filesystem(self.url)
         try:
-            return [str(key).rpartition("/")[2] for key in filesystem.ls(f"{root}/{path}/c", detail=False)]
+            return [str(key).rpartition("/")[2] for key in files.ls(f"{root}/{path}/c", detail=False)]
         except FileNotFoundError:
             return []
 
     def read_chunk(self, path: str, index: int) -> bytes:
         """A chunk of a one-dimensional array as it is stored, compressed and with its checksum."""
-        filesystem, key = self._chunk(path, index)
-        return bytes(filesystem.cat_file(key))
+        files, key = self._chunk(path, index)
+        return bytes(files.cat_file(key))
 
     def write_chunk(self, path: str, index: int, stored: bytes) -> None:
         """Write a chunk of a one-dimensional array that has others already, as `read_chunk` gives it."""
-        filesystem, key = self._chunk(path, index)
-        filesystem.pipe_file(key, stored)
+        files, key = self._chunk(path, index)
+        if self._folder is None:
+            files.pipe_file(key, stored)
+            return
+        # whole or not at all, as zarr writes
+        temporary = Path(f"{key}.{secrets.token_hex(8)}.partial")
+        try:
+            temporary.write_bytes(stored)
+            temporary.replace(key)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _chunk(self, path: str, index: int) -> tuple[Any, str]:
-        import fsspec
-
-        filesystem, root = fsspec.url_to_fs(self.url)
-        return filesystem, f"{root}/{path}/c/{index}"
+        files, root = filesystem(self.url)
+        return files, f"{root}/{path}/c/{index}"
 
     def __contains__(self, path: str) -> bool:
-        return path in self.root
+        return self._get(path) is not None
 
-    def array(self, path: str) -> zarr.Array[Any]:
-        """An array of the store; `StoreError` if it is not there."""
+    def array(self, path: str) -> RunArray:
+        """An array of the store; `StoreError` if it is not there, or of a kind that this program does not write."""
         # opening an array reads its metadata, which costs as much as a small chunk does
         if path not in self._open:
-            found = self.root.get(path)
+            found = self._get(path)
             if not isinstance(found, zarr.Array):
                 raise StoreError(f"{self.url}: no array {path!r}; the stage that makes it has not run")
-            self._open[path] = found
+            check_kind(self.url, path, found)
+            self._open[path] = RunArray(found, self.url)
         return self._open[path]
+
+    def close(self, path: str) -> None:
+        """Hold an array's metadata no longer."""
+        self._open.pop(path, None)
+
+    def _get(self, path: str) -> zarr.Array[Any] | zarr.Group | None:
+        try:
+            return self.root.get(path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{self.url}: {path}/zarr.json is damaged ({_first_line(error)}); `cryosam verify {self.url} --repair` "
+                "and then the same command make it again"
+            ) from None
 
     def read(self, path: str, part: Any = ...) -> Array:
         """A part of an array, in memory."""
@@ -159,7 +240,19 @@ class RunStore:
 
     def group(self, path: str) -> zarr.Group:
         """A group of the store, made if it is not there."""
-        return self.root.require_group(path)
+        self._check_place(path)
+        found = self._get(path)
+        return found if isinstance(found, zarr.Group) else self.root.require_group(path)
+
+    def groups(self, path: str) -> list[str]:
+        """Names of the groups in a group that may not be there; what else lies in it is passed over."""
+        found = []
+        for name in self.names(path):
+            with contextlib.suppress(StoreError):
+                self._check_place(f"{path}/{name}")
+                if isinstance(self._get(f"{path}/{name}"), zarr.Group):
+                    found.append(name)
+        return found
 
     def new_array(
         self,
@@ -171,15 +264,16 @@ class RunStore:
         dims: Sequence[str],
         attributes: Mapping[str, Any] | None = None,
         fill_value: float = 0,
-    ) -> zarr.Array[Any]:
+    ) -> RunArray:
         """Create an array, replacing one of that name; zstd-compressed, each chunk with a crc32c checksum.
 
         Empty chunks are written too, so that a chunk that is not there is one that was lost.
         """
         self._open.pop(path, None)
+        self._check_place(path)
         parent, _, name = path.rpartition("/")
-        group = self.root.require_group(parent) if parent else self.root
-        return group.create_array(
+        group = as_known(self.group(parent) if parent else self.root)
+        made = group.create_array(
             name,
             shape=tuple(int(n) for n in shape),
             dtype=np.dtype(dtype),
@@ -191,6 +285,7 @@ class RunStore:
             overwrite=True,
             config={"write_empty_chunks": True},
         )
+        return RunArray(made, self.url)
 
     def put(self, path: str, values: Array, dims: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
         """Write a whole small array as one chunk."""
@@ -201,23 +296,105 @@ class RunStore:
             array[...] = values
 
     def delete(self, path: str) -> None:
-        """Remove an array or a group and all under it, if it is there."""
+        """Remove an array or a group and all under it, or what an interrupted removal has left of it.
+
+        Links are removed, not followed.
+        """
         self._open.clear()
-        if path in self.root:
-            del self.root[path]
+        self._check_place(path, last=False)
+        if self._folder is not None:
+            _remove_tree(self._folder / path)
+        elif isinstance(self.root.store, MemoryStore):
+            with contextlib.suppress(KeyError):
+                del self.root[path]
+        else:
+            files, root = filesystem(self.url)
+            with contextlib.suppress(FileNotFoundError):
+                files.rm(f"{root}/{path}", recursive=True)
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where a store on a local disk is."""
+        store = self.root.store
+        return store.root if isinstance(store, LocalStore) else None
+
+    def names(self, path: str = "") -> list[str]:
+        """Names of all that is in the store's own folder, or in that of a group."""
+        try:
+            if self._folder is not None:
+                return sorted(entry.name for entry in (self._folder / path).iterdir())
+            files, root = filesystem(self.url)
+            found = files.ls(f"{root}/{path}".rstrip("/"), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({str(key).rstrip("/").rpartition("/")[2] for key in found})
+
+    def _check_place(self, path: str, last: bool = True) -> None:
+        """Nothing is written or deleted outside of the store: not by a path that leads out of it, and not by a link.
+
+        last : whether the last name may not be a link, too
+        """
+        names = path.split("/")
+        if any(name in ("", ".", "..") or "\0" in name or "\\" in name for name in names):
+            raise StoreError(f"{self.url}: {path!r} is no place in a store")
+        if self._folder is None:
+            return
+        for count in range(1, len(names) + last):
+            here = "/".join(names[:count])
+            if (self._folder / here).is_symlink():
+                raise StoreError(f"{self.url}: {here} is a link, of which a run has none; remove it and run again")
+
+    def _flush(self) -> None:
+        """Have the root's metadata on the disk, without which nothing else is found after a power failure."""
+        if self._folder is None or not hasattr(os, "O_DIRECTORY"):
+            return
+        for path in (self._folder / "zarr.json", self._folder):
+            with contextlib.suppress(OSError):
+                number = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(number)
+                finally:
+                    os.close(number)
 
 
 def _check_free(url: str) -> None:
     """A new store goes where nothing is, or into an empty folder: it must not mix with other people's files."""
-    import fsspec
-
     try:
-        filesystem, path = fsspec.url_to_fs(url)
-        taken = filesystem.isfile(path) or (filesystem.isdir(path) and bool(filesystem.ls(path, detail=False)))
+        files, path = filesystem(url)
+        names = [str(key) for key in files.ls(path, detail=False)] if files.isdir(path) else []
+        # a crash may have left what was to become the first file
+        taken = files.isfile(path) or any(not name.endswith(".partial") for name in names)
     except PermissionError as error:
         raise StoreError(f"{url}: can't be written ({error.strerror})") from None
     if taken:
         raise StoreError(f"{url}: holds something that is not a run of cryosam_dask; choose another --out")
+
+
+def _root(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
+    return zarr.open_group(zarr_store(url, read_only=mode == "r"), mode=mode, zarr_format=3)
+
+
+def _walk(folder: Path, path: str) -> Iterator[tuple[str, int]]:
+    try:
+        with os.scandir(folder / path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in found:
+        here = f"{path}/{entry.name}" if path else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder, here)
+        elif entry.is_file(follow_symlinks=False):
+            yield here, entry.stat(follow_symlinks=False).st_size
+
+
+def _remove_tree(path: Path) -> None:
+    """Delete a file, a link, or a folder with all in it; links in it are not followed."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _first_line(error: BaseException) -> str:

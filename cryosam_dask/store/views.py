@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import zarr
 
-from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def open_run(url: str | Path) -> xr.DataTree:
     nodes: dict[str, xr.Dataset | xr.DataTree | None] = {"/": xr.Dataset(attrs=store.info)}
     for path, group in _groups(store.root, ""):
         if any(True for _ in group.array_keys()):
-            nodes[path] = xr.open_zarr(str(url), group=path, consolidated=False, zarr_format=3, chunks={})
+            nodes[path] = xr.open_zarr(store.root.store, group=path, consolidated=False, zarr_format=3, chunks={})
     return xr.DataTree.from_dict(nodes, name=Path(str(url)).name)
 
 
@@ -54,22 +53,15 @@ def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:
 
 def query_names(store: RunStore) -> list[str]:
     """Names of the queries of a run."""
-    return sorted(store.group("queries").group_keys()) if "queries" in store else []
+    return store.groups("queries")
 
 
 def stage_progress(store: RunStore) -> dict[str, tuple[int, int]]:
     """Per stage that has begun, how many of its units are done, and how many there are."""
-    from cryosam_dask.store import marks
+    from cryosam_dask.store import marks, origin
 
     out: dict[str, tuple[int, int]] = {}
-
-    def walk(group: zarr.Group, prefix: str) -> None:
-        for key, array in group.arrays():
-            stage = f"{prefix}{key}"
-            out[stage] = (int(marks.done(store, stage).sum()), int(array.shape[0]))
-        for key, child in group.groups():
-            walk(child, f"{prefix}{key}/")
-
-    if "marks" in store:
-        walk(store.group(layout.marks("").rstrip("/")), "")
+    for stage in origin.stages(store):
+        done = marks.done(store, stage)
+        out[stage] = (int(done.sum()), len(done))
     return dict(sorted(out.items()))

@@ -95,7 +95,6 @@ def test_units_in_threads_are_marked_and_know_of_each_other(tmp_path: Path) -> N
         errors = [future.exception() for future in futures]
     assert [isinstance(error, InputError) for error in errors] == [True, False, False, False] * 2
     assert marks.done(store, "toy").tolist() == [False, True, True, True] * 2
-    assert store.read("marks/toy").tolist() == [0, 1, 1, 1] * 2
     timings = [future.result().timing for future in futures if not future.exception()]
     assert all(1 < timing.together <= 4 for timing in timings)
     with ThreadPoolExecutor(1) as pool:
@@ -110,5 +109,4 @@ def test_marks_of_a_stage_that_began_anew_are_written(tmp_path: Path) -> None:
         marks.mark(store, "toy", 2)
         marks.mark(store, "toy", 1)
         assert marks.done(store, "toy").tolist() == [False, True, True]
-        assert store.read("marks/toy").tolist() == [0, 1, 1]
         store.delete("marks/toy")

@@ -68,6 +68,8 @@ def square(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         case "half" if tries == 1:
             write(context, unit, settings, slice(0, 2))
             raise RuntimeError("stopped half way")
+        case "hang once" if tries == 1:
+            time.sleep(600)
         case "slow":
             time.sleep(0.5)
         case "not done":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import zarr
 from mrcfile.dtypes import HEADER_DTYPE
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `damage`
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 STAMPS = {"<": [0x44, 0x44, 0, 0], ">": [0x11, 0x11, 0, 0]}

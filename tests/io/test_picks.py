@@ -240,7 +240,7 @@ def test_several_tomograms_in_one_star(tmp_path):
     ("text", "words"),
     [
         ("hello\n", "no data block"),
-        ("data_\n", "not a readable STAR"),
+        ("data_\n", "found no columns"),
         ("data_\n\nloop_\n", "found no columns"),
         ("data_particles\n\nloop_\n_rlnMicrographName #1\n_rlnScore #2\na 1\n", "found rlnMicrographName, rlnScore"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import pickle
 import re
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
 from cryosam_dask.errors import ModelError
-from cryosam_dask.models import registry, sam, vit, weights
+from cryosam_dask.models import checkpoint, registry, sam, vit, weights
 
 from .contract import noise, picture
 from .test_sam import tiny_sam
@@ -164,7 +166,7 @@ def test_a_file_that_is_no_checkpoint_is_named(content: bytes, suffix: str, tmp_
     path = tmp_path / f"model.{suffix}"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=rf"{path} .*cut or is no checkpoint"):
-        weights.read_state_dict(path)
+        checkpoint.read_state_dict(path)
 
 
 def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
@@ -172,19 +174,53 @@ def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save(tiny("dino").state_dict(), path)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ModelError, match=rf"{path} .*cut or is no checkpoint"):
-        weights.read_state_dict(path)
+        checkpoint.read_state_dict(path)
 
 
-def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (tmp_path / "executed",))
+class Trap:
+    """Unpickling one writes a file."""
 
-    path = tmp_path / "trap.pth"
-    torch.save({"weight": Trap()}, path)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.folder / "executed",))
+
+
+def write_zip(trap: Trap, path: Path) -> None:
+    torch.save({"weight": torch.zeros(3), "more": trap}, path)
+
+
+def write_legacy(trap: Trap, path: Path) -> None:
+    torch.save({"weight": trap}, path, _use_new_zipfile_serialization=False)
+
+
+def write_pickle(trap: Trap, path: Path) -> None:
+    path.write_bytes(pickle.dumps(trap))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin"])
+@pytest.mark.parametrize("write", [write_zip, write_legacy, write_pickle])
+def test_nothing_in_a_checkpoint_is_executed(write: Any, suffix: str, tmp_path: Path) -> None:
+    trap, path = Trap(tmp_path), tmp_path / f"trap.{suffix}"
+    write(trap, path)
+    with pytest.raises(ModelError, match="no checkpoint") as error:
+        checkpoint.read_state_dict(path)
+    assert "\n" not in str(error.value)
     with pytest.raises(ModelError, match="no checkpoint"):
-        weights.read_state_dict(path)
+        registry.load_segmenter(f"sam-vitb={path}")
     assert not (tmp_path / "executed").exists()
+    # The trap itself works.
+    pickle.loads(pickle.dumps(trap))
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "ring.pth")
+    with pytest.raises(ModelError, match="expected a dict of tensors"):
+        checkpoint.read_state_dict(tmp_path / "ring.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3)])
@@ -192,7 +228,7 @@ def test_a_file_without_named_tensors_is_refused(content: Any, tmp_path: Path) -
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(ModelError, match=f"{path}.*expected a dict of tensors"):
-        weights.read_state_dict(path)
+        checkpoint.read_state_dict(path)
 
 
 def test_weights_of_another_size_or_model_are_refused(tmp_path: Path) -> None:
@@ -244,6 +280,73 @@ def test_a_download_with_another_hash_is_an_error_and_leaves_no_file(
     with pytest.raises(ModelError, match=rf"(?s)a could not be downloaded.*{digest(b'good')}"):
         weights.locate("a", source, None)
     assert not list(cache.iterdir())
+
+
+def test_a_download_has_the_mode_of_any_new_file(server: tuple[str, Path, list[str]], cache: Path) -> None:
+    address, root, _ = server
+    (root / "a.pth").write_bytes(b"good")
+    weights.locate("a", weights.Source(f"{address}/a.pth", "a.pth", digest(b"good")), None)
+    (cache / "plain").touch()
+    assert (cache / "a.pth").stat().st_mode == (cache / "plain").stat().st_mode
+    assert sorted(path.name for path in cache.iterdir()) == ["a.pth", "plain"]
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a.pth", "ftp://127.0.0.1/a.pth", "file:///etc/passwd", "a.pth"])
+def test_a_download_that_could_be_changed_on_its_way_is_refused(url: str, cache: Path) -> None:
+    with pytest.raises(ModelError, match="expected an https address"):
+        weights.locate("a", weights.Source(url, "a.pth", digest(b"good")), None)
+    assert not cache.exists()
+
+
+def test_a_redirect_to_an_open_connection_is_not_followed(tmp_path: Path, cache: Path) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", "http://example.org/a.pth")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
+        thread.start()
+        source = weights.Source(f"http://127.0.0.1:{httpd.server_port}/a.pth", "a.pth")
+        with pytest.raises(ModelError, match=r"http://example.org: expected an https address"):
+            weights.locate("a", source, None)
+        httpd.shutdown()
+        thread.join()
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"deadbeef  a.pth\n"])
+def test_a_damaged_pin_trusts_nothing(content: bytes, cache: Path) -> None:
+    cache.mkdir()
+    (cache / "a.pth").write_bytes(b"anything")
+    (cache / "a.pth.sha256").write_bytes(content)
+    source = weights.Source("http://127.0.0.1:9/a.pth", "a.pth")
+    with pytest.raises(ModelError, match=r"a\.pth\.sha256 holds no SHA-256"):
+        weights.locate("a", source, None)
+    assert (cache / "a.pth.sha256").read_bytes() == content
+
+
+def test_a_token_for_the_hub_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    sent = []
+
+    class Downloader:
+        def __init__(self, headers: dict[str, str], **_: Any) -> None:
+            sent.append(headers)
+
+        def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+            raise OSError("not now")
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", Downloader)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    elsewhere = weights.Source("https://example.org/x/resolve/main/model.safetensors", "a")
+    for source in (weights.hub_source("timm/a"), elsewhere):
+        with pytest.raises(ModelError, match="not now"):
+            weights.locate("a", source, None)
+    assert sent == [{"Authorization": "Bearer secret"}, {}]
 
 
 def test_a_cached_file_that_changed_is_an_error(cache: Path) -> None:

@@ -1,0 +1,333 @@
+"""Many tomograms: a click in one of them, and its query in all.
+
+The tomogram with the click, the reference, is brought as far as its query first. Then one tomogram after the other is
+run to its end, on one executor. One that fails is written down with its error and does not stop the others; a second
+command goes on with what is not complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cryosam_dask.errors import CryosamError, DeviceError, ExecutionError, InputError, ModelError, StoreError
+from cryosam_dask.executors.base import Executor, one_line
+from cryosam_dask.executors.connection import ConnectionLostError
+from cryosam_dask.executors.progress import Progress
+from cryosam_dask.io.listing import find_tomograms, is_many, run_names
+from cryosam_dask.io.picks import check_points
+from cryosam_dask.io.source import open_tomogram
+from cryosam_dask.models.registry import ensure_weights
+from cryosam_dask.pipeline import Driver, settings_for, uses_torch_of
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages import borrow, ingest, label
+from cryosam_dask.stages.base import fingerprint
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.address import is_local, public
+from cryosam_dask.store.filesystem import local_path
+from cryosam_dask.store.run_store import RunStore, check_name
+from cryosam_dask.summary import Row, Summary, join_picks, put_text
+
+__all__ = ["Row", "Summary", "find_tomograms", "is_many", "run_many"]
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete"
+"""Attribute of a query: fingerprint of the tomogram, settings and query that it was run to its end with."""
+
+BROKEN = 3
+"""Tomograms in a row that units or workers failed on, after which the rest is not tried."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+Report = Callable[[Row, int, int], None]
+"""(row, its number from 1, how many): called when a tomogram begins, as "pending", and when it has ended."""
+
+
+def run_many(
+    tomograms: Sequence[str | Path],
+    points: Sequence[Sequence[float]] | None,
+    out_folder: str | Path,
+    *,
+    reference: str | Path | None = None,
+    query_from: str | Path | None = None,
+    name: str = "particle",
+    models: str | None = None,
+    settings: Settings | None = None,
+    executor: Executor | None = None,
+    voxel_size: float | Sequence[float] | None = None,
+    unsigned: bool | None = None,
+    overwrite: bool = False,
+    fail_fast: bool = False,
+    progress: Progress | None = None,
+    report: Report | None = None,
+    **where: Any,
+) -> Summary:
+    """Find the particles like the one(s) at `points` of the reference in all tomograms.
+
+    Parameters
+    ----------
+    tomograms : as `find_tomograms` takes them
+    points : (n, 3) voxels (z, y, x) in the reference; None with `query_from`
+    out_folder : gets NAME.zarr for each tomogram (`io.listing.run_names`), `summary.csv`, `picks.csv` and `picks.star`
+    reference : the tomogram with the points; None: the first. One that is not among `tomograms` is added
+    query_from : instead of points, a run (path or URL) whose query `name` is used in all
+    models, settings : as in `pipeline.run`
+    executor : where to run; it is left open
+    where : instead of an executor, what `executors.local.make_executor` makes one from (`workers`, `scheduler`, …); it
+        is made when there is something to run, and closed
+    voxel_size, unsigned : how to read all tomograms, see `open_tomogram`
+    fail_fast : stop at the first tomogram that fails
+    report : called when a tomogram begins and when it ends
+
+    Returns the summary, which is also in `out_folder/summary.csv`, written after each tomogram. What can't be better
+    for the next tomogram ends it early (`Summary.stopped`): a full disk, models or a device that are not there, and
+    `BROKEN` tomograms in a row that workers failed on.
+
+    Raises what keeps the reference from having a query, and what is wrong with the arguments, before anything is run.
+    A `KeyboardInterrupt` passes through. The same command goes on in each case.
+    """
+    from cryosam_dask.executors.local import make_executor
+
+    check_name(name)
+    if executor is not None and where:
+        raise ValueError(f"give an executor or {', '.join(where)}, not both")
+    if (points is None) == (query_from is None):
+        raise InputError("give points in the reference, or a run to take the query from, one of the two")
+    if reference is not None and points is None:
+        raise InputError("a reference is the tomogram that the points are in; give points in it")
+    paths = find_tomograms([*([] if reference is None else [reference]), *tomograms])
+    loan = None if query_from is None else borrow.take(RunStore.open(query_from), name)
+    chosen = settings or (loan.settings if loan and models is None else settings_for(models or "paper"))
+    reading = {"voxel_size": voxel_size, "unsigned": unsigned}
+    if points is not None:
+        check_points(np.asarray(points, float), open_tomogram(paths[0], **reading).shape)  # type: ignore[arg-type]
+    for model in (chosen.features.encoder, chosen.propagation.segmenter):
+        ensure_weights(model)
+    rows = _rows(paths, str(out_folder).rstrip("/"))
+    with contextlib.ExitStack() as opened:
+
+        def drive(url: str) -> Driver:
+            nonlocal executor
+            if executor is None:
+                executor = opened.enter_context(make_executor(**where, uses_torch=uses_torch_of(chosen)))
+            return Driver(url, executor, progress, overwrite=overwrite)
+
+        batch = _Batch(str(out_folder).rstrip("/"), rows, drive, name, chosen, reading, report)
+        if points is not None:
+            loan = batch.prompt([[float(v) for v in point] for point in points])
+        assert loan is not None
+        return batch.run(loan, fail_fast=fail_fast)
+
+
+def _rows(paths: Sequence[str], folder: str) -> list[Row]:
+    """One row a tomogram; makes the folder."""
+    rows = [Row(path, name, f"{folder}/{name}.zarr") for path, name in zip(paths, run_names(paths), strict=True)]
+    for row in rows:
+        if _same(row.tomogram, row.run):
+            raise InputError(f"{public(row.tomogram)}: its results would be written into it; choose another folder")
+    if is_local(folder):
+        try:
+            Path(local_path(folder)).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: can't be made ({error.strerror})") from error
+    return rows
+
+
+class _Batch:
+    """The tomograms of one command, what became of them, and how each is run. The first one is the reference."""
+
+    def __init__(
+        self,
+        folder: str,
+        rows: Sequence[Row],
+        drive: Callable[[str], Driver],
+        name: str,
+        settings: Settings,
+        reading: dict[str, Any],
+        report: Report | None,
+    ) -> None:
+        self._folder, self._rows = folder, list(rows)
+        self._drive, self._name, self._settings, self._reading = drive, name, settings, reading
+        self._report = report
+        self._prompted = False
+
+    def prompt(self, points: list[list[float]]) -> borrow.Loan:
+        """Make the query in the reference, unless that is complete, and read it."""
+        self._prompted, row = True, self._rows[0]
+        start = time.perf_counter()
+        try:
+            before = self._query_of(row, points)
+            if before is None or self._found(row, self._request(row, before)) is None:
+                self._tell(row, 1)
+                driver = self._drive(row.run)
+                with driver.command(f"query {self._name}"):
+                    driver.ingest(row.tomogram, **self._reading)
+                    driver.features(self._settings)
+                    driver.query(self._name, points, self._settings)
+                row = replace(row, notes=tuple(driver.notes))
+            self._rows[0] = replace(row, seconds=time.perf_counter() - start)
+            return borrow.take(RunStore.open(row.run), self._name)
+        except Exception as error:
+            self._settle(0, self._failed(row, error, start))
+            raise
+
+    def run(self, loan: borrow.Loan, *, fail_fast: bool) -> Summary:
+        """Run every tomogram to its end. Those that are complete already are passed over."""
+        todo = [index for index in range(len(self._rows)) if not self._pass_over(index, loan)]
+        self._write()
+        if todo:
+            self._drive(self._rows[todo[0]].run)  # that there is nowhere to run is no tomogram's fault
+        stopped, broken = "", 0
+        for index in todo:
+            row, start = self._rows[index], time.perf_counter()
+            try:
+                done = self._one(index, row, loan, start)
+                broken = 0
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this tomogram's, and written down
+                done = self._failed(row, error, start)
+                # an input is at fault alone; what was thrown by workers or by a defect may be thrown again
+                broken = broken + 1 if isinstance(error, ExecutionError) or not isinstance(error, CryosamError) else 0
+                stopped = _why_stop(error, broken, fail_fast)
+            self._settle(index, done)
+            if stopped:
+                break
+        summary = Summary(self._folder, tuple(self._rows), stopped)
+        join_picks(summary, self._name)
+        return summary
+
+    def _pass_over(self, index: int, loan: borrow.Loan) -> bool:
+        """Whether a tomogram is complete; its row then says so."""
+        row = self._rows[index]
+        # one that can't be read fails when its turn comes
+        with contextlib.suppress(CryosamError, OSError):
+            found = self._found(row, self._request(row, loan))
+            if found is not None:
+                self._rows[index] = replace(row, status="skipped", instances=found, seconds=0.0)
+                self._tell(self._rows[index], index + 1)
+                return True
+        return False
+
+    def _one(self, index: int, row: Row, loan: borrow.Loan, start: float) -> Row:
+        """Run one tomogram."""
+        prompted = index == 0 and self._prompted
+        request = self._request(row, loan)
+        if not prompted:  # the reference was said to begin when it was prompted
+            self._tell(row, index + 1)
+        driver = self._drive(row.run)
+        with driver.command(f"run {self._name}"):
+            if not prompted and not _same(row.run, loan.url):
+                source = open_tomogram(row.tomogram, **self._reading)
+                borrow.check(loan, self._settings, source.voxel_size, public(row.tomogram))
+                driver.ingest(row.tomogram, **self._reading)
+                driver.features(self._settings)
+                driver.borrow(self._name, loan.url, self._settings)
+            driver.match(self._name)
+            driver.segment(self._name)
+            driver.store.group(layout.query(self._name)).attrs[COMPLETE] = request
+        seconds = row.seconds + time.perf_counter() - start
+        instances = self._found(row, request)
+        return replace(
+            row, status="done", instances=instances, seconds=seconds, notes=(*row.notes, *driver.notes), error=""
+        )
+
+    def _query_of(self, row: Row, points: list[list[float]]) -> borrow.Loan | None:
+        """The query that a run has from these very points, if it has one."""
+        with contextlib.suppress(StoreError):
+            store = RunStore.open(row.run)
+            loan = borrow.take(store, self._name)
+            if borrow.origin(store, self._name) is None and loan.origin["points"] == points:
+                return loan
+        return None
+
+    def _request(self, row: Row, loan: borrow.Loan) -> str:
+        """Fingerprint of all that the result depends on: the tomogram's content, the settings, the query."""
+        content = ingest.plan(open_tomogram(row.tomogram, **self._reading), row.tomogram, {}).fingerprint
+        settings = self._settings.model_dump(mode="json")
+        return fingerprint({"input": content, "settings": settings, "query": loan.origin["digest"]})
+
+    def _found(self, row: Row, request: str) -> int | None:
+        """How many instances a run has that is complete for this request; None if it is not."""
+        if not RunStore.exists(row.run):
+            return None
+        store = RunStore.open(row.run)
+        where, stage = layout.query(self._name), label.stage_name(self._name)
+        if where not in store or store.group(where).attrs.get(COMPLETE) != request:
+            return None
+        if marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
+            return None
+        return int(str(store.group(layout.picks(self._name)).attrs["kept"]))
+
+    def _failed(self, row: Row, error: Exception, start: float) -> Row:
+        """The row of a tomogram that failed. The traceback of what is not an error for users is kept in a file."""
+        text = " ".join(str(error).split()) if isinstance(error, CryosamError) else one_line(error)
+        if not isinstance(error, CryosamError | OSError):
+            file = f"{row.name}.traceback.txt"
+            logger.error("%s: %s", public(row.tomogram), text, exc_info=error)
+            with contextlib.suppress(OSError, CryosamError):
+                put_text(self._folder, file, "".join(traceback.format_exception(error)))
+                text += f" (a defect of the program; see {file})"
+        seconds = row.seconds + time.perf_counter() - start
+        return replace(row, status="failed", seconds=seconds, error=text)
+
+    def _settle(self, index: int, row: Row) -> None:
+        """Write down what became of a tomogram."""
+        self._rows[index] = row
+        self._write()
+        logger.info("%s: %s", row.name, row.in_words())
+        self._tell(row, index + 1)
+
+    def _write(self) -> None:
+        Summary(self._folder, tuple(self._rows)).write()
+
+    def _tell(self, row: Row, number: int) -> None:
+        if self._report is not None:
+            self._report(row, number, len(self._rows))
+
+
+def _why_stop(error: Exception, broken: int, fail_fast: bool) -> str:
+    """Why the tomograms after one that failed are not tried; empty if they are."""
+    if fail_fast:
+        return "the first failure ends it, as asked"
+    if isinstance(error, DeviceError | ModelError):
+        return "the models can't run, and so on no other tomogram"
+    if any(isinstance(one, ConnectionLostError) for one in _chain(error)):
+        return "the scheduler is gone"
+    if any(_is_full(one) for one in _chain(error)):
+        return "results can't be written, and so of no other tomogram"
+    if broken >= BROKEN:
+        return f"{broken} tomograms in a row failed on the workers"
+    return ""
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk is full or read-only. What a worker raised has lost its cause on the way, but not its words."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return isinstance(error, StoreError) and any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that led to it."""
+    if error is not None:
+        yield error
+        yield from _chain(error.__cause__)
+        if error.__context__ is not error.__cause__:
+            yield from _chain(error.__context__)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two addresses are of the same folder."""
+    if is_local(one) and is_local(other):
+        return Path(local_path(one)).expanduser().resolve() == Path(local_path(other)).expanduser().resolve()
+    return one.rstrip("/") == other.rstrip("/")

@@ -1,0 +1,308 @@
+"""Units of one stage on their way over a connection: a bounded number in flight, until all have landed.
+
+                 ┌── top_up: as many as workers can hold
+waiting ─▶ flying ─▶ landed ─▶ report
+   ▲          │  └── begin, lose their worker (Dask runs them again), hang (the worker is restarted)
+   └──────────┘ the connection is lost, and found again
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from cryosam_dask.errors import ExecutionError
+from cryosam_dask.executors.connection import CANCELLED, Began, ConnectionLostError, Left, talking
+from cryosam_dask.executors.outcomes import Failed, Finished, Report
+from cryosam_dask.executors.watch import Flown, Watch
+from cryosam_dask.executors.worker_calls import unlike
+from cryosam_dask.stages.base import Context, Stage, Unit
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+    from cryosam_dask.executors.dask import DaskExecutor
+
+logger = logging.getLogger(__name__)
+
+UNITS_PER_SLOT = 3
+"""Units in flight for each thread (or GPU): enough that no worker waits for the driver, few enough for a scheduler."""
+
+STRIKES = 2
+"""Workers that may hang in a unit before the unit is taken to be the reason."""
+
+_LOOK_AROUND = 2.0
+_LINGER = 0.05
+"""Seconds that the driver waits for more units to land, at most: handling them together costs it a third."""
+
+_FETCH = 10.0
+"""Seconds for results, which are small, to come from workers."""
+
+
+class Flight:
+    """One run of units of a stage.
+
+    Parameters
+    ----------
+    base : the executor, with its connection; report : told of each outcome
+    timeout : seconds that a unit may take on a worker; None: for ever
+    """
+
+    def __init__(
+        self, base: DaskExecutor, stage: Stage, context: Context, report: Report, timeout: float | None
+    ) -> None:
+        self._base = base
+        self._stage, self._context = stage, context
+        self._report = report
+        self._timeout = timeout
+        self._watch = Watch(timeout)
+        self._waiting: deque[Unit] = deque()
+        self._flying: dict[Future[Finished], Flown] = {}
+        self._by_key: dict[str, Flown] = {}
+        self._landed: SimpleQueue[Future[Finished]] = SimpleQueue()  # filled by the connection's own thread
+        self._failed: list[tuple[Unit, Failed]] = []
+        self._strikes: Counter[str] = Counter()
+        self._threads: dict[str, int] = {}
+        self._why: dict[str, str] = {}
+        self._count = 0
+        self._window, self._looked, self._linger = 0, -_LOOK_AROUND, 0.0
+        self._resources: dict[str, float] | None = None
+        self._alone = False
+
+    def run(self, units: Iterable[Unit]) -> None:
+        """Run units to their end, whatever that is.
+
+        `ExecutionError` if the connection is lost for good. What `report` raises passes through.
+        """
+        self._waiting.extend(units)
+        try:
+            while self._waiting or self._flying:
+                landed: list[tuple[Unit, Finished | Failed]] = []
+                try:
+                    with talking():
+                        self._look_around()
+                        self._top_up()
+                        landed = self._land()
+                        self._end_hung()
+                except ConnectionLostError as error:
+                    self._start_over()
+                    self._base.recover(error)
+                failed, self._failed = self._failed, []
+                for unit, outcome in (*failed, *landed):
+                    self._report(unit, outcome)
+        finally:
+            if self._flying:
+                with contextlib.suppress(ConnectionLostError), talking():
+                    self._base.client.cancel(list(self._flying))
+
+    def _look_around(self) -> None:
+        """See which workers are there now, now and then."""
+        if time.monotonic() - self._looked < _LOOK_AROUND:
+            return
+        needs_gpu = self._stage.uses_model and self._context.device.startswith("cuda")
+        workers = self._base.workers()
+        self._threads |= {address: int(w["nthreads"]) for address, w in workers.items()}
+        slots, self._resources = self._base.slots_of(workers, needs_gpu)
+        self._window, self._looked = max(1, slots) * UNITS_PER_SLOT, time.monotonic()
+        if self._alone != (not slots):
+            self._alone = not slots
+            left = len(self._waiting) + len(self._flying)
+            word = "no worker is left that could run them; waiting for new ones" if self._alone else "workers are back"
+            logger.warning("%s: %d units to go, %s", self._stage.name, left, word)
+
+    def _top_up(self) -> None:
+        """Send as many units as there is room for, in one message. They travel as bytes, which nobody need look into
+        on the way."""
+        from distributed.protocol import pickle
+
+        count = min(len(self._waiting), self._window - len(self._flying))
+        if count <= 0:
+            return
+        news = self._base.news()
+        job = pickle.dumps((self._stage.name, self._stage.work, self._stage.settings, self._context))
+        units = [self._waiting[i] for i in range(count)]
+        message = uuid.uuid4().hex
+        keys = [f"{self._stage.name}-{unit.name}-{message}" for unit in units]
+        futures = self._base.submit([pickle.dumps(unit) for unit in units], keys, self._resources, job, news.topic)
+        for future, unit, key in zip(futures, units, keys, strict=True):
+            self._waiting.popleft()
+            self._flying[future] = self._by_key[key] = Flown(unit, key, self._count)
+            self._count += 1
+            future.add_done_callback(self._landed.put)
+
+    def _land(self) -> list[tuple[Unit, Finished | Failed]]:
+        """Units that are through, in any order; none if none is after a while."""
+        futures = self._through()
+        outcomes = self._outcomes(futures)
+        self._hear()
+        quickest = min((o.timing.seconds for o in outcomes.values() if isinstance(o, Finished)), default=0.0)
+        self._linger = min(_LINGER, quickest / UNITS_PER_SLOT)
+        landed: list[tuple[Unit, Finished | Failed]] = []
+        for future, outcome in outcomes.items():
+            future.release()
+            one = self._drop(future)
+            if isinstance(outcome, Finished):
+                self._tell_loss(one)
+                landed.append((one.unit, outcome))
+            else:
+                landed.append((one.unit, self._failure(one, outcome)))
+        if landed:
+            self._base.fruitless = 0
+        return landed
+
+    def _through(self) -> list[Future[Finished]]:
+        found = []
+        with contextlib.suppress(Empty):
+            found.append(self._landed.get(timeout=min(_LOOK_AROUND, self._watch.interval or _LOOK_AROUND)))
+        if self._base.client.status not in ("running", "connecting"):
+            raise ConnectionLostError("it was closed")
+        if found:
+            time.sleep(self._linger)
+        with contextlib.suppress(Empty):
+            while True:
+                found.append(self._landed.get_nowait())
+        return [future for future in dict.fromkeys(found) if future in self._flying]
+
+    def _outcomes(self, futures: Sequence[Future[Finished]]) -> dict[Future[Finished], Finished | BaseException]:
+        """What landed futures hold. Results that can't be had now, because their worker is lost or hangs, are waited
+        for again; Dask computes those that were lost."""
+        well = [future for future in futures if future.status == "finished"]
+        found: dict[Future[Finished], Finished | BaseException] = {}
+        try:
+            found.update(zip(well, self._fetch(well), strict=True))
+        except CANCELLED:
+            raise
+        except TimeoutError:
+            logger.debug("%s: results of %d units can't be had yet", self._stage.name, len(well))
+        except Exception:  # noqa: BLE001 - which of them it was is found one by one
+            found.update((future, _outcome(future)) for future in well)
+        for future in futures:
+            if future.status in ("error", "cancelled"):
+                found[future] = _outcome(future)
+            elif future not in found or isinstance(found[future], TimeoutError):
+                found.pop(future, None)
+                future.add_done_callback(self._landed.put)
+        return found
+
+    def _fetch(self, futures: list[Future[Finished]]) -> list[Finished]:
+        """Results, in one message; `TimeoutError` if they do not come."""
+        client = self._base.client
+        if not futures:
+            return []
+        gather = functools.partial(client.gather, futures, asynchronous=True)
+        found: list[Finished] = client.sync(gather, asynchronous=False, callback_timeout=_FETCH)
+        return found
+
+    def _failure(self, one: Flown, error: BaseException) -> Failed:
+        """A unit's exception, or the end of its last worker, with where that was."""
+        from distributed import KilledWorker
+
+        if isinstance(error, KilledWorker):
+            worker = one.lost.worker if one.lost else one.process
+            return Failed(error, worker or str(error.last_worker.address))
+        self._tell_loss(one)
+        return Failed(error, one.process)
+
+    def _hear(self) -> None:
+        """Take down which units have begun, and which were lost with their worker."""
+        for event in self._base.news().take():
+            if isinstance(event, Left):
+                self._left(event)
+            elif (one := self._by_key.get(event.key)) is not None:
+                self._began(one, event)
+
+    def _began(self, one: Flown, event: Began) -> None:
+        if one.process and one.lost is None:
+            one.lost = Failed(ConnectionError("its worker was lost"), one.process, again=True)
+        self._tell_loss(one)
+        one.worker, one.process, one.began = event.worker, event.process, event.at
+        logger.debug("%s: %s begins on %s", self._stage.name, one.unit.name, one.process)
+
+    def _left(self, event: Left) -> None:
+        """A worker has left. What had begun on it, or else must have been about to, was lost with it."""
+        held = sorted((self._by_key[key] for key in event.keys if key in self._by_key), key=lambda one: one.order)
+        begun = [one for one in held if one.worker == event.worker]
+        why = self._why.pop(event.worker, "its worker was lost")
+        for one in begun or held[: self._threads.get(event.worker, 1)]:
+            self._tell_loss(one)
+            worker = one.process or event.worker
+            logger.info("%s: %s was running on %s when that was lost", self._stage.name, one.unit.name, worker)
+            one.lost = Failed(ConnectionError(why), worker, again=True)
+            one.worker, one.process, one.began = "", "", None
+
+    def _tell_loss(self, one: Flown) -> None:
+        """Report a run that was lost, now that another has followed."""
+        if one.lost is not None:
+            self._failed.append((one.unit, one.lost))
+            one.lost = None
+
+    def _end_hung(self) -> None:
+        """Restart workers that hang, so that their units run elsewhere; give up units that made several hang."""
+        found = self._watch.hung(self._flying.values(), self._base.processing, lambda w: self._threads.get(w, 1))
+        for address, units in found.items():
+            process = units[0].process or address
+            names = ", ".join(one.unit.name for one in units)
+            logger.warning(
+                "%s: %s did not end within %g s on %s; this worker is taken to hang and is restarted",
+                self._stage.name,
+                names,
+                self._timeout,
+                process,
+            )
+            for one in units:
+                self._strike(one, process)
+            self._why[address] = f"it did not end within {self._timeout:g} s, so its worker was restarted"
+            if not self._base.restart(address):
+                logger.warning("%s: %s could not be restarted; the scheduler goes on without it", names, process)
+
+    def _strike(self, one: Flown, process: str) -> None:
+        self._strikes[one.unit.name] += 1
+        one.began = time.monotonic() if one.began is not None else None  # if restarting fails, this is tried again
+        if self._strikes[one.unit.name] < STRIKES:
+            return
+        future = next(future for future, flown in self._flying.items() if flown is one)
+        self._drop(future)
+        self._base.client.cancel([future])
+        self._tell_loss(one)
+        error = ExecutionError(
+            f"{self._stage.name}: {one.unit.name} did not end within {self._timeout:g} s on {STRIKES} workers, the "
+            f"last of them {process}; see what it waits for there, or give units more time with --unit-timeout"
+        )
+        self._failed.append((one.unit, Failed(error, process)))
+
+    def _drop(self, future: Future[Finished]) -> Flown:
+        one = self._flying.pop(future)
+        del self._by_key[one.key]
+        return one
+
+    def _start_over(self) -> None:
+        """Over a new connection, send again what has not landed."""
+        again = sorted(self._flying.values(), key=lambda one: one.order)
+        for one in again:
+            self._tell_loss(one)
+            if one.process:
+                lost = Failed(ConnectionError("the connection to the scheduler was lost"), one.process, again=True)
+                self._failed.append((one.unit, lost))
+        self._waiting.extendleft(one.unit for one in reversed(again))
+        self._flying, self._by_key, self._landed = {}, {}, SimpleQueue()
+        self._looked = -_LOOK_AROUND
+
+
+def _outcome(future: Future[Finished]) -> Finished | BaseException:
+    """What a landed future holds. A result whose worker is gone by now is computed again by Dask."""
+    try:
+        finished: Finished = future.result(timeout=_FETCH)
+    except CANCELLED:
+        raise
+    except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
+        if str(error).startswith("Error during deserialization"):
+            return unlike("the scheduler or a worker", error.__cause__ or error)
+        return error
+    return finished

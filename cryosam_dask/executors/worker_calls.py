@@ -1,0 +1,62 @@
+"""What the driver has workers do: units, and answers about the place they run in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cryosam_dask.errors import ExecutionError
+from cryosam_dask.executors.base import Finished, one_line, process_name, run_unit
+from cryosam_dask.stages.base import Work
+
+if TYPE_CHECKING:
+    from cryosam_dask.stages.base import Unit
+
+
+def run_sent(unit: bytes, job: bytes, topic: str = "") -> Finished:
+    """`run_unit` of what was sent as bytes, after the driver has been told under `topic` that it begins."""
+    from distributed.protocol import pickle
+
+    if topic:
+        announce(topic)
+    try:
+        stage, work, settings, context = pickle.loads(job)
+        sent: Unit = pickle.loads(unit)
+    except Exception as error:
+        raise unlike("a worker", error) from error
+    return run_unit(stage, work, settings, context, sent)
+
+
+def announce(topic: str) -> None:
+    """Tell those who listen which task begins, and where."""
+    from distributed import get_worker
+
+    worker: Any = get_worker()
+    where = {"key": worker.get_current_task(), "worker": worker.address, "process": process_name()}
+    worker.log_event(topic, where)
+
+
+def device_here(requested: str, uses_torch: bool) -> str:
+    """What `requested` means in this process."""
+    from cryosam_dask.models.registry import resolve_device
+
+    return resolve_device(requested, uses_torch)
+
+
+def precision_here(device: str) -> str:
+    """The type that models run in best in this process."""
+    from cryosam_dask.models.registry import preferred_precision
+
+    return preferred_precision(device)
+
+
+def work_here(work: Work) -> str:
+    """Where a work function was found in this process, which must be able to load it."""
+    return work.__module__
+
+
+def unlike(who: str, error: BaseException) -> ExecutionError:
+    """The error for a process that lacks, or has otherwise, what the driver has."""
+    return ExecutionError(
+        f"{who} can't load what the units need ({one_line(error)}); install the same packages, in the same versions, "
+        "on scheduler and workers as here"
+    )

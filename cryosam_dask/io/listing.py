@@ -1,0 +1,161 @@
+"""Which tomograms are meant by some files, folders, lists and URLs, and what their results are called."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.source import MRC_SUFFIXES
+from cryosam_dask.store.address import is_local, public
+from cryosam_dask.store.filesystem import local_path
+from cryosam_dask.store.run_store import RunStore
+
+TILT_SERIES = (".st", ".ali")
+"""MRC files that lie beside tomograms and are none: taken where they are named, not where a folder is."""
+
+LIST_SUFFIX = ".txt"
+_ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+_KINDS = "MRC files (" + ", ".join(s for s in MRC_SUFFIXES if s not in TILT_SERIES) + ") or OME-Zarr folders"
+
+
+def find_tomograms(what: Sequence[str | Path]) -> list[str]:
+    """Paths and URLs of tomograms, in the order given, each once.
+
+    Parameters
+    ----------
+    what : tomograms; folders, of which the MRC files and OME-Zarr folders directly in them are taken, by natural order
+        of their names, without hidden files, tilt series (`.st`, `.ali`) and runs of our own; `.txt` files, one of all
+        these a line, relative to the file, empty lines and lines that begin with # aside; URLs, taken as they are
+
+    Raises InputError for what is not there, for a folder without tomograms, and where nothing is asked for.
+    """
+    found: dict[str, str] = {}
+    for one in what:
+        for path in _expand(str(one)):
+            found.setdefault(str(Path(path).resolve()) if is_local(path) else path.rstrip("/"), path)
+    if not found:
+        raise InputError(f"no tomograms: give {_KINDS}, folders of them, or a {LIST_SUFFIX} file with one path a line")
+    return list(found.values())
+
+
+def is_many(what: Sequence[str | Path]) -> bool:
+    """Whether this may stand for more than one tomogram: several paths, a folder of them, or a list."""
+    if len(what) != 1 or not is_local(str(what[0])):
+        return len(what) != 1
+    path = Path(local_path(what[0])).expanduser()
+    return path.suffix.lower() == LIST_SUFFIX or (path.is_dir() and not _is_zarr(path))
+
+
+def run_names(tomograms: Sequence[str]) -> list[str]:
+    """What each tomogram is called among the others: its name without a suffix, with its folder's before it where
+    several have the same. InputError where that does not tell them apart either."""
+    stems = [_stem(tomogram) for tomogram in tomograms]
+    # file systems may not tell upper case from lower
+    often = Counter(stem.casefold() for stem in stems)
+    names = [
+        f"{_folder(tomogram)}_{stem}" if often[stem.casefold()] > 1 else stem
+        for tomogram, stem in zip(tomograms, stems, strict=True)
+    ]
+    taken: dict[str, str] = {}
+    for tomogram, name in zip(tomograms, names, strict=True):
+        if (other := taken.setdefault(name.casefold(), tomogram)) != tomogram:
+            raise InputError(
+                f"{public(tomogram)} and {public(other)}: the results of both would be called {name}; "
+                "rename one of them, or run them into different folders"
+            )
+    return names
+
+
+def _expand(one: str, listed: str = "") -> Iterator[str]:
+    """The tomograms that one path stands for; `listed` says where it was listed, for errors."""
+    if not is_local(one):
+        yield one
+        return
+    path = Path(local_path(one)).expanduser()
+    try:
+        if path.suffix.lower() == LIST_SUFFIX and path.is_file():
+            if listed:
+                raise InputError(f"{listed}: {path} is a list itself; expected tomograms or folders")
+            yield from _read_list(path)
+        elif path.is_dir() and not _is_zarr(path):
+            yield from _read_folder(path, listed)
+        elif path.exists() or _level_of_zarr(path):
+            yield str(path)
+        else:
+            raise InputError(f"{listed}{': ' if listed else ''}{path}: no such file or folder")
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: can't be read ({error.strerror})") from error
+
+
+def _read_list(path: Path) -> Iterator[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 (byte {error.start}), expected one path a line") from error
+    named = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    entries = [(number, line) for number, line in named if line and not line.startswith("#")]
+    if not entries:
+        raise InputError(f"{path}: names no tomograms, expected one path a line")
+    for number, line in entries:
+        if "\0" in line:
+            raise InputError(f"{path}: line {number}: not a path")
+        entry = Path(local_path(line)).expanduser()
+        yield from _expand(str(path.parent / entry) if is_local(line) else line, f"{path}: line {number}")
+
+
+def _read_folder(folder: Path, listed: str) -> Iterator[str]:
+    found = sorted((entry for entry in folder.iterdir() if _is_tomogram(entry)), key=lambda e: natural(e.name))
+    if not found:
+        raise InputError(f"{listed}{': ' if listed else ''}{folder}: no tomograms in this folder: expected {_KINDS}")
+    yield from map(str, found)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort names by, numbers in them by value: tomo_2 before tomo_10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.casefold()) for part in parts] + [(-1, 0, name)]
+
+
+def _is_tomogram(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return _is_zarr(path) and not RunStore.exists(path)
+    return path.suffix.lower() in MRC_SUFFIXES and path.suffix.lower() not in TILT_SERIES
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in _ZARR_FILES)
+
+
+def _level_of_zarr(path: Path) -> bool:
+    """`tomo.zarr/1`: a level, which a store may keep without a folder of its own."""
+    return _is_zarr(path.parent)
+
+
+def _parts(tomogram: str) -> list[str]:
+    text = local_path(tomogram) if is_local(tomogram) else unquote(public(tomogram).partition("://")[2])
+    parts = [
+        part for part in str(Path(text).expanduser().absolute() if is_local(tomogram) else text).split("/") if part
+    ]
+    # a level of an OME-Zarr image is called as the image is
+    while len(parts) > 1 and parts[-1].isdecimal() and ".zarr" in parts[-2].lower():
+        parts.pop()
+    return parts
+
+
+def _stem(tomogram: str) -> str:
+    name = _parts(tomogram)[-1]
+    for suffix in (".ome.zarr", ".zarr", *MRC_SUFFIXES):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _folder(tomogram: str) -> str:
+    parts = _parts(tomogram)
+    return parts[-2] if len(parts) > 1 else "root"

@@ -1,0 +1,216 @@
+"""Borrow: a query of another run, made comparable with this tomogram, in the place of one that is prompted here.
+
+The feature is taken as it is. It is one of standardized slices and tokens, and what differs between tomograms of one
+kind, noise, contrast, and how much is in them, is just what standardization takes out: undoing the donor's linear maps
+and applying this tomogram's (both are known, and linear) brings features of the same particle no nearer, and less near
+where the noise differs.
+
+Profiles are grey values. They are taken in units of the voxels' deviation about their mean, up to a factor: most of the
+deviation is noise, so where there is less of it the same particle stands out more. The ranking tries `CONTRASTS` and
+keeps the one whose like is nearest (`kernels.verify.best_contrasted`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.errors import StoreError
+from cryosam_dask.models.registry import weights_identity
+from cryosam_dask.settings import MatchSettings, Settings
+from cryosam_dask.stages import features, query, segment
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.store.views import query_names
+from cryosam_dask.types import Array, Point
+
+Float64 = NDArray[np.float64]
+
+FROM = "from"
+"""Attribute of a borrowed query: the tomogram that it was prompted in, its name there, the points, and a digest."""
+
+VOXEL_TOLERANCE = 0.02
+"""Share by which voxel sizes may differ. Textures and radii are compared in voxels; headers are rounded."""
+
+CONTRASTS = tuple(float(factor) for factor in 2.0 ** (np.arange(-8, 9) / 4))
+"""Factors of a borrowed profile that the ranking tries."""
+
+_DESCRIPTION = ("template", "profiles", "unmoved")
+_WORK = {"features": ("ratios", "dense_ratios", "batch", "precision"), "propagation": ("group", "precision")}
+"""Settings that may differ: how work is cut, and what is made besides."""
+
+
+@dataclass(frozen=True)
+class Loan:
+    """A query, free of the tomogram that it was made in.
+
+    Attributes
+    ----------
+    url, name : the donor's store and the query's name there
+    settings : that the query was made with; weights : identities of the two models' weights
+    voxel_size : ångström (z, y, x)
+    origin : what `FROM` records
+    params : feature (3C,), sizes, and where there are any the profiles in units of the voxels' deviation about their
+        mean; as lists of numbers
+    """
+
+    url: str
+    name: str
+    settings: Settings
+    weights: dict[str, str]
+    voxel_size: Point
+    origin: Json
+    params: Json
+
+
+def take(donor: RunStore, name: str) -> Loan:
+    """Read a finished query of another run; `StoreError` if it has none of that name. The donor is not changed."""
+    where = layout.query(name)
+    stage = query.stage_name(name)
+    if marks.found_stage(donor, stage) is None or not marks.done(donor, stage).all():
+        known = ", ".join(query_names(donor)) or "none"
+        raise StoreError(f"{donor.url}: no finished query called {name!r} (there are: {known}); run `cryosam query`")
+    statistics = donor.info["statistics"]
+    attributes = dict(donor.group(where).attrs)
+    arrays = {"feature": donor.read(f"{where}/feature"), "sizes": donor.read(f"{where}/sizes")}
+    described = [array for array in _DESCRIPTION if f"{where}/{array}" in donor]
+    arrays |= {array: donor.read(f"{where}/{array}") for array in described}
+    params: Json = {"feature": arrays["feature"].tolist(), "sizes": arrays["sizes"].tolist()}
+    if described:
+        params["radius"] = donor.array(f"{where}/profiles").attrs["radius"]
+        params |= {a: _scaled(arrays[a], statistics["mean"], statistics["std"]).tolist() for a in described}
+    digest = hashlib.sha256(repr((statistics["mean"], statistics["std"], params.get("radius"))).encode())
+    for key in sorted(arrays):
+        digest.update(key.encode() + repr(arrays[key].shape).encode() + np.ascontiguousarray(arrays[key]).tobytes())
+    first = {
+        "tomogram": str(donor.info["input"]["name"]),
+        "query": name,
+        "points": donor.read(f"{where}/points").tolist(),
+    }
+    # what was borrowed itself keeps saying where it was prompted
+    origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
+    settings = Settings.model_validate(attributes["settings"])
+    return Loan(donor.url, name, settings, _weights(donor, where), donor.voxel_size, origin, params)
+
+
+def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
+    """`StoreError` where the query can't be compared with features and profiles of a tomogram made with `settings`.
+
+    url : what the error calls that tomogram
+    """
+    ratios = np.asarray(voxel_size) / np.asarray(loan.voxel_size)
+    if (np.abs(ratios - 1) > VOXEL_TOLERANCE).any():
+        theirs, own = (" × ".join(f"{v:.4g}" for v in size) for size in (loan.voxel_size, voxel_size))
+        raise StoreError(
+            f"{url}: its voxels are of {own} Å, those of {loan.url}, which the query is from, of {theirs} Å (z, y, x); "
+            f"expected the same within {VOXEL_TOLERANCE:.0%}; bin one of them, or correct --voxel-size"
+        )
+    ours = {
+        "features": weights_identity(settings.features.encoder),
+        "propagation": weights_identity(settings.propagation.segmenter),
+    }
+    differing = marks.differences(
+        _comparable(loan.settings, loan.weights), _comparable(settings, {part: ours[part] for part in loan.weights})
+    )
+    if settings.match.rank == "profile" and "profiles" not in loan.params:
+        differing.append(f"match.rank: {loan.settings.match.rank} → profile")
+    if differing:
+        raise StoreError(
+            f"{loan.url}: query {loan.name!r} was made with other settings ({'; '.join(differing)}); "
+            "use the same settings, or make the query again with these"
+        )
+
+
+def plan(store: RunStore, name: str, settings: MatchSettings, loan: Loan, upstream: str) -> Stage:
+    """One unit, in the place of the one that pools features. `upstream` : fingerprint of this run's features."""
+    channels = FeatureVolume(store).channels
+    unit = Unit(
+        name="borrow",
+        marks=(0,),
+        params=loan.params,
+        writes=(Region(f"{layout.query(name)}/feature", (0,), (channels,)),),
+        memory=BESIDES,
+    )
+    described = {"name": name, "center": settings.center, "rank": settings.rank, FROM: loan.origin["digest"]}
+    return Stage(query.stage_name(name), work, described, upstream, (unit,), 1)
+
+
+def check_origin(store: RunStore, name: str, loan: Loan) -> None:
+    """`StoreError` where the query of that name was prompted here, or borrowed in another state or elsewhere."""
+    if marks.found_stage(store, query.stage_name(name)) is None:
+        return
+    found = origin(store, name)
+    way_out = "use another --name or --out, or --overwrite"
+    if found is None:
+        raise StoreError(f"{store.url}: query {name!r} was made from points in this tomogram; {way_out}")
+    if found["digest"] == loan.origin["digest"]:
+        return
+    if found["tomogram"] == loan.origin["tomogram"]:
+        raise StoreError(f"{loan.url}: query {loan.name!r} has changed since {store.url} was made with it; {way_out}")
+    raise StoreError(
+        f"{store.url}: query {name!r} is from {found['tomogram']}, not from {loan.origin['tomogram']}; {way_out}"
+    )
+
+
+def origin(store: RunStore, name: str) -> Json | None:
+    """Where a borrowed query is from; None for one that was prompted in this tomogram, or that is not there."""
+    where = layout.query(name)
+    return _origin(store.group(where).attrs) if where in store else None
+
+
+def _origin(attributes: Mapping[str, Any]) -> Json | None:
+    found = attributes.get(FROM)
+    return dict(found) if isinstance(found, dict) else None
+
+
+def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
+    """Write the feature, and the profiles in this tomogram's grey values, as a query without points."""
+    store = RunStore.open(context.url, "r+")
+    where, volume = layout.query(settings["name"]), FeatureVolume(store)
+    statistics = store.info["statistics"]
+    feature = np.asarray(unit.params["feature"], np.float32)
+    store.put(f"{where}/points", np.empty((0, 3)), ("prompt", "axis"))
+    sizes = np.asarray(unit.params["sizes"], np.int64)
+    store.put(f"{where}/sizes", sizes, ("instance",), {"units": "voxel"})
+    mean = volume.mean if settings["center"] else np.zeros_like(feature)
+    store.put(f"{where}/mean", mean, ("channel",))
+    for array in _DESCRIPTION if settings["rank"] == "profile" else ():
+        values = _scaled(np.asarray(unit.params[array]), statistics["mean"], statistics["std"], back=True)
+        dims = ("shell",) if values.ndim == 1 else ("instance", "shell")
+        described = {"radius": unit.params["radius"], "contrasts": list(CONTRASTS)} if array == "profiles" else None
+        store.put(f"{where}/{array}", values, dims, described)
+    store.put(f"{where}/feature", feature, ("channel",))
+    return None
+
+
+def _scaled(profiles: Array, mean: float, std: float, back: bool = False) -> Float64:
+    """Profiles (…, 2 S), shell means then deviations, from grey values to standard units, or `back`."""
+    shift = np.repeat([mean, 0.0], profiles.shape[-1] // 2)
+    return np.asarray(profiles * std + shift if back else (profiles - shift) / std, float)
+
+
+def _weights(donor: RunStore, where: str) -> dict[str, str]:
+    """Identities of the models' weights, as far as the donor's marks have them: a borrowed query segmented nothing."""
+    out = {}
+    if found := marks.found_stage(donor, features.NAME):
+        out["features"] = str(found["settings"]["weights"])
+    if found := marks.found_stage(donor, segment.stage_name(where)):
+        out["propagation"] = str(found["settings"]["propagation"]["weights"])
+    return out
+
+
+def _comparable(settings: Settings, weights: dict[str, str]) -> Json:
+    """The settings that a query depends on, with the weights'."""
+    sections = settings.model_dump(mode="json")
+    return {
+        section: {k: v for k, v in sections[section].items() if k not in left_out}
+        | ({"weights": weights[section]} if section in weights else {})
+        for section, left_out in _WORK.items()
+    }

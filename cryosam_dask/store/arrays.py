@@ -1,0 +1,203 @@
+"""Arrays of a run as the program opens them: what is damaged or missing is an error that names it, not a zero.
+
+zarr reads a chunk that is not there as fill values, and a damaged one as an error without a name. All chunks of a run
+are written, empty ones too, so here a chunk that is not there is one that was lost or not yet made.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import zarr
+from zarr.storage import StorePath, WrapperStore
+
+from cryosam_dask.errors import StoreError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+Index = tuple[int, ...]
+
+CODECS = frozenset({"bytes", "zstd", "crc32c"})
+"""The only codecs that the program writes: an array of others is not its own, and some can run code when read."""
+
+_CHUNK = re.compile(r"(?P<array>.+)/c/(?P<index>\d+(?:/\d+)*)")
+
+
+def chunk_of(key: str) -> tuple[str, Index] | None:
+    """Array and index of the chunk that a key of the store is of, None if it is of something else."""
+    found = _CHUNK.fullmatch(key)
+    return None if found is None else (found["array"], tuple(int(i) for i in found["index"].split("/")))
+
+
+def chunk_key(array: str, index: Index) -> str:
+    """The inverse of `chunk_of`."""
+    return f"{array}/c/{'/'.join(map(str, index))}"
+
+
+class RunArray(zarr.Array[Any]):
+    """A zarr array of a run. Reading damaged or missing chunks raises `StoreError` with their names.
+
+    Reads cost what they did: a chunk that is not there is noticed where it is asked for, and which one is damaged is
+    only looked for after a read has failed. All chunks are written, empty ones too.
+    """
+
+    def __init__(self, found: zarr.Array[Any], url: str) -> None:
+        super().__init__(_over(found, _Complete(found.store, url)))
+        # a part of a chunk is written over what was there before, which may be nothing
+        self._plain = zarr.Array(_over(found, found.store))
+        self._url = url
+
+    def get_basic_selection(self, *args: Any, **kwargs: Any) -> Any:
+        return self._read("get_basic_selection", args, kwargs)
+
+    def get_orthogonal_selection(self, *args: Any, **kwargs: Any) -> Any:
+        return self._read("get_orthogonal_selection", args, kwargs)
+
+    def get_coordinate_selection(self, *args: Any, **kwargs: Any) -> Any:
+        return self._read("get_coordinate_selection", args, kwargs)
+
+    def set_basic_selection(self, *args: Any, **kwargs: Any) -> None:
+        self._write("basic_selection", args, kwargs)
+
+    def set_orthogonal_selection(self, *args: Any, **kwargs: Any) -> None:
+        self._write("orthogonal_selection", args, kwargs)
+
+    def set_coordinate_selection(self, *args: Any, **kwargs: Any) -> None:
+        self._write("coordinate_selection", args, kwargs)
+
+    def check(self, index: Index) -> str | None:
+        """What is wrong with a chunk: "missing", "truncated", "checksum", "undecodable"; None if it is sound."""
+        try:
+            self._complete.get_block_selection(index)
+        except StoreError as error:
+            if isinstance(error, MissingChunkError):
+                return "missing"
+            raise
+        except (ValueError, RuntimeError, TypeError) as error:
+            return kind_of(error)
+        return None
+
+    @property
+    def _complete(self) -> zarr.Array[Any]:
+        """As this one, but errors are zarr's own."""
+        return zarr.Array(self.async_array)
+
+    def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return getattr(super(), name)(*args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            self._explain(name, args[:1], error)
+            raise
+
+    def _write(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            getattr(self._plain, f"set_{name}")(*args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            self._explain(f"get_{name}", args[:1], error, writing=True)
+            raise
+
+    def _explain(self, name: str, selection: tuple[Any, ...], error: BaseException, writing: bool = False) -> None:
+        """Raise what names the damaged chunks among those that a selection is of; return if none is damaged."""
+        tracer = _Tracer(self._plain.store)
+        getattr(zarr.Array(_over(self._plain, tracer)), name)(*selection)
+        found = [(index, kind) for index in tracer.chunks if (kind := self.check(index)) is not None]
+        damaged = [(index, kind) for index, kind in found if not (writing and kind == "missing")]
+        if damaged:
+            raise damaged_error(self._url, self.path, damaged) from error
+
+
+class MissingChunkError(StoreError):
+    """A chunk that is asked for is not there."""
+
+
+def damaged_error(url: str, array: str, damaged: list[tuple[Index, str]]) -> StoreError:
+    """What to say of damaged chunks of an array."""
+    index, kind = damaged[0]
+    words = {"missing": "is missing", "checksum": "is damaged (its checksum differs)"}.get(kind, f"is damaged ({kind})")
+    more = f", as {len(damaged) - 1} more of this array" if len(damaged) > 1 else ""
+    make = MissingChunkError if kind == "missing" else StoreError
+    return make(
+        f"{url}: chunk {'/'.join(map(str, index))} of {array} {words}{more}; "
+        f"`cryosam verify {url} --repair` and then the same command make it again"
+    )
+
+
+def kind_of(error: BaseException) -> str:
+    """What kind of damage a failed decoding stands for."""
+    text = str(error).lower()
+    if "checksum" in text:
+        return "checksum"
+    return "truncated" if "buffer" in text or "size" in text or "truncated" in text else "undecodable"
+
+
+def check_kind(url: str, path: str, found: zarr.Array[Any]) -> None:
+    """`StoreError` for an array that this program can't have written."""
+    described: dict[str, Any] = dict(found.metadata.to_dict())
+    if (version := described["zarr_format"]) != 3:
+        raise StoreError(f"{url}: {path} is of zarr format {version}, which this program does not write")
+    names = {str(codec["name"] if isinstance(codec, dict) else codec) for codec in described["codecs"]}
+    if strange := sorted(names - CODECS):
+        raise StoreError(f"{url}: {path} is encoded with {', '.join(strange)}, which this program does not write")
+    if found.dtype.kind not in "biuf":
+        raise StoreError(f"{url}: {path} holds {found.dtype}, expected numbers")
+
+
+def grid(array: zarr.Array[Any]) -> Index:
+    """Chunks of an array along its axes."""
+    return tuple(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
+
+
+def chunk_count(array: zarr.Array[Any]) -> int:
+    return math.prod(grid(array))
+
+
+def _over(found: zarr.Array[Any], store: Store) -> zarr.AsyncArray[Any]:
+    """The same array on another store, which writes empty chunks as well."""
+    metadata: Any = found.metadata
+    made: zarr.AsyncArray[Any] = zarr.AsyncArray(
+        metadata=metadata,
+        store_path=StorePath(store, found.path),
+        config={"order": "C", "write_empty_chunks": True},
+    )
+    return made
+
+
+class _Complete(WrapperStore[Any]):
+    """A store in which chunks that are not there are errors."""
+
+    def __init__(self, store: Store, url: str = "") -> None:
+        super().__init__(store)
+        self._url = url
+
+    def _with_store(self, store: Store) -> _Complete:
+        return _Complete(store, self._url)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found: Buffer | None = await self._store.get(key, prototype, byte_range)
+        if found is None and (chunk := chunk_of(key)) is not None:
+            raise damaged_error(self._url, chunk[0], [(chunk[1], "missing")])
+        return found
+
+
+class _Tracer(WrapperStore[Any]):
+    """A store without chunks that notes which ones it is asked for."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._asked: dict[Index, None] = {}
+
+    @property
+    def chunks(self) -> Iterator[Index]:
+        yield from self._asked
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if (chunk := chunk_of(key)) is None:
+            found: Buffer | None = await self._store.get(key, prototype, byte_range)
+            return found
+        self._asked[chunk[1]] = None
+        return None

@@ -1,0 +1,243 @@
+"""One driver at a time on a run: who gets the lease, who is refused in words, and what is left of a dead one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cryosam_dask.errors import StoreError
+from cryosam_dask.store import lease
+from cryosam_dask.store.lease import Holder, Lease
+
+
+@pytest.fixture(params=["local", "remote"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "run.zarr")
+    return f"memory://leases{tmp_path.name}/run.zarr"
+
+
+def fast(url: str) -> Lease:
+    return Lease(url, beat=0.05, expiry=0.3, settle=0.01)
+
+
+def file_of(url: str) -> Path:
+    return Path(url + ".lock")
+
+
+def test_it_is_there_while_held_and_gone_afterwards(url: str) -> None:
+    assert lease.holder(url) is None
+    with Lease(url, settle=0.01):
+        held = lease.holder(url)
+        assert held is not None
+        assert held.pid == os.getpid()
+        assert held.lives
+    assert lease.holder(url) is None
+    with Lease(url, settle=0.01), pytest.raises(RuntimeError):
+        raise RuntimeError
+    if "://" not in url:
+        assert list(file_of(url).parent.iterdir()) == []
+
+
+def test_a_second_one_is_refused_with_who_where_and_since_when(url: str) -> None:
+    with Lease(url, settle=0.01) as first:
+        held = lease.holder(url)
+        assert held is not None
+        with pytest.raises(
+            StoreError, match=rf"is being written by .*{os.getpid()}.*; wait until it is done"
+        ) as caught:
+            Lease(url, settle=0.01).__enter__()
+        assert "\n" not in str(caught.value)
+        first.check()
+        assert lease.holder(url) == held
+
+
+def test_its_own_thread_may_enter_it_again_and_no_other(url: str) -> None:
+    errors: list[BaseException] = []
+    with Lease(url, settle=0.01) as mine:
+
+        def other() -> None:
+            try:
+                with mine:
+                    pass
+            except StoreError as error:
+                errors.append(error)
+
+        with mine, mine:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        assert lease.holder(url) is not None
+    assert "another thread" in str(errors[0])
+    assert lease.holder(url) is None
+
+
+def test_what_a_killed_process_left_is_taken_over_at_once(tmp_path: Path) -> None:
+    url = str(tmp_path / "run.zarr")
+    code = f"""
+import os
+from cryosam_dask.store.lease import Lease
+Lease({url!r}).__enter__()
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    left = Holder.read(file_of(url).read_bytes())
+    assert left is not None
+    assert left.lives is False
+    assert lease.holder(url) is None
+    start = time.monotonic()
+    with Lease(url):
+        assert lease.holder(url) is not None
+    assert time.monotonic() - start < 2
+
+
+def left_behind(url: str, **changes: object) -> None:
+    """A lease of another machine."""
+    with Lease(url, settle=0.01):
+        text = lease._file(url).read()
+    assert text is not None
+    lease._file(url).write(json.dumps({**json.loads(text), "token": "theirs", **changes}).encode())
+
+
+def test_a_number_that_another_process_has_now_does_not_hold_it(url: str) -> None:
+    left_behind(url, started=1.0)
+    with fast(url):
+        pass
+
+
+def test_another_machine_holds_it_as_long_as_it_beats(url: str) -> None:
+    left_behind(url, machine="elsewhere", host="node7", user="ada", beat=time.time())
+    with pytest.raises(StoreError, match=r"by ada on node7, process \d+, since 20.*UTC; wait .*try again in 90 s"):
+        Lease(url).__enter__()
+
+
+def test_another_machine_whose_clock_is_late_holds_it_while_it_writes(url: str) -> None:
+    left_behind(url, machine="elsewhere", beat=0.0)
+    stop = threading.Event()
+
+    def beating() -> None:
+        count = 0
+        while not stop.wait(0.01):
+            count += 1
+            text = json.loads(lease._file(url).read() or b"{}")
+            lease._file(url).write(json.dumps({**text, "beat": float(count)}).encode())
+
+    thread = threading.Thread(target=beating)
+    thread.start()
+    try:
+        with pytest.raises(StoreError, match="is being written by"):
+            fast(url).__enter__()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_another_machine_that_is_silent_loses_it(url: str) -> None:
+    left_behind(url, machine="elsewhere", beat=time.time() - 1)
+    with fast(url):
+        held = lease.holder(url)
+        assert held is not None
+        assert held.token != "theirs"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"token": 1}', b"\xff\xfe"])
+def test_a_lease_without_sense_is_taken_after_a_while(
+    tmp_path: Path, text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_UNREADABLE", 0.1)
+    url = str(tmp_path / "run.zarr")
+    file_of(url).write_bytes(text)
+    assert lease.holder(url) is None
+    with fast(url):
+        assert lease.holder(url) is not None
+
+
+@pytest.mark.parametrize("what", ["taken", "gone"])
+def test_who_loses_it_is_told_and_leaves_the_others_alone(url: str, what: str) -> None:
+    with fast(url) as mine:
+        mine.check()
+        if what == "taken":
+            text = json.loads(lease._file(url).read() or b"")
+            lease._file(url).write(json.dumps({**text, "token": "theirs", "host": "node8"}).encode())
+        else:
+            lease._file(url).remove(lease._file(url).read() or b"", "x")
+        deadline = time.monotonic() + 20
+        while not mine._lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(StoreError, match=r"taken over by .* on node8.*this run stops|is gone; this run stops"):
+            mine.check()
+    left = Holder.read(lease._file(url).read() or b"")
+    assert (left is not None and left.token == "theirs") == (what == "taken")
+
+
+def test_it_beats(url: str) -> None:
+    with fast(url):
+        before = lease.holder(url)
+        assert before is not None
+        deadline = time.monotonic() + 20
+        while (now := lease.holder(url)) is None or now.beat == before.beat:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert (now.token, now.since) == (before.token, before.since)
+
+
+def _race(url: str, barrier: object, won: object, inside: object) -> None:
+    for _ in range(20):
+        barrier.wait()  # type: ignore[attr-defined]
+        try:
+            with Lease(url):
+                with inside.get_lock():  # type: ignore[attr-defined]
+                    inside.value += 1  # type: ignore[attr-defined]
+                    assert inside.value == 1  # type: ignore[attr-defined]
+                won.put(os.getpid())  # type: ignore[attr-defined]
+                barrier.wait()  # type: ignore[attr-defined]
+                with inside.get_lock():  # type: ignore[attr-defined]
+                    inside.value -= 1  # type: ignore[attr-defined]
+        except StoreError:
+            barrier.wait()  # type: ignore[attr-defined]
+        barrier.wait()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_of_four_that_start_at_once_one_gets_it(tmp_path: Path, left: bool) -> None:
+    """Twenty times over; also where a dead one's lease has to be cleared away first."""
+    url = str(tmp_path / "run.zarr")
+    context = multiprocessing.get_context("spawn")
+    barrier, won, inside = context.Barrier(4, timeout=60), context.Queue(), context.Value("i", 0)
+    if left:
+        left_behind(url, started=1.0)
+    processes = [context.Process(target=_race, args=(url, barrier, won, inside)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    winners = [won.get(timeout=60) for _ in range(20)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert won.empty()
+    assert set(winners) <= {process.pid for process in processes}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_links_it_is_exclusive_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    url = str(tmp_path / "run.zarr")
+    with Lease(url), pytest.raises(StoreError, match="is being written"):
+        Lease(url).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match=r"can't be written: .*run\.zarr\.lock can't be made \(.+\)"):
+        Lease(tmp_path / "file" / "run.zarr").__enter__()
