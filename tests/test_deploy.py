@@ -82,7 +82,7 @@ def test_the_schemas_find_a_misspelt_key():
         jsonschema.validate(obj, operator_schema(obj["kind"]))
 
 
-@pytest.mark.parametrize("name", KUBERNETES.keys() - OPERATORS.keys())
+@pytest.mark.parametrize("name", sorted(KUBERNETES.keys() - OPERATORS.keys()))
 def test_objects_of_kubernetes_fit_its_schemas(name):
     for version in ("1.28", kubernetes_validate.latest_version()):
         kubernetes_validate.validate(KUBERNETES[name], version, strict=True)

@@ -98,10 +98,11 @@ def test_failures_are_told_as_they_happen(nannied: Any, tmp_path: Path) -> None:
         f"unit {i}": 1 + Counter(failure.unit for failure in done.failures)[f"unit {i}"] for i in range(12)
     }
     of = {unit: [failure for failure in done.failures if failure.unit == unit] for unit in victims.values()}
-    assert [failure.error for failure in of[victims[0]]] == ["ConnectionError: its worker was lost"]
+    lost = {"ConnectionError: its worker was lost"}  # a unit that is through may be lost, too, with its result
+    assert {failure.error for failure in of[victims[0]]} == lost
     assert [failure.attempt for failure in of[victims[1]]] == [1, 2]
     assert {failure.error for failure in of[victims[1]]} == {"RuntimeError: an injected fault"}
-    assert [failure.error for failure in of[victims[2]]] == ["ConnectionError: its worker was lost"]
+    assert {failure.error for failure in of[victims[2]]} == lost
     assert not any(failure.given_up for failure in done.failures)
     for fired in spec.fired():
         assert fired.pid in {int(failure.worker.rpartition(":")[2]) for failure in of[fired.unit]}
