@@ -16,7 +16,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryosam_dask import cli
+from cryosam_dask import batch, cli
+from cryosam_dask.summary import Row, Summary
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -195,3 +196,75 @@ def test_a_pipe_gets_results_on_stdout_and_nothing_else(tomogram: Path, tmp_path
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / 'r.zarr'}: ingested {tomogram}\n"
     assert done.stderr == ""
+
+
+def test_what_is_damaged_is_named_and_made_again_on_request(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.zarr"
+    ingest = ("ingest", tomogram, "--out", out, "--workers", 0)
+    assert cryosam(*ingest)[0] == 0
+    code, words, _ = cryosam("verify", out)
+    assert code == 0
+    assert "all sound" in words
+    chunk = out / "scale0/tomogram/c/0/0/0"
+    sound = chunk.read_bytes()
+    chunk.write_bytes(sound[:50] + bytes([sound[50] ^ 1]) + sound[51:])
+    code, words, _ = cryosam("verify", out)
+    assert code == 1
+    assert "chunk 0/0/0 of scale0/tomogram: checksum (ingest unit 0)" in words
+    code, found, _ = cryosam("verify", out, "--repair", "--json")
+    assert code == 0
+    assert [damage["chunk"] for damage in json.loads(found)["damages"]] == [[0, 0, 0]]
+    assert cryosam(*ingest)[0] == 0
+    assert chunk.read_bytes() == sound
+    assert cryosam("verify", out)[0] == 0
+
+
+def test_a_tomogram_that_failed_among_many_makes_the_exit_code_one(
+    cryosam: Run, tomogram: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def run_many(tomograms: list[str], points: list[list[float]], out: str, **options: Any) -> Summary:
+        asked.update(options, tomograms=tomograms, points=points, out=out)
+        rows = [Row("a.mrc", "a", "a.zarr", "done", 3, 1.0), Row("b.mrc", "b", "b.zarr", "failed", error="it is cut")]
+        for number, row in enumerate(rows, 1):
+            options["report"](row, number, len(rows))
+        return Summary(out, tuple(rows))
+
+    monkeypatch.setattr(batch, "run_many", run_many)
+    folder = tmp_path / "runs"
+    code, out, err = cryosam(
+        "run", tomogram, tomogram.parent, "--in", tomogram, "--point", "5,6,7", "--out", folder, "--models", "builtin"
+    )
+    assert code == 1
+    assert "1 done, 1 failed" in out
+    assert "2 of 2, b: failed: it is cut" in err
+    assert asked["tomograms"] == [str(tomogram), str(tomogram.parent)]
+    assert asked["reference"] == str(tomogram)
+    assert asked["points"] == [[5, 6, 7]]
+    assert asked["unit_timeout"] == 3600
+
+
+def test_job_scripts_are_shown_without_a_cluster(cryosam: Run) -> None:
+    code, out, _ = cryosam("cluster", Path(__file__).parents[1] / "deploy/slurm/cluster.yaml", "--dry-run")
+    assert code == 0
+    gpu, cpu = out.split("# cpu\n")
+    assert gpu.startswith("# gpu\n#!")
+    assert "#SBATCH --gres=gpu:1" in gpu
+    assert "--resources GPU=1" in gpu
+    assert "GPU" not in cpu
+    assert out.count("--lifetime ") == 2
+
+
+def test_certificates_come_all_three_or_not_at_all(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
+    code, _, err = cryosam("ingest", tomogram, "--out", tmp_path / "r.zarr", "--tls-ca", tmp_path / "ca.pem")
+    assert code == 2
+    assert "missing: --tls-cert, --tls-key" in one_line(err)
+    assert not (tmp_path / "r.zarr").exists()
+
+
+def test_a_plan_like_a_run_without_a_journal_is_refused(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
+    assert cryosam("ingest", tomogram, "--out", tmp_path / "r.zarr", "--workers", 0)[0] == 0
+    code, _, err = cryosam("plan", tomogram, "--models", "builtin", "--like", tmp_path / "r.zarr")
+    assert code == 2
+    assert "give a run that was finished" in one_line(err)
