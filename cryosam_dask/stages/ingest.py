@@ -59,8 +59,8 @@ def plan(source: TomogramSource, path: str, options: Json) -> Stage:
 
 
 def _box_memory(box: geometry.Box, dtype: np.dtype[Any]) -> int:
-    """The box as read, beside the pages of the file that are mapped for it, which are some more than the box; or the
-    box as stored with its halves in single precision, whichever is more."""
+    """The box as read, and what statistics and halving make of it, in the file's type; or the box as stored with its
+    halves in single precision, whichever is more."""
     voxels = math.prod(b - a for a, b in box)
     return int(voxels * max(2.5 * dtype.itemsize, stored_dtype(dtype).itemsize + 3)) + (16 << 20)
 
