@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from lease_race import race
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.store import lease
 from cryosam_dask.store.lease import Holder, Lease
+
+ROUNDS = 10
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -189,35 +192,18 @@ def test_it_beats(url: str) -> None:
         assert (now.token, now.since) == (before.token, before.since)
 
 
-def _race(url: str, barrier: object, won: object, inside: object) -> None:
-    for _ in range(20):
-        barrier.wait()  # type: ignore[attr-defined]
-        try:
-            with Lease(url):
-                with inside.get_lock():  # type: ignore[attr-defined]
-                    inside.value += 1  # type: ignore[attr-defined]
-                    assert inside.value == 1  # type: ignore[attr-defined]
-                won.put(os.getpid())  # type: ignore[attr-defined]
-                barrier.wait()  # type: ignore[attr-defined]
-                with inside.get_lock():  # type: ignore[attr-defined]
-                    inside.value -= 1  # type: ignore[attr-defined]
-        except StoreError:
-            barrier.wait()  # type: ignore[attr-defined]
-        barrier.wait()  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("left", [False, True])
 def test_of_four_that_start_at_once_one_gets_it(tmp_path: Path, left: bool) -> None:
-    """Twenty times over; also where a dead one's lease has to be cleared away first."""
+    """Several times over; also where a dead one's lease has to be cleared away first."""
     url = str(tmp_path / "run.zarr")
     context = multiprocessing.get_context("spawn")
     barrier, won, inside = context.Barrier(4, timeout=60), context.Queue(), context.Value("i", 0)
     if left:
         left_behind(url, started=1.0)
-    processes = [context.Process(target=_race, args=(url, barrier, won, inside)) for _ in range(4)]
+    processes = [context.Process(target=race, args=(url, ROUNDS, barrier, won, inside)) for _ in range(4)]
     for process in processes:
         process.start()
-    winners = [won.get(timeout=60) for _ in range(20)]
+    winners = [won.get(timeout=60) for _ in range(ROUNDS)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
