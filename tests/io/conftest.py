@@ -40,6 +40,12 @@ def mrc_bytes(
     return header.tobytes() + extended + np.ascontiguousarray(volume).astype(dtype).tobytes()
 
 
+@pytest.fixture(scope="session")
+def mrc_content() -> Callable[..., bytes]:
+    """`mrc_bytes`, for tests: a conftest can't be imported by its name, which others have, too."""
+    return mrc_bytes
+
+
 @pytest.fixture
 def write_mrc(tmp_path: Path) -> Callable[..., Path]:
     def write(volume: np.ndarray, mode: int, *, name: str = "tomo.mrc", **options: Any) -> Path:

@@ -362,12 +362,10 @@ def test_a_file_of_another_size_is_not_read(change: int, write_mrc: Any, volume:
 
 
 @pytest.fixture(scope="module")
-def long_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    from conftest import mrc_bytes
-
+def long_rows(tmp_path_factory: pytest.TempPathFactory, mrc_content: Any) -> tuple[Path, np.ndarray]:
     values = np.arange(3 * 5 * 9000).reshape(3, 5, 9000) % 30011
     path = tmp_path_factory.mktemp("rows") / "rows.mrc"
-    path.write_bytes(mrc_bytes(values, 2, order=">"))
+    path.write_bytes(mrc_content(values, 2, order=">"))
     return path, values
 
 
