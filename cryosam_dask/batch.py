@@ -28,7 +28,7 @@ from cryosam_dask.io.listing import find_tomograms, is_many, run_names
 from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.registry import ensure_weights
-from cryosam_dask.pipeline import Driver, settings_for, uses_torch_of
+from cryosam_dask.pipeline import Driver, chosen_settings, uses_torch_of
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow, ingest, label
 from cryosam_dask.stages.base import fingerprint
@@ -108,7 +108,7 @@ def run_many(
         raise InputError("a reference is the tomogram that the points are in; give points in it")
     paths = find_tomograms([*([] if reference is None else [reference]), *tomograms])
     loan = None if query_from is None else borrow.take(RunStore.open(query_from), name)
-    chosen = settings or (loan.settings if loan and models is None else settings_for(models or "paper"))
+    chosen = settings or chosen_settings(models, loan)
     reading = {"voxel_size": voxel_size, "unsigned": unsigned}
     if points is not None:
         check_points(np.asarray(points, float), open_tomogram(paths[0], **reading).shape)  # type: ignore[arg-type]

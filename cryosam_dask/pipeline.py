@@ -66,6 +66,11 @@ def settings_for(models: str, overrides: dict[str, Any] | None = None) -> Settin
     return preset(models, encoder, segmenter).replace(overrides or {})
 
 
+def chosen_settings(models: str | None, loan: borrow.Loan | None) -> Settings:
+    """Those of the models that are named; where none are, those that a borrowed query was made with, or "paper"."""
+    return loan.settings if loan is not None and models is None else settings_for(models or "paper")
+
+
 def uses_torch_of(settings: Settings) -> bool:
     """Whether a model of these settings runs in torch, and so could use a GPU."""
     segmenter = segmenter_info(settings.propagation.segmenter)
@@ -118,7 +123,7 @@ def run(
     if (points is None) == (query is None):
         raise InputError("give points in the tomogram, or a run to take the query from, one of the two")
     loan = None if query is None else borrow.take(RunStore.open(query), name)
-    chosen = settings or (loan.settings if loan and models is None else settings_for(models or "paper"))
+    chosen = settings or chosen_settings(models, loan)
     source = open_tomogram(tomogram, voxel_size=voxel_size, unsigned=unsigned)
     if points is not None:
         check_points(np.asarray(points, float), source.shape)

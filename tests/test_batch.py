@@ -21,7 +21,7 @@ from cryosam_dask.executors.connection import ConnectionLostError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.listing import natural, run_names
 from cryosam_dask.io.picks import read_points
-from cryosam_dask.pipeline import Driver
+from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 
@@ -266,7 +266,7 @@ def test_a_reference_beside_the_list_comes_first(pair: tuple[list[Path], Path, S
 
 def test_other_settings_are_refused_tomogram_by_tomogram(pair: tuple[list[Path], Path, Summary]) -> None:
     paths, out, _ = pair
-    settings = batch.settings_for("builtin", {"match.count": 7})
+    settings = settings_for("builtin", {"match.count": 7})
     before = (out / "summary.csv").read_text()
     with pytest.raises(StoreError, match=r"match.count: auto → 7"):
         go(list(paths), out, settings=settings)

@@ -187,7 +187,7 @@ class DaskExecutor:
         return found.pop() if len(found) == 1 else "float32"
 
     def describe(self) -> str:
-        count = len(self._kept(self._workers))
+        count = len(self._kept(self.workers))
         workers = f"{count} worker" + ("" if count == 1 else "s")
         return f"{workers} at {self._address()}, {device_name(self._device or self._requested)}"
 
@@ -303,9 +303,6 @@ class DaskExecutor:
 
     def _some_workers(self) -> dict[str, dict[str, Any]]:
         self._wait_for_worker()
-        return self.workers()
-
-    def _workers(self) -> dict[str, dict[str, Any]]:
         return self.workers()
 
     def _address(self) -> str:

@@ -82,9 +82,7 @@ class MrcSource:
     def read(self, slices: Block) -> Array:
         """See `TomogramSource.read`. Memory: the box and `boxes.SCRATCH_BYTES`; the box twice where it is turned."""
         block = check_block(slices, self.shape)
-        on_disk, box = [0, 0, 0], [slice(0)] * 3
-        for axis, n, part in zip(self.order, self.shape, block, strict=True):
-            on_disk[axis], box[axis] = n, part
+        on_disk, box = in_file(self.order, self.shape, block)
         with one_line_errors(), opened(self.path, self.identity["bytes"]) as file:
             stored = read_box(file, self.path, self.stored, self.offset, on_disk, box)
         if self.order == (0, 1, 2) and self.stored.isnative:
@@ -119,6 +117,15 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
         stored=header.stored,
         order=header.order,
     )
+
+
+def in_file(order: tuple[int, int, int], shape: Shape3, block: Block) -> tuple[list[int], list[slice]]:
+    """The shape of the volume and a block of it along the file's axes (sections, rows, columns); `order` as of
+    `MrcSource`."""
+    on_disk, box = [0, 0, 0], [slice(0)] * 3
+    for axis, n, part in zip(order, shape, block, strict=True):
+        on_disk[axis], box[axis] = n, part
+    return on_disk, box
 
 
 @dataclass(frozen=True)

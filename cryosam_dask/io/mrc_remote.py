@@ -18,6 +18,7 @@ from cryosam_dask.io.mrc import (
     HEADER_BYTES,
     SAMPLE_BYTES,
     MrcHeader,
+    in_file,
     read_header,
     sample_starts,
     samples_hash,
@@ -58,9 +59,7 @@ class RemoteMrcSource:
         """See `TomogramSource.read`. Memory: the box twice where it is not z, y, x in this machine's byte order, else
         once, and what is under way beside it, 16 MB or two rows."""
         block = check_block(slices, self.shape)
-        on_disk, box = [0, 0, 0], [slice(0)] * 3
-        for axis, n, part in zip(self.order, self.shape, block, strict=True):
-            on_disk[axis], box[axis] = n, part
+        on_disk, box = in_file(self.order, self.shape, block)
         out = np.empty([part.stop - part.start for part in box], self.stored)
         if out.size:
             pieces = _pieces(on_disk, box, self.stored.itemsize)

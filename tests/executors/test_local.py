@@ -92,7 +92,7 @@ def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
     before = dict(os.environ)
     with LocalExecutor(2, "cuda") as executor:
         assert executor.worker_memory == (int((4.5 * 0.9) * 2**30) - process_memory(True)) // 3
-        assert [w["nthreads"] for w in executor._workers().values() if w["resources"].get("GPU")] == [3]
+        assert [w["nthreads"] for w in executor.workers().values() if w["resources"].get("GPU")] == [3]
         assert executor.units_per_worker == 1  # of the other worker
         done = execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), executor)
         assert {result.value["device"] for result in done.results.values()} == {"cuda"}
@@ -106,7 +106,7 @@ def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
             assert set(found.values()) == expected
         paused_at = executor.client.run(lambda dask_worker: dask_worker.memory_manager.memory_pause_fraction)
         assert set(paused_at.values()) == {False}
-        assert all(w["host"] == "127.0.0.1" for w in executor._workers().values())
+        assert all(w["host"] == "127.0.0.1" for w in executor.workers().values())
     assert dict(os.environ) == before
 
 
