@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cryosam_dask.cli import clusters, results, runs, tools  # noqa: F401 - they add their commands
+from cryosam_dask.cli import clusters, evaluation, results, runs, tools  # noqa: F401 - they add their commands
 from cryosam_dask.cli.app import app
 from cryosam_dask.errors import CryosamError
 

@@ -40,7 +40,8 @@ def test_stages_follow_each_other_on_lines_of_their_own():
 
 def test_nothing_is_drawn_without_a_terminal(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="cryosam_dask")
-    monkeypatch.setattr(sys, "stderr", io.StringIO())  # by itself: earlier tests' processes may still write to the descriptor
+    # not the descriptor: processes of earlier tests may still write there
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
     for progress in (Progress(), NullProgress(), NullProgress(terminal())):
         bar = progress.stage("features", 3, 1, "cpu")
         bar.advance(2)

@@ -1,0 +1,76 @@
+"""What a run is of, how far it is, and what was found, for people and programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cryosam_dask.store import journal, layout, picks
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.store.views import query_names, stage_progress
+
+
+def describe(run: str | Path) -> dict[str, Any]:
+    """What a run is of, how far each stage is, and what was found; JSON-able."""
+    store = RunStore.open(run)
+    queries = {}
+    for name in query_names(store):
+        attributes = dict(store.group(layout.query(name)).attrs)
+        found = len(picks.read(store, name)) if name in picks.names(store) else None
+        queries[name] = {"settings": attributes.get("settings"), "instances": found, "from": attributes.get("from")}
+    stages = {name: {"done": done, "units": count} for name, (done, count) in stage_progress(store).items()}
+    return {
+        "run": store.url,
+        **store.info,
+        "queries": queries,
+        "stages": stages,
+        "journal": journal.commands(store),
+    }
+
+
+def describe_in_words(described: dict[str, Any]) -> str:
+    """`describe` as a page for a terminal."""
+    statistics, features = described.get("statistics"), described.get("features")
+    lines = [
+        f"run          {described['run']} (cryosam_dask {described['version']})",
+        f"tomogram     {described['input']['path']}",
+        f"shape        {' × '.join(str(n) for n in described['shape'])} voxels (z, y, x)",
+        f"voxel size   {', '.join(f'{v:g}' for v in described['voxel_size'])} Å",
+    ]
+    if statistics:
+        lines.append(f"voxels       mean {statistics['mean']:.4g}, standard deviation {statistics['std']:.4g}")
+    if features:
+        lines.append(f"features     {features['encoder']} ({features['weights']}), 3 × {features['channels']} channels")
+    for name, query in described["queries"].items():
+        models = query["settings"]["propagation"]["segmenter"] if query["settings"] else "?"
+        count = "not segmented yet" if query["instances"] is None else f"{query['instances']} instances"
+        origin = f", prompted in {query['from']['tomogram']}" if query["from"] else ""
+        lines.append(f"query        {name}: {count}, segmenter {models}{origin}")
+    for name, stage in described["stages"].items():
+        lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units")
+    for entry in described["journal"]:
+        lines += _entry_in_words(entry)
+    return "\n".join(lines)
+
+
+def _entry_in_words(entry: dict[str, Any]) -> list[str]:
+    """One command of the journal: a line, one for each of its stages, and one for each failure."""
+    lines = [
+        f"journal      {entry['began']} {entry['command']}, by {entry['user']} on {entry['host']}, "
+        f"{entry['executor']}: {entry['outcome']}"
+    ]
+    for name, stage in entry["stages"].items():
+        words = [
+            f"{stage['units']} units in {stage['seconds']:.1f} s ({stage['unit_seconds']:.1f} s of work) on "
+            f"{stage['device']}, {sum(stage['workers'].values())} processes"
+        ]
+        if stage["skipped"]:
+            words.append(f"{stage['skipped']} done before")
+        if stage["longest"]:
+            words.append(f"longest {stage['longest']} {stage['longest_seconds']:.1f} s")
+        if stage["peak"]:
+            words.append(f"peak {stage['peak'] / 1e6:.0f} MB")
+        words += [f"{stage[what]} {what}" for what in ("retried", "failed") if stage[what]]
+        lines.append(f"             {name}: {', '.join(words)}")
+        lines += [f"               {f['unit']} on {f['worker'] or '?'}: {f['error']}" for f in stage["failures"]]
+    return lines
