@@ -174,7 +174,7 @@ class PromptedSegmenter(Protocol):
         ...
 
     def embed(self, planes: NDArray[np.uint8]) -> Array:
-        """Embed planes (N, A, B) uint8; returns (N, *embedding_shape((A, B))) of `embedding_dtype`."""
+        """Embed planes (N, A, B) uint8; returns `(N, *embedding_shape((A, B)))` of `embedding_dtype`."""
         ...
 
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:

@@ -1,0 +1,75 @@
+"""The site: `sphinx-build -W docs docs/_build`. It needs the package and no network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cryosam_dask import __version__
+
+project = "cryosam_dask"
+release = __version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+default_role = "code"
+
+html_theme = "furo"
+html_title = "cryosam_dask"
+html_show_sourcelink = False
+
+autodoc_typehints = "none"  # docstrings say what a type can't: shapes, axis order, units
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_param = False
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
+
+
+ROOT = Path(__file__).parent.parent
+LINK = re.compile(r"\[([^]]+)]\((?!https?:)([^)#]+)\)")
+
+
+def write_pages(app: Any) -> None:
+    """Pages that are kept elsewhere: those of `deploy/`, beside the files that they speak of, and the commands."""
+    source = Path(app.srcdir)
+    for page in sorted((ROOT / "deploy").rglob("README.md")):
+        text = LINK.sub(partial(_link, page), page.read_text(encoding="utf-8"))
+        _write(source / "clusters" / _page_name(page), text)
+    command = [sys.executable, "-m", "typer", "cryosam_dask.cli", "utils", "docs", "--name", "cryosam"]
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb"}
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", env=environment)
+    _write(source / "reference" / "commands.md", shown.stdout.replace("# `cryosam`", "# Commands", 1))
+
+
+def _page_name(page: Path) -> str:
+    return "index.md" if page.parent.name == "deploy" else f"{page.parent.name}.md"
+
+
+def _link(page: Path, found: re.Match[str]) -> str:
+    """A link between pages stays one; any other file is offered for download."""
+    words, target = found[1], (page.parent / found[2]).resolve()
+    if target.suffix == ".md":
+        return f"[{words}]({_page_name(target)})"
+    return f"{{download}}`{words} <../../{target.relative_to(ROOT).as_posix()}>`"
+
+
+def _write(page: Path, text: str) -> None:
+    if not page.is_file() or page.read_text(encoding="utf-8") != text:
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> None:
+    app.connect("builder-inited", write_pages)
