@@ -17,7 +17,6 @@ release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
@@ -32,9 +31,6 @@ html_show_sourcelink = False
 autodoc_typehints = "none"  # docstrings say what a type can't: shapes, axis order, units
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-napoleon_use_param = False
-napoleon_use_rtype = False
-napoleon_preprocess_types = False
 
 
 ROOT = Path(__file__).parent.parent
@@ -71,5 +67,35 @@ def _write(page: Path, text: str) -> None:
         page.write_text(text, encoding="utf-8")
 
 
+ITEM = re.compile(r"(\w+(?:, \w+)*) : (.+)")
+
+
+def as_restructured_text(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings as Sphinx reads them: `name : what it is` becomes an item of a list, signs are themselves."""
+    made: list[str] = []
+    listing = False
+    for i, line in enumerate(lines):
+        if set(line) == {"-"} or (i + 1 < len(lines) and line and set(lines[i + 1]) == {"-"}):
+            continue  # the heading over parameters says nothing that the list does not
+        found = ITEM.match(line)
+        if found:
+            made += ([] if listing else [""]) + [f"- **{found[1]}**: {_plain(found[2])}"]
+        elif listing and line.startswith(" "):
+            made.append(f"  {_plain(line.strip())}")
+        else:
+            made += ([""] if listing and line else []) + [_plain(line)]
+        listing = bool(found) or (listing and line.startswith(" "))
+    lines[:] = made
+
+
+def _plain(text: str) -> str:
+    """Outside of backticks, what would be markup is not; a letter may follow one."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"[*|]|_\b", r"\\\g<0>", part) for part in parts[::2]]
+    parts[2::2] = [f"\\ {part}" if part[:1].isalnum() else part for part in parts[2::2]]
+    return "`".join(parts)
+
+
 def setup(app: Any) -> None:
     app.connect("builder-inited", write_pages)
+    app.connect("autodoc-process-docstring", as_restructured_text)
