@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from cryosam_dask import analysis
     from cryosam_dask.errors import CryosamError
-    from cryosam_dask.evaluate import evaluate_masks, evaluate_picks
-    from cryosam_dask.outputs import export
+    from cryosam_dask.evaluate import evaluate_dataset, evaluate_masks, evaluate_picks
+    from cryosam_dask.outputs import evaluate_runs, export
     from cryosam_dask.pipeline import Driver, run, settings_for
     from cryosam_dask.settings import Settings
     from cryosam_dask.store.features import FeatureVolume
@@ -30,8 +31,10 @@ _WHERE = {
     "Driver": "pipeline",
     "FeatureVolume": "store.features",
     "Settings": "settings",
+    "evaluate_dataset": "evaluate",
     "evaluate_masks": "evaluate",
     "evaluate_picks": "evaluate",
+    "evaluate_runs": "outputs",
     "export": "outputs",
     "open_run": "store.views",
     "run": "pipeline",
@@ -44,8 +47,11 @@ __all__ = [
     "FeatureVolume",
     "Settings",
     "__version__",
+    "analysis",
+    "evaluate_dataset",
     "evaluate_masks",
     "evaluate_picks",
+    "evaluate_runs",
     "export",
     "open_run",
     "run",
@@ -54,6 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "analysis":
+        return import_module(f"{__name__}.analysis")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -13,29 +13,27 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cryosam_dask.errors import CryosamError, DeviceError, ExecutionError, InputError, ModelError, StoreError
 from cryosam_dask.executors.base import Executor, one_line
 from cryosam_dask.executors.connection import ConnectionLostError
 from cryosam_dask.executors.progress import Progress
 from cryosam_dask.io.listing import find_tomograms, is_many, run_names
-from cryosam_dask.io.picks import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.registry import ensure_weights
-from cryosam_dask.pipeline import Driver, chosen_settings, uses_torch_of
+from cryosam_dask.pipeline import Driver, Kinds, chosen_settings, kinds_of, uses_torch_of
+from cryosam_dask.pipeline.kinds import Points, Source
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import borrow, ingest, label
+from cryosam_dask.stages import borrow, ingest, label, negative
 from cryosam_dask.stages.base import fingerprint
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import local_path
-from cryosam_dask.store.run_store import RunStore, check_name
+from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.summary import Row, Summary, join_picks, put_text
 
 __all__ = ["Row", "Summary", "find_tomograms", "is_many", "run_many"]
@@ -56,12 +54,13 @@ Report = Callable[[Row, int, int], None]
 
 def run_many(
     tomograms: Sequence[str | Path],
-    points: Sequence[Sequence[float]] | None,
+    points: Points | Mapping[str, Points] | None,
     out_folder: str | Path,
     *,
+    negatives: Points | None = None,
     reference: str | Path | None = None,
-    query_from: str | Path | None = None,
-    name: str = "particle",
+    query_from: Source | Sequence[Source] | Mapping[str, borrow.Loan] | None = None,
+    name: str | Sequence[str] | None = None,
     models: str | None = None,
     settings: Settings | None = None,
     executor: Executor | None = None,
@@ -78,10 +77,13 @@ def run_many(
     Parameters
     ----------
     tomograms : as `find_tomograms` takes them
-    points : (n, 3) voxels (z, y, x) in the reference; None with `query_from`
+    points : (n, 3) voxels (z, y, x) in the reference, or such points by the name of each of several kinds, all of
+        which are looked for in all tomograms; None with `query_from`
     out_folder : gets NAME.zarr for each tomogram (`io.listing.run_names`), `summary.csv`, `picks.csv` and `picks.star`
+    negatives : (n, 3) voxels (z, y, x) in the reference on what is of none of the kinds
     reference : the tomogram with the points; None: the first. One that is not among `tomograms` is added
-    query_from : instead of points, a run (path or URL) whose query `name` is used in all
+    query_from : instead of points, a run (path or URL) whose query `name`, or whose queries of several names, are used
+        in all; or a query's file (.json); or several of these
     models, settings : as in `pipeline.run`
     executor : where to run; it is left open
     where : instead of an executor, what `executors.local.make_executor` makes one from (`workers`, `scheduler`, …); it
@@ -99,19 +101,18 @@ def run_many(
     """
     from cryosam_dask.executors.local import make_executor
 
-    check_name(name)
     if executor is not None and where:
         raise ValueError(f"give an executor or {', '.join(where)}, not both")
-    if (points is None) == (query_from is None):
-        raise InputError("give points in the reference, or a run to take the query from, one of the two")
     if reference is not None and points is None:
         raise InputError("a reference is the tomogram that the points are in; give points in it")
+    if negatives is not None and points is None:
+        raise InputError("negative points lie in the tomogram with the points; a borrowed query brings its own along")
+    kinds = kinds_of(points, negatives, query_from, name, "reference")
     paths = find_tomograms([*([] if reference is None else [reference]), *tomograms])
-    loan = None if query_from is None else borrow.take(RunStore.open(query_from), name)
-    chosen = settings or chosen_settings(models, loan)
-    reading = {"voxel_size": voxel_size, "unsigned": unsigned}
+    chosen = settings or chosen_settings(models, kinds.loan)
+    reading: dict[str, Any] = {"voxel_size": voxel_size, "unsigned": unsigned}
     if points is not None:
-        check_points(np.asarray(points, float), open_tomogram(paths[0], **reading).shape)  # type: ignore[arg-type]
+        kinds.check(open_tomogram(paths[0], **reading).shape)
     for model in (chosen.features.encoder, chosen.propagation.segmenter):
         ensure_weights(model)
     rows = _rows(paths, str(out_folder).rstrip("/"))
@@ -123,11 +124,10 @@ def run_many(
                 executor = opened.enter_context(make_executor(**where, uses_torch=uses_torch_of(chosen)))
             return Driver(url, executor, progress, overwrite=overwrite)
 
-        batch = _Batch(str(out_folder).rstrip("/"), rows, drive, name, chosen, reading, report)
+        batch = _Batch(str(out_folder).rstrip("/"), rows, drive, chosen, reading, report)
         if points is not None:
-            loan = batch.prompt([[float(v) for v in point] for point in points])
-        assert loan is not None
-        return batch.run(loan, fail_fast=fail_fast)
+            kinds = batch.prompt(kinds)
+        return batch.run(kinds, fail_fast=fail_fast)
 
 
 def _rows(paths: Sequence[str], folder: str) -> list[Row]:
@@ -152,39 +152,39 @@ class _Batch:
         folder: str,
         rows: Sequence[Row],
         drive: Callable[[str], Driver],
-        name: str,
         settings: Settings,
         reading: dict[str, Any],
         report: Report | None,
     ) -> None:
         self._folder, self._rows = folder, list(rows)
-        self._drive, self._name, self._settings, self._reading = drive, name, settings, reading
+        self._drive, self._settings, self._reading = drive, settings, reading
         self._report = report
         self._prompted = False
 
-    def prompt(self, points: list[list[float]]) -> borrow.Loan:
-        """Make the query in the reference, unless that is complete, and read it."""
+    def prompt(self, kinds: Kinds) -> Kinds:
+        """Make the queries in the reference, unless they are complete, and read them."""
         self._prompted, row = True, self._rows[0]
         start = time.perf_counter()
         try:
-            before = self._query_of(row, points)
-            if before is None or self._found(row, self._request(row, before)) is None:
+            before = self._queries_of(row, kinds)
+            if before is None or self._found(row, kinds.lent(before)) is None:
                 self._tell(row, 1)
                 driver = self._drive(row.run)
-                with driver.command(f"query {self._name}"):
+                with driver.command(f"query {', '.join(kinds.names)}"):
                     driver.ingest(row.tomogram, **self._reading)
                     driver.features(self._settings)
-                    driver.query(self._name, points, self._settings)
+                    kinds.query(driver, self._settings)
                 row = replace(row, notes=tuple(driver.notes))
             self._rows[0] = replace(row, seconds=time.perf_counter() - start)
-            return borrow.take(RunStore.open(row.run), self._name)
+            store = RunStore.open(row.run)
+            return kinds.lent({name: borrow.take(store, name) for name in kinds.names})
         except Exception as error:
             self._settle(0, self._failed(row, error, start))
             raise
 
-    def run(self, loan: borrow.Loan, *, fail_fast: bool) -> Summary:
+    def run(self, kinds: Kinds, *, fail_fast: bool) -> Summary:
         """Run every tomogram to its end. Those that are complete already are passed over."""
-        todo = [index for index in range(len(self._rows)) if not self._pass_over(index, loan)]
+        todo = [index for index in range(len(self._rows)) if not self._pass_over(index, kinds)]
         self._write()
         if todo:
             self._drive(self._rows[todo[0]].run)  # that there is nowhere to run is no tomogram's fault
@@ -192,81 +192,96 @@ class _Batch:
         for index in todo:
             row, start = self._rows[index], time.perf_counter()
             try:
-                done = self._one(index, row, loan, start)
+                done = self._one(index, row, kinds, start)
                 broken = 0
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this tomogram's, and written down
                 done = self._failed(row, error, start)
                 # an input is at fault alone; what was thrown by workers or by a defect may be thrown again
                 broken = broken + 1 if isinstance(error, ExecutionError) or not isinstance(error, CryosamError) else 0
-                stopped = _why_stop(error, broken, fail_fast)
+                stopped = why_stop(error, broken, fail_fast)
             self._settle(index, done)
             if stopped:
                 break
         summary = Summary(self._folder, tuple(self._rows), stopped)
-        join_picks(summary, self._name)
+        join_picks(summary, kinds.names)
         return summary
 
-    def _pass_over(self, index: int, loan: borrow.Loan) -> bool:
+    def _pass_over(self, index: int, kinds: Kinds) -> bool:
         """Whether a tomogram is complete; its row then says so."""
         row = self._rows[index]
         # one that can't be read fails when its turn comes
         with contextlib.suppress(CryosamError, OSError):
-            found = self._found(row, self._request(row, loan))
+            found = self._found(row, kinds)
             if found is not None:
                 self._rows[index] = replace(row, status="skipped", instances=found, seconds=0.0)
                 self._tell(self._rows[index], index + 1)
                 return True
         return False
 
-    def _one(self, index: int, row: Row, loan: borrow.Loan, start: float) -> Row:
+    def _one(self, index: int, row: Row, kinds: Kinds, start: float) -> Row:
         """Run one tomogram."""
         prompted = index == 0 and self._prompted
-        request = self._request(row, loan)
+        requests = self._requests(row, kinds)
         if not prompted:  # the reference was said to begin when it was prompted
             self._tell(row, index + 1)
         driver = self._drive(row.run)
-        with driver.command(f"run {self._name}"):
-            if not prompted and not _same(row.run, loan.url):
+        with driver.command(f"run {', '.join(kinds.names)}"):
+            elsewhere = {name: loan for name, loan in kinds.loans.items() if not _same(row.run, loan.url)}
+            if not prompted and elsewhere:
                 source = open_tomogram(row.tomogram, **self._reading)
-                borrow.check(loan, self._settings, source.voxel_size, public(row.tomogram))
+                for loan in elsewhere.values():
+                    borrow.check(loan, self._settings, source.voxel_size, public(row.tomogram))
                 driver.ingest(row.tomogram, **self._reading)
                 driver.features(self._settings)
-                driver.borrow(self._name, loan.url, self._settings)
-            driver.match(self._name)
-            driver.segment(self._name)
-            driver.store.group(layout.query(self._name)).attrs[COMPLETE] = request
+                Kinds(loans=elsewhere).query(driver, self._settings)
+            kinds.find(driver)
+            for name, request in requests.items():
+                driver.store.group(layout.query(name)).attrs[COMPLETE] = request
         seconds = row.seconds + time.perf_counter() - start
-        instances = self._found(row, request)
+        instances = self._found(row, kinds)
         return replace(
             row, status="done", instances=instances, seconds=seconds, notes=(*row.notes, *driver.notes), error=""
         )
 
-    def _query_of(self, row: Row, points: list[list[float]]) -> borrow.Loan | None:
-        """The query that a run has from these very points, if it has one."""
+    def _queries_of(self, row: Row, kinds: Kinds) -> dict[str, borrow.Loan] | None:
+        """The queries that a run has from these very points, if it has them all."""
+        out: dict[str, borrow.Loan] = {}
         with contextlib.suppress(StoreError):
             store = RunStore.open(row.run)
-            loan = borrow.take(store, self._name)
-            if borrow.origin(store, self._name) is None and loan.origin["points"] == points:
-                return loan
+            for name, points in kinds.points.items():
+                loan = borrow.take(store, name)
+                unlike = store.group(layout.query(name)).attrs.get(negative.POINTS, [])
+                if borrow.origin(store, name) is not None or loan.origin["points"] != points:
+                    return None
+                if unlike != kinds.unlike(name):
+                    return None
+                out[name] = loan
+            return out
         return None
 
-    def _request(self, row: Row, loan: borrow.Loan) -> str:
-        """Fingerprint of all that the result depends on: the tomogram's content, the settings, the query."""
+    def _requests(self, row: Row, kinds: Kinds) -> dict[str, str]:
+        """For each kind a fingerprint of all that its result depends on: the tomogram's content, the settings, the
+        query, and the queries of the other kinds."""
         content = ingest.plan(open_tomogram(row.tomogram, **self._reading), row.tomogram, {}).fingerprint
         settings = self._settings.model_dump(mode="json")
-        return fingerprint({"input": content, "settings": settings, "query": loan.origin["digest"]})
+        digests = {name: loan.origin["digest"] for name, loan in kinds.loans.items()}
+        asked = {"input": content, "settings": settings}
+        others: dict[str, Any] = {"kinds": digests} if kinds.several else {}
+        return {name: fingerprint(asked | {"query": digest} | others) for name, digest in digests.items()}
 
-    def _found(self, row: Row, request: str) -> int | None:
-        """How many instances a run has that is complete for this request; None if it is not."""
+    def _found(self, row: Row, kinds: Kinds) -> int | None:
+        """How many instances a run has that is complete for these kinds; None if it is not."""
         if not RunStore.exists(row.run):
             return None
-        store = RunStore.open(row.run)
-        where, stage = layout.query(self._name), label.stage_name(self._name)
-        if where not in store or store.group(where).attrs.get(COMPLETE) != request:
-            return None
-        if marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
-            return None
-        return int(str(store.group(layout.picks(self._name)).attrs["kept"]))
+        store, found = RunStore.open(row.run), 0
+        for name, request in self._requests(row, kinds).items():
+            where, stage = layout.query(name), label.stage_name(name)
+            if where not in store or store.group(where).attrs.get(COMPLETE) != request:
+                return None
+            if not _is_done(store, stage) or (kinds.several and not _is_done(store, label.stage_name(layout.KINDS))):
+                return None
+            found += int(str(store.group(layout.picks(name)).attrs["kept"]))
+        return found
 
     def _failed(self, row: Row, error: Exception, start: float) -> Row:
         """The row of a tomogram that failed. The traceback of what is not an error for users is kept in a file."""
@@ -295,7 +310,11 @@ class _Batch:
             self._report(row, number, len(self._rows))
 
 
-def _why_stop(error: Exception, broken: int, fail_fast: bool) -> str:
+def _is_done(store: RunStore, stage: str) -> bool:
+    return marks.found_stage(store, stage) is not None and bool(marks.done(store, stage).all())
+
+
+def why_stop(error: Exception, broken: int, fail_fast: bool) -> str:
     """Why the tomograms after one that failed are not tried; empty if they are."""
     if fail_fast:
         return "the first failure ends it, as asked"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,7 +76,7 @@ def slices_picture(
     for panel, image, ax in zip(panels, grey, axes, strict=True):
         ax.imshow(image, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), interpolation="bilinear")
         if labels is not None:
-            ax.imshow(_overlay(_cut(labels, panel), shape), interpolation="nearest")
+            ax.imshow(overlay(_cut(labels, panel), max(shape)), interpolation="nearest")
         _draw_planes(ax, panel, centre, shape)
         _draw_points(ax, panel, found, true, prompts, near)
         ax.set_title(f"{AXES[panel.axis]} = {panel.at}", fontsize=8, color="0.3", pad=3, loc="left")
@@ -85,6 +85,40 @@ def slices_picture(
     _draw_legend(figure, axes, found, true if truth is not None else None, prompts, near)
     if title:
         figure.suptitle(title, x=0.5, y=1 - 0.1 / figure.get_figheight(), fontsize=10, va="top")
+    return _write(figure, Path(path))
+
+
+def curves_picture(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], path: str | os.PathLike[str], title: str = ""
+) -> Path:
+    """Write a PNG of precision over recall, one line for each kind, the best F1 marked; returns its path.
+
+    Parameters
+    ----------
+    curves : by kind, points (threshold, precision, recall), the highest threshold first; kinds without points are left
+        out of the picture but not of its legend
+
+    Raises InputError when the file can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 4.4), dpi=_DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    for kind, points in curves.items():
+        thresholds, precision, recall = np.array(points, dtype=np.float64).reshape(-1, 3).T
+        if not len(points):
+            ax.plot([], [], label=f"{kind}: no curve")
+            continue
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+        best = int(f1.argmax())
+        text = f"{kind}: best F1 {f1[best]:.3f} at score ≥ {thresholds[best]:.3g}"
+        (line,) = ax.plot(recall, precision, label=text, linewidth=1.4, marker="." if len(points) < 40 else "")
+        ax.plot(recall[best], precision[best], "o", color=line.get_color(), markersize=6, markerfacecolor="white")
+    ax.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
+    ax.grid(color="0.9")
+    ax.legend(fontsize=8, loc="lower left")
     return _write(figure, Path(path))
 
 
@@ -125,15 +159,34 @@ def _colours(ids: NDArray[np.int64]) -> Float32:
     return colours.astype(np.float32)
 
 
-def _overlay(labels: Array, shape: Shape3) -> Float32:
-    """Instances of a slice as RGBA: a light fill and a strong outline that stays visible on large slices."""
+def overlay(labels: Array, long_side: int, colours: ArrayLike | None = None) -> Float32:
+    """Instances of a slice as RGBA in [0, 1]: a light fill and a strong outline that stays visible on large slices.
+
+    Parameters
+    ----------
+    labels : (A, B) instance ids, 0 = background; long_side : pixels that the outline's width goes by
+    colours : (n, 3), one for each id from 0; None: hues a golden angle apart
+    """
     from scipy.ndimage import grey_dilation, grey_erosion
 
-    width = 2 * max(1, round(max(shape) / 400)) + 1
+    width = 2 * max(1, round(long_side / 400)) + 1
     inside = labels != 0
     same = grey_dilation(labels, size=(width, width)) == grey_erosion(labels, size=(width, width))
     alpha = np.where(inside, np.where(same, 0.28, 0.85), 0.0)
-    return np.concatenate([_colours(labels.astype(np.int64)), alpha[..., None]], axis=-1).astype(np.float32)
+    ids = labels.astype(np.int64)
+    chosen = _colours(ids) if colours is None else np.asarray(colours, np.float32)[ids]
+    return np.concatenate([chosen, alpha[..., None]], axis=-1).astype(np.float32)
+
+
+def coloured(values: Array, low: float, high: float, name: str = "magma") -> NDArray[np.uint8]:
+    """Numbers of any shape as RGBA of a colour map of matplotlib, from `low` to `high`; NaN is transparent."""
+    from matplotlib import colormaps
+
+    known = np.isfinite(values)
+    scaled = np.clip((np.where(known, values, low) - low) / max(high - low, 1e-12), 0, 1)
+    rgba: NDArray[np.uint8] = colormaps[name](scaled, bytes=True)
+    rgba[..., 3] = np.where(known, 255, 0)
+    return rgba
 
 
 def _layout(shape: Shape3) -> tuple[Figure, tuple[Axes, Axes, Axes]]:

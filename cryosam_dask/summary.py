@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from cryosam_dask.io.atomic import write_text
-from cryosam_dask.io.star import star_text
+from cryosam_dask.io.picks import Frame, encode_picks
 from cryosam_dask.store import picks
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import filesystem, local_path
@@ -99,30 +98,37 @@ class Summary:
         put_text(self.folder, "summary.csv", out.getvalue())
 
 
-def join_picks(summary: Summary, name: str) -> None:
+def join_picks(summary: Summary, names: Sequence[str]) -> None:
     """`picks.csv` and `picks.star` (pixels, as RELION 4 reads them) of all complete tomograms, in the folder.
 
-    In the CSV the first column, in STAR `rlnTomoName`, is the tomogram's name. Without any, nothing is written.
+    In the CSV the first column, in STAR `rlnTomoName`, is the tomogram's name. Of several kinds the CSV has a column
+    `kind`, and each has a STAR file of its own, `picks_NAME.star`. Without any tomogram, nothing is written.
     """
     import pandas as pd
 
-    tables = []
-    for row in summary.rows:
-        if row.status in ("done", "skipped"):
-            table = picks.read(RunStore.open(row.run), name)[["z", "y", "x", "score", "instance"]]
-            tables.append(table.assign(tomogram=row.name))
-    if not tables:
+    columns = ["z", "y", "x", "score", "instance"]
+    found = {
+        name: [
+            (picks.read(RunStore.open(row.run), name)[columns], Frame(tomogram=row.name))
+            for row in summary.rows
+            if row.status in ("done", "skipped")
+        ]
+        for name in names
+    }
+    if not any(found.values()):
         return
-    every: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    every = every.astype({"z": float, "y": float, "x": float, "score": float, "instance": np.int64})
-    text = every[["tomogram", "z", "y", "x", "score", "instance"]].to_csv(index=False, lineterminator="\n")
-    put_text(summary.folder, "picks.csv", text)
-    names: list[str] = every["tomogram"].tolist()
-    put_text(
-        summary.folder,
-        "picks.star",
-        star_text(every, centred=False, tomogram_name=names, voxel_size=None, shape=None),
+    if len(names) == 1:
+        put_text(summary.folder, "picks.csv", encode_picks(found[names[0]], "csv", joint=True).decode())
+        put_text(summary.folder, "picks.star", encode_picks(found[names[0]], "star", joint=True).decode())
+        return
+    every = pd.concat(
+        [table.assign(tomogram=frame.tomogram, kind=name) for name in names for table, frame in found[name]],
+        ignore_index=True,
     )
+    text = every[["tomogram", "kind", *columns]].to_csv(index=False, lineterminator="\n")
+    put_text(summary.folder, "picks.csv", text)
+    for name in names:
+        put_text(summary.folder, f"picks_{name}.star", encode_picks(found[name], "star", joint=True).decode())
 
 
 def put_text(folder: str, file: str, text: str) -> None:

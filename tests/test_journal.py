@@ -49,6 +49,16 @@ def test_an_entry_says_all(store: RunStore) -> None:
     assert stage["failures"][1] == {"unit": "fourth", "worker": "node2:7", "error": "ValueError: no"}
 
 
+def test_what_a_user_was_told_is_kept_once(store: RunStore) -> None:
+    written = journal.Journal(store, "run a", "here", "1")
+    written.stage("ingest", "cpu")
+    for text in ("nothing reaches tau_sim", "3 candidates left out", "nothing reaches tau_sim"):
+        written.note(text)
+    written.close("done")
+    (entry,) = journal.commands(RunStore.open(store.url))
+    assert entry["notes"] == ["nothing reaches tau_sim", "3 candidates left out"]
+
+
 def test_a_command_that_was_killed_leaves_its_entry(store: RunStore) -> None:
     written = journal.Journal(store, "run a", "here", "1")
     written.stage("ingest", "cpu")

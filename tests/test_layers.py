@@ -20,7 +20,7 @@ LAYERS = [
     {"stages"},
     {"executors"},
     {"pipeline", "planning"},
-    {"outputs", "demo", "picture", "summary", "batch"},
+    {"outputs", "analysis", "demo", "picture", "summary", "batch", "benchmark", "report"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -31,13 +31,21 @@ OWNERS = {
     "timm": {"models"},
     "segment_anything": {"models"},
     "zarr": {"store", "io"},
-    "dask": {"executors", "store", "simulate"},
+    "dask": {"executors", "store", "simulate", "analysis"},
     "distributed": {"executors", "pipeline", "cli"},
     "dask_cuda": {"executors"},
     "dask_jobqueue": {"executors"},
     "fsspec": {"store"},
+    "h5py": {"io"},
+    "imagecodecs": {"io"},
+    "imodmodel": {"io"},
+    "jinja2": {"report"},
     "mrcfile": {"io", "demo"},
-    "matplotlib": {"picture"},
+    "pyarrow": {"io"},
+    "starfile": {"io"},
+    "tifffile": {"io"},
+    "trimesh": {"io"},
+    "matplotlib": {"picture", "benchmark"},
     "typer": {"cli"},
 }
 

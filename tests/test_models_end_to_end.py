@@ -17,7 +17,7 @@ from scipy import ndimage
 import cryosam_dask as cs
 from cryosam_dask import geometry, pipeline
 from cryosam_dask.kernels.propagation import Propagation, Walker
-from cryosam_dask.models import sam, vit
+from cryosam_dask.models import registry, sam, vit
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import embed, segment
@@ -315,7 +315,7 @@ def sam_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(segmenter, "_embed_one", embed_spy)
         patch.setattr(Propagation, "step", step_spy)
         patch.setattr(Propagation, "instances", instances_spy)
-        patch.setattr(pipeline, "ensure_weights", lambda spec: None)
+        patch.setattr(registry, "ensure_weights", lambda spec: None)
         for stage in (embed, segment):
             patch.setattr(stage, "get_segmenter", lambda *_: segmenter)
             patch.setattr(stage, "weights_identity", lambda spec: f"{spec} random")

@@ -238,6 +238,7 @@ def test_a_query_that_is_not_segmented_is_described_as_such(store: RunStore) -> 
     assert "a: not segmented yet, segmenter random-walker" in outputs_in_words(store)
     store.group(layout.query("b"))
     described = outputs.describe(store.url)
-    assert described["queries"]["b"] == {"settings": None, "instances": None, "from": None}
+    nothing = {"settings": None, "instances": None, "from": None, "negatives": [], "kinds": []}
+    assert described["queries"]["b"] == nothing
     assert "b: not segmented yet, segmenter ?" in outputs.describe_in_words(described)
     json.dumps(described)

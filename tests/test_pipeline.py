@@ -115,7 +115,7 @@ def test_labels_are_ome_zarr(finished: Path) -> None:
     assert isinstance(image, zarr.Group)
     metadata = image.attrs["ome"]
     assert isinstance(metadata, dict)
-    assert metadata["image-label"] == {"source": {"image": "../../"}}
+    assert metadata["image-label"]["source"] == {"image": "../../"}
     for dataset in metadata["multiscales"][0]["datasets"]:
         assert dataset["path"] in image
     array = root[layout.labels(NAME)]

@@ -7,7 +7,11 @@ import sys
 
 import typer
 
-from cryosam_dask.cli import clusters, evaluation, results, runs, tools  # noqa: F401 - they add their commands
+# commands are added in the order of the help
+# isort: off
+from cryosam_dask.cli import runs, clusters, results, report, analysis, evaluation, tools, benchmark  # noqa: F401
+
+# isort: on
 from cryosam_dask.cli.app import app
 from cryosam_dask.errors import CryosamError
 

@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="One click on a particle in a cryo-ET tomogram → every particle of its kind, as masks and picks.",
 )
+RUNS, RESULTS, TRIALS = "Make a run", "Look at results, and take them elsewhere", "Trials and benchmarks"
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cryosam_dask.cli.app import app
+from cryosam_dask.cli.app import RUNS, app
 from cryosam_dask.cli.options import Certificates, with_options
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
 def cluster(
     tls: Certificates,

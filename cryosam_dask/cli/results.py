@@ -3,36 +3,98 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cryosam_dask.cli.app import app
-from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption
+from cryosam_dask.cli.app import RESULTS, app
+from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption, with_options
 from cryosam_dask.errors import InputError
 
 
-@app.command()
+@dataclass(frozen=True)
+class Copick:
+    """Names in a copick project, for --format copick."""
+
+    copick_run: Annotated[str | None, typer.Option(metavar="RUN", help="copick: the run; else the tomogram's.")] = None
+    copick_object: Annotated[
+        str | None, typer.Option("--object", metavar="OBJECT", help="copick: the object; else the query's name.")
+    ] = None
+    user: Annotated[str, typer.Option(metavar="USER", help="copick: who made it.")] = "cryosam"
+    session: Annotated[str, typer.Option(metavar="SESSION", help="copick: when; 0 is what a tool made.")] = "0"
+    contents: Annotated[
+        str,
+        typer.Option(metavar="A,B,…", help="copick: of picks, segmentation, multilabel, meshes, tomogram."),
+    ] = "picks,segmentation"
+    tomogram_type: Annotated[str, typer.Option(metavar="TYPE", help="copick: what the tomogram is called.")] = (
+        "tomogram"
+    )
+
+
+@app.command(rich_help_panel=RESULTS)
+@with_options
 def export(
     run: RunArgument,
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="picks.csv, picks.star, labels.mrc…")],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="picks.csv, picks.star, labels.mrc, labels.zarr, meshes.glb…")
+    ],
+    copick: Copick,
     name: WhichOption = None,
-    what: Annotated[str | None, typer.Option("--what", help="picks, labels or semantic; else by the suffix.")] = None,
+    what: Annotated[
+        str | None, typer.Option("--what", help="picks, labels, semantic, kinds, meshes or query; else by the format.")
+    ] = None,
     format_: Annotated[
-        str | None, typer.Option("--format", help="csv, star, relion4, relion5, mrc; else by the suffix.")
+        str | None,
+        typer.Option(
+            "--format",
+            help="Picks: csv, star, relion4, relion5, warp, imod, copick, ndjson, parquet. "
+            "Labels: mrc, tiff, ome-zarr, ome-zarr-0.4, copick. Meshes: glb, ply. Else by the suffix.",
+        ),
+    ] = None,
+    smooth: Annotated[float, typer.Option(metavar="VOXELS", help="Smooth meshes by so many voxels.")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder, or a copick tomogram.")] = False,
+    tomogram: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What picks call the tomogram; else it is called as its file.")
+    ] = None,
+    tomograms: Annotated[
+        Path | None,
+        typer.Option(metavar="STAR", help="relion5: its tomograms.star, where the binning does not divide its sizes."),
     ] = None,
 ) -> None:
-    """Write picks or labels to a file."""
+    """Write picks, labels or meshes to a file or a folder, or into a copick project.
+
+    Picks of a folder of runs go into one file, as CSV, STAR or Parquet.
+    """
     from cryosam_dask import outputs
 
-    if what not in (None, "picks", "labels", "semantic"):
-        raise InputError(f"--what {what}: expected picks, labels or semantic")
-    outputs.export(run, path, name=name, what=what, format=format_)  # type: ignore[arg-type]
+    if what not in (None, *outputs.WHATS):
+        raise InputError(f"--what {what}: expected {', '.join(outputs.WHATS)}")
+    choice = outputs.CopickChoice(
+        run=copick.copick_run,
+        object=copick.copick_object,
+        user=copick.user,
+        session=copick.session,
+        contents=tuple(part.strip() for part in copick.contents.split(",")),
+        tomogram=copick.tomogram_type,
+    )
+    outputs.export(
+        run,
+        path,
+        name=name,
+        what=what,
+        format=format_,
+        smooth=smooth,
+        overwrite=overwrite,
+        copick=choice,
+        tomogram=tomogram,
+        tomograms=tomograms,
+    )
     typer.echo(f"{path}: written")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def info(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what a run is of, how far it is, and what was found."""
     from cryosam_dask import outputs
@@ -41,7 +103,7 @@ def info(run: RunArgument, as_json: JsonOption = False) -> None:
     typer.echo(json.dumps(described, indent=2) if as_json else outputs.describe_in_words(described))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def verify(
     run: RunArgument,
     repair: Annotated[

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cryosam_dask.cli.app import app
+from cryosam_dask.cli.app import RUNS, app
 from cryosam_dask.cli.options import (
     Choice,
-    NameOption,
+    NamesOption,
     OutOption,
     OverwriteOption,
     Prompts,
@@ -18,6 +18,7 @@ from cryosam_dask.cli.options import (
     TomogramArgument,
     Where,
     Workers,
+    described,
     driver,
     say,
     with_options,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cryosam_dask.summary import Row
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
 def run(
     tomograms: Annotated[
@@ -42,13 +43,18 @@ def run(
     choice: Choice,
     where: Where,
     reading: Reading,
-    name: NameOption = "particle",
+    name: NamesOption = None,
     clicked: Annotated[
         str | None,
         typer.Option("--in", metavar="TOMO", help="Of several, the one that the points are in; else the first."),
     ] = None,
     query_from: Annotated[
-        str | None, typer.Option("--query-from", metavar="RUN.zarr", help="Instead of points: use this run's query.")
+        list[str] | None,
+        typer.Option(
+            "--query-from",
+            metavar="RUN.zarr|FILE.json",
+            help="Instead of points: use this run's query, or the queries --name A --name B, or an exported one.",
+        ),
     ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Of several tomograms, stop at the first that fails.")
@@ -58,35 +64,43 @@ def run(
     """Do the whole job: ingest, features, query, match, segment.
 
     Of several tomograms the one with the points is clicked, and all are searched. One that fails does not stop the
-    rest; the same command goes on with what is left.
+    rest; the same command goes on with what is left. Of several kinds each voxel and pick goes to the best one.
     """
     from cryosam_dask import batch, pipeline
     from cryosam_dask.executors.progress import Progress
-    from cryosam_dask.io.listing import is_many
-    from cryosam_dask.stages import borrow
-    from cryosam_dask.store.run_store import RunStore
+    from cryosam_dask.io import listing, open_tomogram
 
-    points = prompts.required() if query_from is None else prompts.read() or None
-    like = None if query_from is None else borrow.take(RunStore.open(query_from), name).settings
+    def tomogram() -> dict[str, Any]:
+        path = listing.find_tomograms(tomograms if clicked is None else [clicked])[0]
+        return described(open_tomogram(path, **reading.options()), path)
+
+    kinds = prompts.by_kind(tomogram)
+    read = prompts.read if query_from else prompts.required
+    points = kinds or read(tomogram) or None
+    # read once, for its settings and for its content
+    loans = pipeline.take(query_from, name) if query_from and points is None else None
     common: dict[str, Any] = {
-        "name": name,
-        "settings": choice.settings(like),
+        "negatives": prompts.negatives(),
+        "name": None if loans is not None else name,
+        "settings": choice.settings(None if loans is None else next(iter(loans.values())).settings),
         "overwrite": overwrite,
         "progress": Progress(),
         **where.options(),
         **reading.options(),
     }
-    if clicked is None and not is_many(tomograms):
-        made = pipeline.run(tomograms[0], points, out, query=query_from, **common)
-        _report(made, name)
+    source = query_from if loans is None else loans
+    if clicked is None and not listing.is_many(tomograms):
+        made = pipeline.run(tomograms[0], points, out, query=source, **common)
+        for kind in kinds or loans or name or [pipeline.PARTICLE]:
+            _report(made, kind)
         return
-    common |= {"reference": clicked, "query_from": query_from, "fail_fast": fail_fast, "report": _tell}
+    common |= {"reference": clicked, "query_from": source, "fail_fast": fail_fast, "report": _tell}
     summary = batch.run_many(tomograms, points, out, **common)
     typer.echo(summary.in_words())
     raise typer.Exit(summary.exit_code)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
 def ingest(
     tomogram: TomogramArgument, out: OutOption, where: Workers, reading: Reading, overwrite: OverwriteOption = False
@@ -100,7 +114,7 @@ def ingest(
     typer.echo(f"{out}: ingested {public(tomogram)}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
 def features(run: RunArgument, choice: Choice, where: Where, overwrite: OverwriteOption = False) -> None:
     """Encode the slices of an ingested tomogram."""
@@ -110,44 +124,63 @@ def features(run: RunArgument, choice: Choice, where: Where, overwrite: Overwrit
     typer.echo(f"{run}: features of {settings.features.encoder}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
 def query(
     run: RunArgument,
     prompts: Prompts,
     choice: Choice,
     where: Where,
-    name: NameOption = "particle",
+    name: NamesOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Segment the prompted particle(s) and pool their features into a query.
 
-    The settings given here also hold for this query's `match` and `segment`.
+    The settings given here also hold for this query's `match` and `segment`. Of several kinds, each one's clicks are
+    negative points of the others.
     """
-    settings, points = choice.settings(), prompts.required()
-    with driver(run, where, overwrite, settings) as made:
-        made.query(name, points, settings)
+    from cryosam_dask.pipeline import kinds_of
+    from cryosam_dask.store.run_store import RunStore
+
+    def tomogram() -> dict[str, Any]:
+        store = RunStore.open(run)
+        return described(store, str(store.info["input"]["path"]))
+
+    settings = choice.settings()
+    kinds = kinds_of(prompts.by_kind(tomogram) or prompts.required(tomogram), prompts.negatives(), None, name)
+    with driver(run, where, overwrite, settings) as made, made.command(f"query {', '.join(kinds.names)}"):
+        kinds.query(made, settings)
     say(made.notes)
-    typer.echo(f"{run}: query {name}")
+    typer.echo(f"{run}: query {', '.join(kinds.names)}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
-def match(run: RunArgument, where: Workers, name: NameOption = "particle", overwrite: OverwriteOption = False) -> None:
+def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
     """Find the places whose features are like the query's."""
-    with driver(run, where, overwrite, uses_torch=False) as made:
-        made.match(name)
+    names = _names(name)
+    with driver(run, where, overwrite, uses_torch=False) as made, made.command(f"match {', '.join(names)}"):
+        for one in names:
+            made.match(one)
     say(made.notes)
-    typer.echo(f"{run}: matched {name}")
+    typer.echo(f"{run}: matched {', '.join(names)}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
-def segment(run: RunArgument, where: Where, name: NameOption = "particle", overwrite: OverwriteOption = False) -> None:
-    """Segment every place that was found; write labels and picks."""
+def segment(run: RunArgument, where: Where, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
+    """Segment every place that was found; write labels and picks. Of several names, kinds are told apart."""
+    names = _names(name)
     with driver(run, where, overwrite) as made:
-        made.segment(name)
-    _report(made, name)
+        made.segment(names[0] if len(names) == 1 else names)
+    for one in names:
+        _report(made, one)
+
+
+def _names(given: list[str] | None) -> list[str]:
+    from cryosam_dask.pipeline import PARTICLE
+
+    return list(dict.fromkeys(given or [PARTICLE]))
 
 
 def _tell(row: Row, number: int, count: int) -> None:
@@ -161,5 +194,6 @@ def _report(made: Driver, name: str) -> None:
     from cryosam_dask.store.run_store import RunStore
 
     say(made.notes)
+    made.notes.clear()
     count = len(picks.read(RunStore.open(made.url), name))
     typer.echo(f"{made.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cryosam_dask.cli.app import app
+from cryosam_dask.cli.app import RUNS, TRIALS, app
 from cryosam_dask.cli.options import Choice, JsonOption, Reading, TomogramArgument, WorkersOption, numbers, with_options
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 @with_options
 def plan(
     tomogram: TomogramArgument,
@@ -33,6 +33,8 @@ def plan(
         str | None, typer.Option("--like", metavar="RUN.zarr", help="Go by what this run's units took, by its journal.")
     ] = None,
     driver: Annotated[float, typer.Option("--driver", metavar="MS", help="Milliseconds of the driver a unit.")] = 2.0,
+    kinds: Annotated[int, typer.Option("--kinds", metavar="N", help="Kinds that are clicked and told apart.")] = 1,
+    negatives: Annotated[int, typer.Option("--negatives", metavar="N", help="Negative points (--not).")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will take, before anything runs: units, memory, disk, planes to embed, time on N workers.
@@ -50,13 +52,15 @@ def plan(
         driver_seconds=driver / 1000,
         bandwidth=float("inf") if bandwidth is None else bandwidth * 1e6,
         like=None if like is None else planning.measured(like, worker),
+        kinds=kinds,
+        negatives=negatives,
     )
     source = open_tomogram(tomogram, **reading.options())
     made = planning.plan_run(source, choice.settings(), options)
     typer.echo(json.dumps(planning.to_json(made)) if as_json else planning.in_words(made))
 
 
-@app.command()
+@app.command(rich_help_panel=TRIALS)
 def simulate(
     path: Annotated[Path, typer.Argument(metavar="OUT.mrc", help="The tomogram to write.")],
     truth: Annotated[Path | None, typer.Option("--truth", metavar="CSV", help="Write the positions here.")] = None,
@@ -86,7 +90,7 @@ def simulate(
     typer.echo(f"{path}: simulated; click e.g. on a {written.species}: --point {written.click}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRIALS)
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("cryosam-demo"),
     seed: Annotated[int, typer.Option("--seed")] = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +31,38 @@ def replacing(path: Path) -> Iterator[Path]:
         raise StoreError(f"{path}: can't be written: {err.strerror or err}") from err
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a folder: the block makes the temporary one. A folder that was at `path` is removed at last.
+
+    Between the two renames nothing is at `path`, for a moment: there is no call that swaps folders everywhere.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    try:
+        try:
+            path.parent.stat()  # what makes the folder may make those above it, too
+            yield temporary
+            if path.exists():
+                path.rename(aside)
+            temporary.rename(path)
+        finally:
+            if aside.exists() and not path.exists():
+                aside.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as err:
+        raise StoreError(f"{path}: can't be written: {err.strerror or err}") from err
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, whole or not at all; StoreError where that fails."""
-    with replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all; StoreError where that fails."""
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,8 +31,15 @@ def opened(path: Path, size: int) -> Iterator[io.FileIO]:
         raise InputError(f"{path}: can't be read any more, it was there when opened: {err.strerror or err}") from err
 
 
+class Readable(Protocol):
+    """What `read_box` reads from: a file, or bytes that are decoded as they are read."""
+
+    def seek(self, offset: int, /) -> object: ...
+    def readinto(self, buffer: Any, /) -> int: ...
+
+
 def read_box(
-    file: io.FileIO, path: Path, dtype: np.dtype[Any], offset: int, shape: list[int], box: list[slice]
+    file: Readable, path: Path, dtype: np.dtype[Any], offset: int, shape: list[int], box: list[slice]
 ) -> Array:
     """The `box` (sections, rows, columns) of a file of `shape`, in the file's byte order.
 

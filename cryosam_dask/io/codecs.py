@@ -24,7 +24,7 @@ from zarr.abc.codec import BytesBytesCodec, Codec
 from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.frame import shown
+from cryosam_dask.io.frame import shown, voxel_dtype
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
@@ -42,8 +42,7 @@ def guarded(where: str, array: zarr.Array[Any]) -> zarr.Array[Any]:
     Raises InputError for an array of no numbers, of another codec or filter, or of chunks too large to be read one by
     one.
     """
-    if array.dtype.kind not in "iuf":
-        raise InputError(f"{where}: voxels of type {array.dtype}, expected integers or real numbers")
+    voxel_dtype(where, array.dtype)
     metadata = array.metadata
     _check_size(where, "chunks", getattr(array, "shards", None) or array.chunks, array.dtype.itemsize)
     if isinstance(metadata, ArrayV2Metadata):
@@ -246,3 +245,11 @@ _DECODERS: dict[str, Callable[[memoryview, int], bytes]] = {
     "bz2": _stream(bz2.BZ2Decompressor),
     "lz4": _lz4,
 }
+
+
+def decode(name: str, data: bytes, limit: int) -> bytes:
+    """What `data` decodes to by the codec of that name, `limit` bytes at most.
+
+    Raises ValueError, or what its library raises, for data that is cut or damaged, or decodes to more.
+    """
+    return _DECODERS[name](memoryview(data), limit)

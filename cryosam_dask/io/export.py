@@ -1,11 +1,11 @@
-"""Instance labels as MRC, for the programs that read nothing else."""
+"""Instance labels as MRC and as TIFF, for the programs that read nothing else."""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,11 +17,15 @@ import numpy as np
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.atomic import replacing
 from cryosam_dask.io.frame import Block
+from cryosam_dask.io.omezarr_out import Level
 from cryosam_dask.types import Array, Point, Shape3
 
 # Largest id that a mode holds exactly. Mode 0 is left out: programs disagree on its sign.
 _MODES = ((1, 2**15 - 1, np.int16), (6, 2**16 - 1, np.uint16), (2, 2**24, np.float32))
 _HEADER_BYTES = 1024
+_TIFF_TYPES = (np.uint8, np.uint16, np.uint32)
+_TIFF_SLAB = 1 << 24
+"""Voxels of the planes that are read together."""
 
 
 @dataclass
@@ -84,6 +88,42 @@ def write_mrc_labels(
             if block.size:
                 statistics.add(block)
         _write_header(temporary, statistics, voxel_size, origin)
+
+
+def write_tiff_labels(path: str | PathLike[str], level: Level, *, max_id: int, voxel_size: Point) -> None:
+    """Write instance ids (0 = background) as an OME-TIFF, one compressed page a section, in the 64-bit form of TIFF.
+
+    Parameters
+    ----------
+    path : the file; one that exists is replaced when the new one is complete
+    level : the labels; a few sections are read at a time
+    max_id : the largest id; it decides the type
+    voxel_size : Å (z, y, x); a TIFF has no origin
+
+    Raises StoreError where the file can't be written; nothing is left behind.
+    """
+    import tifffile
+
+    dtype = next(np.dtype(kind) for kind in _TIFF_TYPES if max_id <= np.iinfo(kind).max)
+    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", voxel_size, strict=True)}
+    units = {f"PhysicalSize{axis}Unit": "Å" for axis in "ZYX"}
+    with replacing(Path(path)) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as file:
+        file.write(
+            _sections(level, dtype),
+            shape=level.shape,
+            dtype=dtype,
+            photometric="minisblack",
+            compression="zlib",
+            metadata={"axes": "ZYX", "Name": "labels", **sizes, **units},
+        )
+
+
+def _sections(level: Level, dtype: np.dtype[Any]) -> Iterator[Array]:
+    depth, rows, columns = level.shape
+    thickness = max(1, min(32, _TIFF_SLAB // (rows * columns)))
+    for start in range(0, depth, thickness):
+        block = level.read((slice(start, start + thickness), slice(0, rows), slice(0, columns)))
+        yield from block.astype(dtype)
 
 
 def _check_space(path: Path, expected: int) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +39,8 @@ class TomogramSource(Protocol):
     origin : Å (z, y, x), the position of voxel (0, 0, 0), as the header gives it
     identity : JSON-able; equal for equal content read in the same way, wherever the file lies
     notes : oddities of the file that did not stop the reading, a sentence each
+    chunk : voxels (z, y, x) that are decoded together, if any of them is read; (1, 1, 1) where any can be read alone
+    scratch : bytes that a read takes besides the block, at most
     """
 
     @property
@@ -52,6 +55,10 @@ class TomogramSource(Protocol):
     def identity(self) -> dict[str, Any]: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+    @property
+    def chunk(self) -> Shape3: ...
+    @property
+    def scratch(self) -> int: ...
 
     def read(self, slices: Block) -> Array:
         """The block `slices` (z, y, x) as a C-contiguous array that owns its memory.
@@ -59,6 +66,18 @@ class TomogramSource(Protocol):
         Raises InputError where the file was moved, cut or damaged since it was opened.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Described:
+    """What every source knows of its tomogram; see `TomogramSource`."""
+
+    shape: Shape3
+    dtype: np.dtype[Any]
+    voxel_size: Point
+    origin: Point
+    identity: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def describe(source: TomogramSource) -> str:
@@ -170,3 +189,23 @@ def native(dtype: DTypeLike) -> np.dtype[Any]:
 def owned(block: NDArray[Any], dtype: np.dtype[Any]) -> Array:
     """A C-contiguous copy of `block` as plain array of `dtype`, and no view of another."""
     return np.array(block, dtype=dtype, order="C", copy=True, subok=False)
+
+
+def voxel_dtype(where: str, dtype: DTypeLike) -> np.dtype[Any]:
+    """The type in which voxels that a file has as `dtype` are read: its own in this machine's byte order, uint8 (0 and
+    1) for booleans.
+
+    Raises InputError for what is not one real number of at most 8 bytes: complex numbers, colours, text, times.
+    """
+    found = np.dtype(dtype)
+    if found.kind == "b":
+        return np.dtype("u1")
+    if found.kind not in "iuf" or found.itemsize > 8:
+        what = {"c": ", a transform", "V": ", several numbers a voxel"}.get(found.kind, "")
+        raise InputError(f"{where}: voxels of type {shown(str(found))}{what}, expected integers or real numbers")
+    return native(found)
+
+
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """`shape` without axes of length 1 where there are more than three axes."""
+    return tuple(shape) if len(shape) <= 3 else tuple(n for n in shape if n != 1)

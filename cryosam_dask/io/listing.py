@@ -9,17 +9,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.source import MRC_SUFFIXES
+from cryosam_dask.io import copick
+from cryosam_dask.io.source import BESIDE, SUFFIXES, inside
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 
-TILT_SERIES = (".st", ".ali")
-"""MRC files that lie beside tomograms and are none: taken where they are named, not where a folder is."""
-
 LIST_SUFFIX = ".txt"
 _ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
-_KINDS = "MRC files (" + ", ".join(s for s in MRC_SUFFIXES if s not in TILT_SERIES) + ") or OME-Zarr folders"
+_KINDS = "MRC files and others (" + ", ".join(s for s in SUFFIXES if s not in BESIDE) + ") or OME-Zarr folders"
 
 
 def find_tomograms(what: Sequence[str | Path]) -> list[str]:
@@ -27,9 +25,10 @@ def find_tomograms(what: Sequence[str | Path]) -> list[str]:
 
     Parameters
     ----------
-    what : tomograms; folders, of which the MRC files and OME-Zarr folders directly in them are taken, by natural order
-        of their names, without hidden files, tilt series (`.st`, `.ali`) and runs of our own; `.txt` files, one of all
-        these a line, relative to the file, empty lines and lines that begin with # aside; URLs, taken as they are
+    what : tomograms; folders, of which the files of `source.FORMATS` and the OME-Zarr folders directly in them are
+        taken, by natural order of their names, without hidden files, what lies beside tomograms (`source.BESIDE`, such
+        as tilt series) and runs of our own; `.txt` files, one of all these a line, relative to the file, empty lines
+        and lines that begin with # aside; URLs, taken as they are
 
     Raises InputError for what is not there, for a folder without tomograms, and where nothing is asked for.
     """
@@ -44,6 +43,8 @@ def find_tomograms(what: Sequence[str | Path]) -> list[str]:
 
 def is_many(what: Sequence[str | Path]) -> bool:
     """Whether this may stand for more than one tomogram: several paths, a folder of them, or a list."""
+    if len(what) == 1 and copick.is_address(str(what[0])):
+        return len(copick.addresses(str(what[0]))) > 1
     if len(what) != 1 or not is_local(str(what[0])):
         return len(what) != 1
     path = Path(local_path(what[0])).expanduser()
@@ -72,6 +73,9 @@ def run_names(tomograms: Sequence[str]) -> list[str]:
 
 def _expand(one: str, listed: str = "") -> Iterator[str]:
     """The tomograms that one path stands for; `listed` says where it was listed, for errors."""
+    if copick.is_address(one):
+        yield from copick.addresses(one)
+        return
     if not is_local(one):
         yield one
         return
@@ -83,7 +87,7 @@ def _expand(one: str, listed: str = "") -> Iterator[str]:
             yield from _read_list(path)
         elif path.is_dir() and not _is_zarr(path):
             yield from _read_folder(path, listed)
-        elif path.exists() or _level_of_zarr(path):
+        elif path.exists() or _level_of_zarr(path) or inside(path):
             yield str(path)
         else:
             raise InputError(f"{listed}{': ' if listed else ''}{path}: no such file or folder")
@@ -125,7 +129,7 @@ def _is_tomogram(path: Path) -> bool:
         return False
     if path.is_dir():
         return _is_zarr(path) and not RunStore.exists(path)
-    return path.suffix.lower() in MRC_SUFFIXES and path.suffix.lower() not in TILT_SERIES
+    return path.name.lower().endswith(SUFFIXES) and not path.name.lower().endswith(BESIDE)
 
 
 def _is_zarr(path: Path) -> bool:
@@ -138,6 +142,8 @@ def _level_of_zarr(path: Path) -> bool:
 
 
 def _parts(tomogram: str) -> list[str]:
+    if run := copick.run_name(tomogram):
+        return [copick.folder_name(tomogram), run]
     text = local_path(tomogram) if is_local(tomogram) else unquote(public(tomogram).partition("://")[2])
     parts = [
         part for part in str(Path(text).expanduser().absolute() if is_local(tomogram) else text).split("/") if part
@@ -149,8 +155,14 @@ def _parts(tomogram: str) -> list[str]:
 
 
 def _stem(tomogram: str) -> str:
-    name = _parts(tomogram)[-1]
-    for suffix in (".ome.zarr", ".zarr", *MRC_SUFFIXES):
+    """The name without a suffix; one array of several in a file is called by both names."""
+    if is_local(tomogram) and (named := inside(Path(local_path(tomogram)).expanduser())) is not None:
+        return f"{_without_suffix(named[0].name)}_{named[1].replace('/', '_')}"
+    return _without_suffix(_parts(tomogram)[-1])
+
+
+def _without_suffix(name: str) -> str:
+    for suffix in (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", *SUFFIXES):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name

@@ -3,16 +3,16 @@
 Voxels are read with plain reads, never through a memory map: where a file is cut, or a disk fails, while it is mapped,
 the process dies; a read that falls short is an error in words.
 
+A gzipped file is read in place, see `inflate`.
+
 The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 146, 2015) with IMOD's two extra words (`imodStamp`
 and `imodFlags`, https://bio3d.colorado.edu/imod/doc/mrc_format.txt). A file is never flipped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,18 @@ from mrcfile import utils
 from mrcfile.dtypes import HEADER_DTYPE
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.boxes import opened, read_box
+from cryosam_dask.io.boxes import opened
+from cryosam_dask.io.flat import FlatSource, check_length, first_bytes, identity, sampled_hash
 from cryosam_dask.io.frame import (
     ASK_VOXEL_SIZE,
-    Block,
-    check_block,
     check_volume,
     native,
     one_line_errors,
-    owned,
     plausible_voxel,
     regular_file,
 )
-from cryosam_dask.types import Array, Point, Shape3
+from cryosam_dask.io.inflate import MOST_GROWTH, Inflated, Stream
+from cryosam_dask.types import Point, Shape3
 
 HEADER_BYTES = 1024
 READABLE = "0 (int8), 1 (int16), 2 (float32), 6 (uint16), 12 (float16)"
@@ -48,89 +47,98 @@ _UNREADABLE = {
 _IMOD_STAMP = 1146047817
 _IMOD_SIGNED, _IMOD_FOUR_BIT = 1, 16
 _OTHER_FORMATS = {
-    b"\x1f\x8b": "gzip-compressed: decompress it first (gunzip)",
+    b"\x1f\x8b": "gzip-compressed: give it a name that ends in .mrc.gz, or decompress it (gunzip)",
     b"BZh": "bzip2-compressed: decompress it first (bunzip2)",
     b"PK\x03\x04": "a zip archive: unpack it first",
-    b"II*\x00": "a TIFF: convert it first (tif2mrc)",
-    b"MM\x00*": "a TIFF: convert it first (tif2mrc)",
-    b"\x89HDF": "HDF5: convert it to MRC or OME-Zarr first",
+    b"II*\x00": "a TIFF: give it a name that ends in .tif",
+    b"MM\x00*": "a TIFF: give it a name that ends in .tif",
+    b"II+\x00": "a BigTIFF: give it a name that ends in .tif",
+    b"MM\x00+": "a BigTIFF: give it a name that ends in .tif",
+    b"\x89HDF": "HDF5: give it a name that ends in .h5 or .hdf",
+    b"\x93NUMPY": "a NumPy array: give it a name that ends in .npy",
 }
 _ODD_RATIO = 10  # between voxel sides; a sampling of 1 left in the header multiplies one side by the number of slices
-SAMPLE_BYTES = 1 << 16
-_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class MrcSource:
-    """A tomogram in an MRC file; see `TomogramSource`.
-
-    Besides the contract's attributes: `path`, `offset` (bytes before the voxels), `stored` (dtype in the file's
-    byte order), `order` (the file axes, of sections, rows, columns, that are z, y, x).
-    """
-
-    path: Path
-    shape: Shape3
-    dtype: np.dtype[Any]
-    voxel_size: Point
-    origin: Point
-    identity: dict[str, Any]
-    notes: tuple[str, ...]
-    offset: int
-    stored: np.dtype[Any]
-    order: tuple[int, int, int]
-
-    def read(self, slices: Block) -> Array:
-        """See `TomogramSource.read`. Memory: the box and `boxes.SCRATCH_BYTES`; the box twice where it is turned."""
-        block = check_block(slices, self.shape)
-        on_disk, box = in_file(self.order, self.shape, block)
-        with one_line_errors(), opened(self.path, self.identity["bytes"]) as file:
-            stored = read_box(file, self.path, self.stored, self.offset, on_disk, box)
-        if self.order == (0, 1, 2) and self.stored.isnative:
-            return stored
-        return owned(stored.transpose(self.order), self.dtype)
 
 
 @one_line_errors()
-def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | None = None) -> MrcSource:
+def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | None = None) -> FlatSource:
     """Read and check the header of the MRC file at `path`; no voxel is loaded.
 
     Parameters
     ----------
-    path : an uncompressed MRC file on a local or mounted disk
+    path : an MRC file on a local or mounted disk
     voxel_size : Å (z, y, x), instead of the header's
     unsigned : how to read mode 0, instead of what the header says
 
     Raises InputError for a file that is missing, empty, truncated, no MRC, not one real-valued volume, or that
     does not tell its voxel size when `voxel_size` is None.
     """
-    raw, found = _read_start(path)
-    header = read_header(path, raw, found, voxel_size=voxel_size, unsigned=unsigned)
-    return MrcSource(
+    found = regular_file(path).st_size
+    raw = _whole_header(path, first_bytes(path, HEADER_BYTES))
+    return _source(path, read_header(path, raw, found, voxel_size=voxel_size, unsigned=unsigned), found, None, ())
+
+
+@one_line_errors()
+def open_gzipped_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | None = None) -> FlatSource:
+    """Read and check the header of the MRC file that the gzip file at `path` holds; see `open_mrc`.
+
+    Nothing is unpacked to a disk. A file that is cut is found at once by the size that gzip writes at the end; where
+    that does not fit the header the data is decoded once, to see how many bytes there are.
+    """
+    size = regular_file(path).st_size
+    if (magic := first_bytes(path, 2)) != b"\x1f\x8b":
+        state = "not gzip-compressed, as its name says; give it the name of what it is" if magic else "empty"
+        raise InputError(f"{path}: {state}")
+    with opened(path, size) as file:
+        raw = bytearray(HEADER_BYTES)
+        got = Inflated(file, path, Stream(0, size, HEADER_BYTES), keep=False).readinto(raw)
+        raw = bytearray(_whole_header(path, bytes(raw[:got])))
+        header = read_header(path, bytes(raw), None, voxel_size=voxel_size, unsigned=unsigned)
+        section = math.prod(sorted(header.shape)[1:]) * header.stored.itemsize
+        length = header.offset + math.prod(header.shape) * header.stored.itemsize
+        stream = Stream(0, size, length, run=section)
+        notes = _check_unpacked(path, file, stream, header)
+    return _source(path, header, size, stream, notes)
+
+
+def _whole_header(path: Path, raw: bytes) -> bytes:
+    if len(raw) < HEADER_BYTES:
+        state = "empty" if not raw else "truncated or not an MRC"
+        raise InputError(f"{path}: {state}: expected a header of {HEADER_BYTES} bytes, found {len(raw)}")
+    return raw
+
+
+def _check_unpacked(path: Path, file: io.FileIO, stream: Stream, header: MrcHeader) -> tuple[str, ...]:
+    """Compare what the header promises with what a gzip file can hold, and with what it says to hold."""
+    most = stream.stop * MOST_GROWTH
+    file.seek(max(0, stream.stop - 4))
+    noted = int.from_bytes(file.read(4), "little")  # of the last member, modulo 2^32 (RFC 1952, ISIZE)
+    if stream.length <= most and noted == stream.length % (1 << 32):
+        return ()
+    found = most if stream.length > most else Inflated(file, path, stream).measure()
+    check_length(path, header.offset, header.shape, header.stored, found)
+    return ("gzip's record of the size is not what the header says: it is longer, or was made in parts",)
+
+
+def _source(path: Path, header: MrcHeader, size: int, packed: Stream | None, notes: tuple[str, ...]) -> FlatSource:
+    return FlatSource(
         path=path.absolute(),
         shape=header.shape,
         dtype=header.dtype,
         voxel_size=header.voxel_size,
         origin=header.origin,
-        identity=header.identity(path.name, found, _sampled_hash(path, found)),
-        notes=header.notes,
+        identity=header.identity(path.name, size, sampled_hash(path, size), "mrc.gz" if packed else "mrc"),
+        notes=header.notes + notes,
         offset=header.offset,
         stored=header.stored,
         order=header.order,
+        packed=packed,
     )
-
-
-def in_file(order: tuple[int, int, int], shape: Shape3, block: Block) -> tuple[list[int], list[slice]]:
-    """The shape of the volume and a block of it along the file's axes (sections, rows, columns); `order` as of
-    `MrcSource`."""
-    on_disk, box = [0, 0, 0], [slice(0)] * 3
-    for axis, n, part in zip(order, shape, block, strict=True):
-        on_disk[axis], box[axis] = n, part
-    return on_disk, box
 
 
 @dataclass(frozen=True)
 class MrcHeader:
-    """What a header says, checked; attributes as of `MrcSource`."""
+    """What a header says, checked; attributes as of `FlatSource`."""
 
     shape: Shape3
     dtype: np.dtype[Any]
@@ -141,23 +149,16 @@ class MrcHeader:
     stored: np.dtype[Any]
     order: tuple[int, int, int]
 
-    def identity(self, name: str, size: int, digest: str) -> dict[str, Any]:
-        """The identity of a file of that name, of `size` bytes with that `samples_hash`, wherever it lies."""
-        return {
-            "format": "mrc",
-            "name": name,
-            "bytes": size,
-            "sha256_sampled": digest,
-            "shape": list(self.shape),
-            "dtype": self.dtype.name,
-            "voxel_size": list(self.voxel_size),
-        }
+    def identity(self, name: str, size: int, digest: str, form: str = "mrc") -> dict[str, Any]:
+        """See `flat.identity`."""
+        return identity(form, name, size, digest, self.shape, self.dtype, self.voxel_size)
 
 
 def read_header(
-    path: Path | str, raw: bytes, found: int, *, voxel_size: Point | None = None, unsigned: bool | None = None
+    path: Path | str, raw: bytes, found: int | None, *, voxel_size: Point | None = None, unsigned: bool | None = None
 ) -> MrcHeader:
-    """Check the first `HEADER_BYTES` of a file of `found` bytes; `path` names it in errors. See `open_mrc`."""
+    """Check the first `HEADER_BYTES` of a file of `found` bytes, None where nobody knows; `path` names it in errors.
+    See `open_mrc`."""
     header, notes = _parse_header(path, raw)
     stored = _voxel_dtype(path, header, unsigned)
     on_disk = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
@@ -172,20 +173,6 @@ def read_header(
         notes += (f"voxels of {voxel_size} Å (z, y, x) are odd: check the header's cell and sampling",)
     origin = _header_origin(header, voxel_size, order)
     return MrcHeader((z, y, x), native(stored), voxel_size, origin, notes, offset, stored, order)
-
-
-def _read_start(path: Path) -> tuple[bytes, int]:
-    """The header's bytes and the file's size."""
-    found = regular_file(path).st_size
-    try:
-        with path.open("rb") as file:
-            raw = file.read(HEADER_BYTES)
-    except OSError as err:
-        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
-    if len(raw) < HEADER_BYTES:
-        state = "empty" if not raw else "truncated or not an MRC"
-        raise InputError(f"{path}: {state}: expected a header of {HEADER_BYTES} bytes, found {len(raw)}")
-    return raw, found
 
 
 def _parse_header(path: Path | str, raw: bytes) -> tuple[Any, tuple[str, ...]]:
@@ -243,7 +230,7 @@ def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> np.dty
 
 
 def _check_bytes(
-    path: Path | str, shape: tuple[int, ...], stored: np.dtype[Any], offset: int, found: int
+    path: Path | str, shape: tuple[int, ...], stored: np.dtype[Any], offset: int, found: int | None
 ) -> tuple[str, ...]:
     """Compare what the header promises with the file's size, before anything is allocated."""
     if min(shape) < 1 or offset < HEADER_BYTES:
@@ -251,14 +238,7 @@ def _check_bytes(
             f"{path}: damaged header: sections, rows, columns = {shape}, "
             f"extended header of {offset - HEADER_BYTES} bytes"
         )
-    expected = offset + math.prod(shape) * stored.itemsize
-    if found < expected:
-        size = " x ".join(map(str, shape))
-        raise InputError(
-            f"{path}: truncated: expected {expected} bytes (headers of {offset} and {size} voxels of "
-            f"{stored.itemsize} bytes), found {found}; copy the file again"
-        )
-    return (f"the file is {found - expected} bytes longer than its header says",) if found > expected else ()
+    return check_length(path, offset, shape, stored, found) if found is not None else ()
 
 
 def _check_kind(path: Path | str, header: Any) -> None:
@@ -305,30 +285,3 @@ def _header_origin(header: Any, voxel_size: Point, order: tuple[int, int, int]) 
         starts = [int(header[name]) for name in ("nzstart", "nystart", "nxstart")]
         z, y, x = (starts[axis] * size for axis, size in zip(order, voxel_size, strict=True))
     return (z, y, x)
-
-
-def sample_starts(size: int) -> list[int]:
-    """Where the `SAMPLE_BYTES` begin that tell files of `size` bytes apart, from the first byte to the last."""
-    last = max(size - SAMPLE_BYTES, 0)
-    return sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)})
-
-
-def samples_hash(size: int, samples: Iterable[bytes]) -> str:
-    """SHA-256 of the size and of the samples at `sample_starts`."""
-    digest = hashlib.sha256(str(size).encode())
-    for sample in samples:
-        digest.update(sample)
-    return digest.hexdigest()
-
-
-def _sampled_hash(path: Path, size: int) -> str:
-    def samples(file: io.BufferedReader) -> Iterator[bytes]:
-        for start in sample_starts(size):
-            file.seek(start)
-            yield file.read(SAMPLE_BYTES)
-
-    try:
-        with path.open("rb") as file:
-            return samples_hash(size, samples(file))
-    except OSError as err:
-        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err

@@ -13,18 +13,11 @@ from urllib.parse import unquote
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.frame import Block, check_block, one_line_errors
-from cryosam_dask.io.mrc import (
-    HEADER_BYTES,
-    SAMPLE_BYTES,
-    MrcHeader,
-    in_file,
-    read_header,
-    sample_starts,
-    samples_hash,
-)
+from cryosam_dask.io.flat import SAMPLE_BYTES, in_file, sample_starts, samples_hash
+from cryosam_dask.io.frame import Block, Described, check_block, one_line_errors
+from cryosam_dask.io.mrc import HEADER_BYTES, MrcHeader, read_header
 from cryosam_dask.store.address import check_address, public
-from cryosam_dask.store.filesystem import filesystem, look
+from cryosam_dask.store.filesystem import filesystem, look, publicly
 from cryosam_dask.types import Array, Point, Shape3
 
 _PIECE = 4 << 20  # bytes of one request: few enough to ask again, enough that the way to and fro counts little
@@ -34,23 +27,24 @@ _KEPT = 64
 
 
 @dataclass(frozen=True)
-class RemoteMrcSource:
+class RemoteMrcSource(Described):
     """A tomogram in an MRC file on object storage or a web server; see `TomogramSource`.
 
     Besides the contract's attributes: `url` as it was given, signature and all, `offset`, `stored` and `order` as of
-    `MrcSource`.
+    `FlatSource`.
     """
 
     url: str
-    shape: Shape3
-    dtype: np.dtype[Any]
-    voxel_size: Point
-    origin: Point
-    identity: dict[str, Any]
-    notes: tuple[str, ...]
     offset: int
     stored: np.dtype[Any]
     order: tuple[int, int, int]
+    chunk: Shape3 = (1, 1, 1)
+
+    @property
+    def scratch(self) -> int:
+        """See `TomogramSource`."""
+        row = self.shape[self.order.index(2)] * self.stored.itemsize
+        return max(_TOGETHER * _PIECE, 2 * row)
 
     def __repr__(self) -> str:
         return f"RemoteMrcSource({public(self.url)!r}, shape={self.shape})"
@@ -83,6 +77,7 @@ def open_remote_mrc(url: str, *, voxel_size: Point | None = None, unsigned: bool
     """
     check_address(url, InputError)
     shown = public(url)
+    publicly(url)
     try:
         start, size, version = look(url, HEADER_BYTES)
     except FileNotFoundError:
@@ -125,6 +120,7 @@ def _digest(url: str, start: bytes, size: int, version: str) -> str:
 
 def _fetch(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Ranges of bytes, asked for together, each checked to be as long as asked."""
+    publicly(url)
     files, path = filesystem(url)
     try:
         found = files.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges], on_error="raise")

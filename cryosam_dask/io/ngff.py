@@ -11,22 +11,8 @@ from typing import Any
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
+from cryosam_dask.io.units import angstroms
 from cryosam_dask.types import AXES, Point
-
-_ANGSTROM = {
-    "angstrom": 1.0,
-    "ångström": 1.0,
-    "å": 1.0,
-    "picometer": 0.01,
-    "pm": 0.01,
-    "nanometer": 10.0,
-    "nm": 10.0,
-    "micrometer": 1e4,
-    "µm": 1e4,
-    "um": 1e4,
-    "millimeter": 1e7,
-    "meter": 1e10,
-}
 
 
 def axes_and_units(where: str, multiscale: dict[str, Any], ndim: int) -> tuple[list[str], list[str | None]]:
@@ -101,7 +87,7 @@ def to_angstrom(
 ) -> tuple[Point, Point]:
     """Voxel size and origin in Å (z, y, x); a given `voxel_size` replaces the file's and leaves a known origin."""
     own = [units[axis] for axis in spatial]
-    factors = [_ANGSTROM.get(unit, math.nan) if unit else math.nan for unit in own]
+    factors = [angstroms(unit) or math.nan for unit in own]
     steps = [scale[axis] if scale else math.nan for axis in spatial]
     found = [float(f"{step * factor:.9g}") for step, factor in zip(steps, factors, strict=True)]
     moved = [shift[axis] for axis in spatial]

@@ -10,38 +10,49 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import WrapperStore
 
 from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.io.codecs import guarded
 from cryosam_dask.io.frame import (
     Block,
+    Described,
     check_block,
     check_volume,
-    native,
     one_line_errors,
-    owned,
     regular_file,
     shown,
+    voxel_dtype,
 )
 from cryosam_dask.io.ngff import axes_and_units, spatial_axes, to_angstrom, transform
-from cryosam_dask.store.filesystem import zarr_store
+from cryosam_dask.store.filesystem import publicly, zarr_store
+from cryosam_dask.store.storage_errors import DENIED
 from cryosam_dask.types import AXES, Array, Point, Shape3
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 _METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 _MOST_METADATA = 1 << 24  # bytes; an image's take some thousands
 _MOST_SAMPLED_CHUNKS = 4000
 _LEVEL_DEPTH = 3  # groups between an image and its levels' arrays at most
+_AT_ONCE = 1 << 25  # bytes of decoded chunks, or one chunk
 _SAMPLE = 32  # voxels along a side of the three cubes that identify an image
 
 
 @dataclass(frozen=True)
-class ZarrSource:
+class ZarrSource(Described):
     """A tomogram in one resolution level of an OME-Zarr image; see `TomogramSource`.
 
     Besides the contract's attributes: `url` of the group, `level` (the array's path in it) and `spatial`, the
@@ -50,17 +61,19 @@ class ZarrSource:
 
     url: str
     level: str
-    shape: Shape3
-    dtype: np.dtype[Any]
-    voxel_size: Point
-    origin: Point
-    identity: dict[str, Any]
-    notes: tuple[str, ...]
     spatial: tuple[int, int, int]
+    chunk: Shape3
+
+    @property
+    def scratch(self) -> int:
+        """See `TomogramSource`: chunks as they are stored, decoded, and put together, and a copy that zarr makes."""
+        chunk, whole = math.prod(self.chunk), math.prod(self.shape)
+        return 4 * max(chunk * self.dtype.itemsize, min(_AT_ONCE, whole * self.dtype.itemsize))
 
     @one_line_errors()
     def read(self, slices: Block) -> Array:
-        """See `TomogramSource.read`."""
+        """See `TomogramSource.read`. Memory: the box and `_AT_ONCE` bytes, or a chunk or two."""
+        publicly(self.url)
         node = _open(self.url)
         if not isinstance(node, zarr.Group):
             raise InputError(f"{self.url}: can't be read any more, it was a group when opened")
@@ -80,6 +93,7 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     its voxel size in a known unit when `voxel_size` is None.
     """
     url = url.rstrip("/")
+    publicly(url)
     group, url, multiscale, dataset = _find_level(url)
     level = str(dataset["path"])
     array = _array(group, url, level)
@@ -89,7 +103,7 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     z, y, x = (int(array.shape[axis]) for axis in spatial)
     check_volume(where, (z, y, x))
     _check_chunks(where, array)
-    dtype = native(array.dtype)
+    dtype = voxel_dtype(where, array.dtype)
     scale, shift = transform(where, multiscale, dataset, array.ndim)
     sizes, origin = to_angstrom(where, spatial, scale, shift, units, voxel_size)
     source = ZarrSource(
@@ -102,6 +116,7 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
         identity={},
         notes=(),
         spatial=spatial,
+        chunk=tuple(int(array.chunks[axis]) for axis in spatial),  # type: ignore[arg-type]
     )
     source.identity.update(_identity(source, array, multiscale))
     return source
@@ -114,6 +129,9 @@ def _open(url: str) -> zarr.Group | zarr.Array[Any]:
         store = zarr_store(url, read_only=True)
     except StoreError as err:  # the address: nothing has been asked for yet
         raise InputError(str(err)) from None
+    hidden: list[StoreError] = []
+    if isinstance(store, Store):
+        store = _Unlisted(store, hidden)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -121,9 +139,38 @@ def _open(url: str) -> zarr.Group | zarr.Array[Any]:
     except CryosamError:
         raise
     except FileNotFoundError as err:
+        if hidden:
+            raise hidden[0] from None
         raise InputError(f"{url}: no Zarr group or array there") from err
     except Exception as err:
         raise InputError(f"{url}: can't be opened as Zarr: {_one_line(err)}") from err
+
+
+class _Unlisted(WrapperStore[Store]):
+    """Storage that says of what is not there that access to it is denied, as buckets do whose listing is private.
+
+    That is taken for an answer of metadata alone, which comes in two versions, one of which is never there. A chunk
+    that is denied is an error, and so is an image without any metadata: what was said of it is in `denied`.
+    """
+
+    def __init__(self, store: Store, denied: list[StoreError]) -> None:
+        super().__init__(store)
+        self._denied = denied
+
+    def _with_store(self, store: Store) -> _Unlisted:
+        return _Unlisted(store, self._denied)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        try:
+            return await self._store.get(key, prototype, byte_range)
+        except StoreError as err:
+            if key.rpartition("/")[2] not in _METADATA_FILES or DENIED not in str(err):
+                raise
+            self._denied.append(err)
+            return None
+
+    async def exists(self, key: str) -> bool:
+        return await self.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)) is not None
 
 
 def _one_line(err: Exception) -> str:
@@ -229,18 +276,40 @@ def _check_chunks(where: str, array: zarr.Array[Any]) -> None:
 
 
 def _read_block(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Array:
-    selection: list[int | slice] = [0] * array.ndim
-    for axis, part in zip(source.spatial, block, strict=True):
-        selection[axis] = part
-    try:
-        values = np.asarray(array[tuple(selection)])
-    except StoreError:  # the storage, not what lies in it
-        raise
-    except Exception as err:
-        place = ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(AXES, block, strict=True))
-        raise InputError(f"{source.url}/{source.level}: damaged at {place}: {_one_line(err)}") from err
+    """A block, `_AT_ONCE` bytes of chunks at a time: zarr decodes all that it is asked for together."""
+    out = np.empty([part.stop - part.start for part in block], source.dtype)
+    if not out.size:
+        return out
     left = sorted(source.spatial)
-    return owned(values.transpose([left.index(axis) for axis in source.spatial]), source.dtype)
+    for piece in _pieces(array, source, block):
+        selection: list[int | slice] = [0] * array.ndim
+        for axis, part in zip(source.spatial, piece, strict=True):
+            selection[axis] = part
+        try:
+            values = np.asarray(array[tuple(selection)])
+        except StoreError:  # the storage, not what lies in it
+            raise
+        except Exception as err:
+            place = ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(AXES, piece, strict=True))
+            raise InputError(f"{source.url}/{source.level}: damaged at {place}: {_one_line(err)}") from err
+        target = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(piece, block, strict=True))
+        out[target] = values.transpose([left.index(axis) for axis in source.spatial])
+    return out
+
+
+def _pieces(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Iterator[Block]:
+    """Cut a block at borders of chunks: along x as much as fits, then along y, then along z."""
+    chunks = [array.chunks[axis] for axis in source.spatial]
+    room = max(1, _AT_ONCE // (math.prod(array.chunks) * array.dtype.itemsize))
+    sides: list[list[slice]] = []
+    for part, chunk in reversed(list(zip(block, chunks, strict=True))):
+        first, last = part.start // chunk, -(-part.stop // chunk)
+        step = max(1, min(room, last - first))
+        room //= step
+        cuts = [max(part.start, n * chunk) for n in range(first, last, step)]
+        sides.append([slice(a, b) for a, b in zip(cuts, [*cuts[1:], part.stop], strict=True)])
+    x, y, z = sides
+    yield from product(z, y, x)
 
 
 def _identity(source: ZarrSource, array: zarr.Array[Any], multiscale: dict[str, Any]) -> dict[str, Any]:

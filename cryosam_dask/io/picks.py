@@ -1,11 +1,10 @@
-"""Points and picks: CSV and RELION STAR, and the check that a point lies in the tomogram.
+"""Points and picks of all formats, and the check that a point lies in the tomogram.
 
-Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `star` owns RELION's conventions.
+Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `points` has a module for each format.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -17,20 +16,34 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.atomic import write_text
+from cryosam_dask.io import copick
+from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
-from cryosam_dask.io.star import read_star, star_text
-from cryosam_dask.io.text import MOST_COLUMNS, number, numbers, read_lines
+from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame
+from cryosam_dask.io.points.base import choose
+from cryosam_dask.io.text import number, numbers
 from cryosam_dask.types import AXES, Pick, Shape3
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["z", "y", "x", "score", "instance"]
-# Format names and the suffixes that stand for them; `star` is RELION 4's convention when written, either when read.
-PICK_FORMATS = {"csv": (".csv",), "star": (".star",), "relion4": (), "relion5": ()}
+__all__ = [
+    "ALL",
+    "FORMATS",
+    "PICK_FORMATS",
+    "Frame",
+    "check_points",
+    "encode_picks",
+    "pick_format",
+    "read_points",
+    "write_picks",
+]
+
+PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
+"""Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
 
 
+@one_line_errors()
 def write_picks(
     picks: pd.DataFrame | Sequence[Pick],
     path: str | PathLike[str],
@@ -38,7 +51,11 @@ def write_picks(
     format: str | None = None,
     voxel_size: float | Sequence[float] | None = None,
     shape: Shape3 | None = None,
-    tomogram_name: str = "tomogram",
+    tomogram_name: str | None = None,
+    tomograms: str | PathLike[str] | None = None,
+    kind: str | None = None,
+    user: str = "cryosam",
+    session: str = "0",
 ) -> None:
     """Write picks to a file that is complete or absent.
 
@@ -46,17 +63,46 @@ def write_picks(
     ----------
     picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels
     path : the file; one that exists is replaced
-    format : csv, star (= relion4) or relion5; None takes it from the suffix
-    voxel_size, shape : the tomogram's, Å and voxels; only relion5 needs them
-    tomogram_name : what STAR files call the tomogram
+    format : a name in `FORMATS`; None takes it from the suffix
+    voxel_size, shape : the tomogram's, Å and voxels; relion5, warp, copick need what their unit asks for
+    tomogram_name : what the file calls the tomogram; relion5 and warp need it
+    tomograms : RELION's tomograms.star, which has the tomogram's exact centre for relion5
+    kind : what was picked; copick needs it
+    user, session : copick's names for whose picks these are
 
-    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written.
-    CSV numbers read back bit for bit; STAR numbers have six decimals.
+    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. What each
+    format keeps, and how exactly, is told in its module.
     """
+    path = Path(path)
+    frame = Frame(
+        parse_voxel_size(voxel_size),
+        shape,
+        tomogram_name,
+        None if tomograms is None else Path(tomograms),
+        kind,
+        user,
+        session,
+    )
+    write_bytes(path, encode_picks([(picks, frame)], pick_format(path, format)))
+
+
+def encode_picks(
+    parts: Sequence[tuple[pd.DataFrame | Sequence[Pick], Frame]], format: str, *, joint: bool = False
+) -> bytes:
+    """The file of picks of one or more tomograms, each with its frame; `joint`: with the tomogram's name at each pick.
+
+    InputError for a format that holds one tomogram alone, or lacks something in a frame.
+    """
+    chosen = FORMATS[format]
+    if (joint or len(parts) != 1) and not chosen.joint:
+        joined = ", ".join(name for name, each in FORMATS.items() if each.joint)
+        raise InputError(f"{format} holds the picks of one tomogram alone; of several: {joined}")
+    return chosen.encode([(_table(picks), frame) for picks, frame in parts], joint)
+
+
+def _table(picks: pd.DataFrame | Sequence[Pick]) -> pd.DataFrame:
     import pandas as pd
 
-    path = Path(path)
-    kind = _format(path, format)
     if isinstance(picks, pd.DataFrame):
         table = picks
     else:
@@ -67,17 +113,7 @@ def write_picks(
     table = table[COLUMNS].astype({"z": float, "y": float, "x": float, "score": float, "instance": np.int64})
     if not np.isfinite(table.to_numpy(dtype=float)).all():
         raise ValueError("picks hold NaN or infinite numbers")
-    if kind == "csv":
-        text = table.to_csv(index=False, lineterminator="\n")
-    else:
-        text = star_text(
-            table,
-            centred=kind == "relion5",
-            tomogram_name=tomogram_name,
-            voxel_size=parse_voxel_size(voxel_size),
-            shape=shape,
-        )
-    write_text(path, text)
+    return table
 
 
 @one_line_errors()
@@ -88,36 +124,49 @@ def read_points(
     voxel_size: float | Sequence[float] | None = None,
     shape: Shape3 | None = None,
     tomogram_name: str | None = None,
+    tomograms: str | PathLike[str] | None = None,
+    kind: str | None = None,
 ) -> pd.DataFrame:
-    """Points of a CSV or STAR file, in voxels of the tomogram.
+    """Points of a file, in voxels of the tomogram.
 
     Parameters
     ----------
-    path : a CSV with a header that has z, y, x in any order, or a RELION STAR file
-    format : csv, star, relion4 or relion5; None takes it from the suffix. STAR files tell their own convention
+    path : the file; or picks of a copick project, `config.json#RUN/OBJECT:USER/SESSION`
+    format : a name in `FORMATS`; None takes it from the suffix, and STAR files tell their own convention
     voxel_size, shape : the tomogram's, Å and voxels, where the file's convention needs them
-    tomogram_name : which of several tomograms in a STAR file
+    tomogram_name : which of several tomograms in a file; `ALL`: the points of all, and of all kinds if none is named.
+        Those of other tomograms are converted as if they were of this one, too, and may then be negative
+    tomograms : RELION's tomograms.star, for centred coordinates; an optimisation set names its own
+    kind : which of several kinds in a file (a column, an object, a class); `ALL`: the points of all
 
-    Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then a
-    CSV's other columns. Raises InputError for a file that can't be read, has no points, or holds anything but finite,
+    Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then what
+    else it tells: tomogram, kind, a table's other columns. Raises InputError for a file that can't be read, has no
+    points, has those of several tomograms or kinds of which none was asked for, or holds anything but finite,
     non-negative coordinates.
     """
     import pandas as pd
 
+    if "#" in str(path) and copick.is_address(str(path)):
+        path = copick.picks_path(str(path))
     path = Path(path)
-    if _format(path, format) == "csv":
-        columns: dict[str, list[str]] = _read_csv(path, read_lines(path))
-    else:
-        size = parse_voxel_size(voxel_size)
-        columns = read_star(path, read_lines(path), voxel_size=size, shape=shape, tomogram_name=tomogram_name)
+    if kind == "" or tomogram_name == "":
+        raise InputError("a tomogram's or a kind's name is empty")
+    kind = ALL if kind is None and tomogram_name == ALL else kind
+    frame = Frame(
+        parse_voxel_size(voxel_size), shape, tomogram_name, None if tomograms is None else Path(tomograms), kind
+    )
+    columns = FORMATS[pick_format(path, format)].read(path, frame)
+    columns = choose(path, choose(path, columns, "tomogram", tomogram_name), "kind", kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
-    found: dict[str, Any] = {axis: _coordinates(path, axis, columns.pop(axis)) for axis in AXES}
+    # positions of other tomograms, in the frame of this one, may be anywhere
+    mixed = tomogram_name == ALL and len(set(columns.get("tomogram", ()))) > 1
+    found: dict[str, Any] = {axis: _coordinates(path, axis, columns.pop(axis), mixed) for axis in AXES}
     if "score" in columns:
-        found["score"] = numbers(path, "score", columns.pop("score"))
+        found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
         found["instance"] = _integers(path, "instance", columns.pop("instance"))
-    return pd.DataFrame({**found, **{name: _tidy(values) for name, values in columns.items()}})
+    return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
 
 
 @one_line_errors()
@@ -158,7 +207,8 @@ def _show(point: Iterable[float]) -> str:
     return ",".join(f"{v:g}" for v in point)
 
 
-def _format(path: Path, asked: str | None) -> str:
+def pick_format(path: Path, asked: str | None) -> str:
+    """The format asked for, else that of the suffix; InputError for an unknown one."""
     if asked is not None:
         if asked.lower() not in PICK_FORMATS:
             raise InputError(f"unknown format {asked!r} for points; known: {', '.join(PICK_FORMATS)}")
@@ -173,70 +223,42 @@ def _format(path: Path, asked: str | None) -> str:
     )
 
 
-def _read_csv(path: Path, lines: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of text by lower-case name; those without a name (an index, empty cells of a spreadsheet) are left out.
-
-    Empty lines and what follows a `#` are no part of the table. A value stays on its line, even where it is quoted.
-    """
-    names: list[str] = []
-    rows: list[list[str]] = []
-    for place, line in enumerate(lines, start=1):
-        text = line if '"' in line and not line.lstrip().startswith("#") else line.partition("#")[0]
-        if not text.strip():
-            continue
-        try:
-            row = next(csv.reader([text], skipinitialspace=True, strict=True))
-        except csv.Error as err:
-            raise InputError(f"{path}: not a readable CSV: line {place}: {err}") from err
-        if not names:
-            names = _header(path, row)
-        elif len(row) > len(names):
-            raise InputError(f"{path}: not a readable CSV: line {place}: {len(row)} values, expected {len(names)}")
-        else:
-            rows.append(row + [""] * (len(names) - len(row)))
-    if not names:
-        raise InputError(f"{path}: holds no points: nothing but comments")
-    return {name: [row[i] for row in rows] for i, name in enumerate(names) if name}
+def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
+    """A column, of texts or of numbers, as finite float64."""
+    if not isinstance(values, np.ndarray):
+        return numbers(path, name, values)
+    found = values.astype(np.float64)
+    if not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise InputError(f"{path}: row {row + 1}: {name} is '{found[row]}', expected a number")
+    return found
 
 
-def _header(path: Path, row: Sequence[str]) -> list[str]:
-    """The names of the columns; InputError unless z, y and x are among them and none comes twice."""
-    names = [name.strip().lower() for name in row]
-    if len(names) > MOST_COLUMNS:
-        raise InputError(f"{path}: {len(names)} columns, expected a header with z,y,x (at most {MOST_COLUMNS} columns)")
-    missing = [axis for axis in AXES if axis not in names]
-    if missing:
-        sign = next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
-        hint = f"; the columns must be separated by commas, not by {sign!r}" if sign else ""
-        raise InputError(
-            f"{path}: no column {', '.join(missing)}: expected a header with z,y,x, found '{shown(', '.join(names))}'"
-            f"{hint}"
-        )
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}: the column {shown(twice)} comes twice")
-    return names
-
-
-def _coordinates(path: Path, axis: str, texts: Sequence[str]) -> NDArray[np.float64]:
-    found = numbers(path, axis, texts)
-    if (found < 0).any():
+def _coordinates(path: Path, axis: str, values: Any, anywhere: bool) -> NDArray[np.float64]:
+    found = _numbers(path, axis, values)
+    if (found < 0).any() and not anywhere:
         row = int(np.flatnonzero(found < 0)[0])
         raise InputError(f"{path}: row {row + 1}: {axis} is {found[row]:g}, outside the tomogram (voxels count from 0)")
     return found
 
 
-def _integers(path: Path, name: str, texts: Sequence[str]) -> NDArray[np.int64]:
-    found = numbers(path, name, texts)
+def _integers(path: Path, name: str, values: Any) -> NDArray[np.int64]:
+    found = _numbers(path, name, values)
     if (found != np.round(found)).any() or (np.abs(found) > 2**53).any():
         raise InputError(f"{path}: column {name}: expected whole numbers")
     return found.astype(np.int64)
 
 
-def _tidy(texts: Sequence[str]) -> Any:
-    """A further column: numbers where all of it is numbers, else text."""
-    found = [number(text) for text in texts]
+def _tidy(name: str, values: Any) -> Any:
+    """A further column: numbers where all of it is numbers, else text; names stay text."""
+    import pandas as pd
+
+    if isinstance(values, np.ndarray):
+        return values
+    if name in ("tomogram", "kind"):
+        return pd.Series(values, dtype=object)  # many rows share few texts
+    found = [number(text) for text in values]
     if any(map(math.isnan, found)):
-        return list(texts)
-    whole = all(text.strip().lstrip("+-").isdigit() for text in texts) and all(abs(value) <= 2**53 for value in found)
+        return list(values)
+    whole = all(text.strip().lstrip("+-").isdigit() for text in values) and all(abs(value) <= 2**53 for value in found)
     return [int(value) for value in found] if whole else found

@@ -1,21 +1,92 @@
-"""Open a tomogram, whatever its format."""
+"""Open a tomogram, whatever its format: `FORMATS` is the one place where formats are registered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.io import copick
 from cryosam_dask.io.frame import TomogramSource, parse_voxel_size
-from cryosam_dask.io.mrc import open_mrc
+from cryosam_dask.io.mrc import open_gzipped_mrc, open_mrc
 from cryosam_dask.io.mrc_remote import open_remote_mrc
+from cryosam_dask.io.npy import open_npy, open_npz
 from cryosam_dask.io.omezarr import open_omezarr
 from cryosam_dask.store.address import check_address, public
+from cryosam_dask.types import Point
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format of tomograms.
+
+    Attributes
+    ----------
+    name : for people; suffixes : lower case, of files of this format
+    open : (path, voxel_size=, …) → the source; takes `unsigned` where `has_sign`, and `name` where `holds_many`
+    open_remote : the same for a URL; None where files have to be copied to a disk first
+    beside : suffixes of files that lie beside tomograms and are none as a rule: tilt series, tables; they are opened
+        where they are named, not where a folder is
+    holds_many : `FILE/NAME` means the array NAME in the file
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    open: Callable[..., TomogramSource]
+    open_remote: Callable[..., TomogramSource] | None = None
+    beside: tuple[str, ...] = ()
+    has_sign: bool = False
+    holds_many: bool = False
+
+
+def _open_tiff(path: Path, **options: Any) -> TomogramSource:
+    from cryosam_dask.io.tiff import open_tiff
+
+    return open_tiff(path, **options)
+
+
+def _open_hdf5(path: Path, **options: Any) -> TomogramSource:
+    from cryosam_dask.io.hdf5 import open_hdf5
+
+    return open_hdf5(path, **options)
+
 
 MRC_SUFFIXES = (".mrc", ".rec", ".map", ".st", ".ali", ".ccp4")
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zip", ".zst", ".xz")
+MRC = Format("MRC", MRC_SUFFIXES, open_mrc, open_remote_mrc, beside=(".st", ".ali"), has_sign=True)
+FORMATS = (
+    MRC,
+    Format("gzipped MRC", (".mrc.gz", ".rec.gz", ".map.gz", ".ccp4.gz"), open_gzipped_mrc, has_sign=True),
+    Format("TIFF", (".tif", ".tiff", ".btf", ".tf8"), _open_tiff),
+    Format("HDF5", (".hdf", ".h5", ".hdf5"), _open_hdf5, holds_many=True),
+    Format("NumPy", (".npy",), open_npy),
+    Format("NumPy archive", (".npz",), open_npz, beside=(".npz",), holds_many=True),
+)
+SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
+BESIDE = tuple(suffix for one in FORMATS for suffix in one.beside)
+_PACKED = (".gz", ".bz2", ".zip", ".zst", ".xz")
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file's name tells."""
+    return next((one for one in FORMATS if name.lower().endswith(one.suffixes)), None)
+
+
+def inside(path: Path) -> tuple[Path, str] | None:
+    """`tomo.h5/path/of/it` as the file and the name in it; None where this is no such path."""
+    try:
+        if path.exists():
+            return None
+        for parent in path.parents:
+            known = format_of(parent.name)
+            if known is not None and known.holds_many and parent.is_file():
+                return parent, path.relative_to(parent).as_posix()
+    except OSError:  # such as a name that is too long
+        pass
+    return None
 
 
 def open_tomogram(
@@ -24,40 +95,64 @@ def open_tomogram(
     voxel_size: float | Sequence[float] | None = None,
     unsigned: bool | None = None,
 ) -> TomogramSource:
-    """Open an MRC file or an OME-Zarr image, on a disk or behind any fsspec URL.
+    """Open a tomogram of any of `FORMATS` on a disk; MRC and OME-Zarr also behind any fsspec URL.
 
     Parameters
     ----------
-    path_or_url : `tomo.mrc`, `tomo.zarr`, `s3://bucket/tomo.zarr`, `https://host/tomo.mrc`, which may be signed by a
-        query; `tomo.zarr/1` takes that resolution level
+    path_or_url : `tomo.mrc`, `tomo.rec.gz`, `tomo.tif`, `tomo.zarr`, `s3://bucket/tomo.zarr`, `https://host/tomo.mrc`,
+        which may be signed by a query; `tomo.zarr/1` takes that resolution level, `tomo.h5/group/name` that dataset; a
+        tomogram of a copick project, see `io.copick`
     voxel_size : Å, one number or (z, y, x), instead of the file's own
     unsigned : how to read 8-bit MRC voxels, instead of what the header says
 
-    Raises InputError, one line that says what is wrong with the file and what to do, and StoreError where storage that
-    is not a local disk does not answer or does not let us in.
+    A file whose name tells nothing is taken to be MRC. Raises InputError, one line that says what is wrong with the
+    file and what to do, and StoreError where storage that is not a local disk does not answer or does not let us in.
     """
     override = parse_voxel_size(voxel_size)
     text = str(path_or_url)
+    if copick.is_address(text):
+        text = copick.tomogram_url(text)
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     if "://" in text:
         check_address(text, InputError)
-        shown = public(text)
-        if shown.lower().endswith(COMPRESSED_SUFFIXES):
-            raise InputError(
-                f"{shown}: a compressed file can't be read by ranges: decompress it there, or copy it here"
-            )
-        # a signed link reaches one file, which an OME-Zarr is not
-        if shown.lower().endswith(MRC_SUFFIXES) or shown != text:
-            return open_remote_mrc(text, voxel_size=override, unsigned=unsigned)
-        return _open_zarr(text, override, unsigned)
+        return _open_remote(text, override, unsigned)
     path = Path(text).expanduser()
     if path.is_dir():
         return _open_zarr(str(path.absolute()), override, unsigned)
-    return open_mrc(path, voxel_size=override, unsigned=unsigned)
+    name: dict[str, str] = {}
+    if (found := inside(path)) is not None:
+        path, name["name"] = found
+    elif path.name.lower().endswith(_PACKED) and format_of(path.name) is None:
+        raise InputError(f"{path}: a packed file, of which only MRC with gzip (.mrc.gz) is read: unpack it first")
+    known = format_of(path.name) or MRC
+    return known.open(path, voxel_size=override, **name, **_sign(known, str(path), unsigned))
 
 
-def _open_zarr(url: str, voxel_size: tuple[float, float, float] | None, unsigned: bool | None) -> TomogramSource:
+def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
+    shown = public(url)
+    known = format_of(shown)
+    if known is not None and known.open_remote is None:
+        raise InputError(f"{shown}: {known.name} is read from a disk only: download it first")
+    if shown.lower().endswith(_PACKED):
+        raise InputError(f"{shown}: a compressed file can't be read by ranges: download it first")
+    # a signed link reaches one file, which an OME-Zarr is not
+    if known is not None and known.open_remote is not None:
+        return known.open_remote(url, voxel_size=voxel_size, **_sign(known, shown, unsigned))
+    if shown != url:
+        return open_remote_mrc(url, voxel_size=voxel_size, unsigned=unsigned)
+    return _open_zarr(url, voxel_size, unsigned)
+
+
+def _sign(known: Format, shown: str, unsigned: bool | None) -> dict[str, bool | None]:
+    if known.has_sign:
+        return {"unsigned": unsigned}
+    if unsigned is not None:
+        raise InputError(f"{shown}: 'unsigned' applies to MRC files only; {known.name} tells its own type")
+    return {}
+
+
+def _open_zarr(url: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
     if unsigned is not None:
         raise InputError(f"{url}: 'unsigned' applies to MRC files only; a Zarr array tells its own type")
     return open_omezarr(url, voxel_size=voxel_size)

@@ -17,37 +17,62 @@ MOST_COLUMNS = 1000
 """More columns than any program writes; tables grow slowly by column."""
 
 _MOST_BYTES = 1 << 28  # some millions of points
+_TABLE = "points as CSV or STAR"
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # What `float` takes beyond numbers of these signs (1_000, ١٢, nan, infinity) is no number of a table.
 _SIGNS = frozenset("0123456789+-.eE \t")
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, whichever way they end.
-
-    Raises InputError for what is no such file, is empty, holds control characters, or is larger than any table of
-    points; a file that is not text is known by its start, before the rest is loaded.
-    """
+def read_bytes(path: Path, expected: str) -> bytes:
+    """A file of points, whole; InputError for what is no file, is empty, or larger than any such file."""
     size = regular_file(path).st_size
     if size > _MOST_BYTES:
-        raise InputError(f"{path}: {size} bytes, too large for points as CSV or STAR (at most {_MOST_BYTES})")
+        raise InputError(f"{path}: {size} bytes, too large for {expected} (at most {_MOST_BYTES})")
     try:
         with path.open("rb") as file:
-            start = file.read(4096)
-            if b"\0" in start:
-                raise InputError(f"{path}: not a text file, expected points as CSV or STAR")
-            text = (start + file.read(max(size - len(start), 0))).decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise InputError(f"{path}: not a text file in UTF-8 (byte {err.start}), expected CSV or STAR") from err
+            content = file.read(size)
     except OSError as err:
         raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
+    if not content:
+        raise InputError(f"{path}: empty, expected {expected}")
+    return content
+
+
+def read_text(path: Path, expected: str = _TABLE) -> str:
+    """A text file in UTF-8; InputError as by `read_bytes`, and for what is not text, or empty."""
+    try:
+        text = _without_nul(path, expected).decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise InputError(f"{path}: not a text file in UTF-8 (byte {err.start}), expected {expected}") from err
     if not text.strip():
-        raise InputError(f"{path}: empty, expected points as CSV or STAR")
+        raise InputError(f"{path}: empty, expected {expected}")
+    return text
+
+
+def read_lines(path: Path, expected: str = _TABLE) -> list[str]:
+    """The lines of a text file in UTF-8, whichever way they end.
+
+    Raises InputError as by `read_text`, and for control characters.
+    """
+    text = read_text(path, expected)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if _CONTROL.search(text):
         number = next(i for i, line in enumerate(lines, start=1) if _CONTROL.search(line))
-        raise InputError(f"{path}: line {number}: a control character, expected text as CSV or STAR")
+        raise InputError(f"{path}: line {number}: a control character, expected {expected.replace('points', 'text')}")
     return lines
+
+
+def _without_nul(path: Path, expected: str) -> bytes:
+    """The bytes; what is not text is known by its start, before the rest is loaded."""
+    if regular_file(path).st_size <= _MOST_BYTES:
+        try:
+            with path.open("rb") as file:
+                start = file.read(4096)
+        except OSError as err:
+            raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
+        if b"\0" in start:
+            raise InputError(f"{path}: not a text file, expected {expected}")
+    return read_bytes(path, expected)
 
 
 def number(text: str) -> float:

@@ -15,8 +15,17 @@ _CELL = 64
 """Voxels of a side of the cells that kept instances are found by."""
 
 
+Met = Callable[[int, int], None]
+
+
 def distinct(
-    boxes: NDArray[np.int64], sizes: NDArray[np.int64], scores: Float32, mask: Callable[[int], Bool], overlap: float
+    boxes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    scores: Float32,
+    mask: Callable[[int], Bool],
+    overlap: float | NDArray[np.float64],
+    kinds: NDArray[np.int64] | None = None,
+    met: Met | None = None,
 ) -> NDArray[np.intp]:
     """Indices of the instances to keep, best first: greedy, dropping each one largely inside a better one.
 
@@ -24,27 +33,41 @@ def distinct(
     ----------
     boxes : (n, 6) z0 y0 x0 z1 y1 x1, the last ones excluded; sizes : (n,) voxels; scores : (n,)
     mask : gives the mask of an instance in its box
-    overlap : an instance is dropped if more than this share of its voxels lies in a better one
+    overlap : an instance is dropped if more than this share of its voxels lies in a better one; one for all, or (n,)
+    kinds : (n,) what each is an instance of, with `met`
+    met : called with a kept instance and a worse one of another kind at the same place: more than that share of the
+        smaller one lies in the other
 
     Ties of the score go to the larger instance, then to the lower (z, y, x).
     """
     order = np.lexsort((boxes[:, 2], boxes[:, 1], boxes[:, 0], -sizes, -scores))
+    share = np.broadcast_to(overlap, sizes.shape)
     kept: list[int] = []
     near: dict[tuple[int, ...], list[int]] = defaultdict(list)  # kept instances by the cells that their boxes touch
-    for i in order:
+
+    def is_double(i: int, others: NDArray[np.intp]) -> bool:
+        own, double = mask(i), False
+        for j in others.tolist():
+            common = _common(boxes[i], own, boxes[j], mask(j))
+            double |= bool(common > share[i] * sizes[i])
+            if met is None or kinds is None:
+                if double:
+                    return True
+            elif kinds[i] != kinds[j] and common > share[i] * min(sizes[i], sizes[j]):
+                met(j, i)
+        return double
+
+    for i in order.tolist():
         cells = list(_cells(boxes[i]))
         others = np.unique(np.asarray([j for cell in cells for j in near.get(cell, ())], np.intp))
         touching = np.all(
             np.minimum(boxes[others, 3:], boxes[i, 3:]) > np.maximum(boxes[others, :3], boxes[i, :3]), axis=1
         )
-        own = mask(int(i)) if touching.any() else None
-        if own is not None and any(
-            _common(boxes[i], own, boxes[j], mask(int(j))) > overlap * sizes[i] for j in others[touching]
-        ):
+        if touching.any() and is_double(i, others[touching]):
             continue
-        kept.append(int(i))
+        kept.append(i)
         for cell in cells:
-            near[cell].append(int(i))
+            near[cell].append(i)
     return np.asarray(kept, np.intp)
 
 

@@ -37,6 +37,8 @@ _VARIETY = 0.1  # two of a kind differ by this share of their own signal, beside
 _VARIETY_FLOOR = 0.3  # … where the signal is at least this share of the profile's largest
 _FEEDBACK = (2, 4, 8, 16, 32)  # proposals that join the clicked particles as examples, round by round
 _FEEDBACK_LIMIT = 1.3  # … only when they are this near
+_CLEARLY = 0.8  # … and, where there are negative examples, nearer than this share of the distance to those
+_LEAST = 3  # … and then so many together: a few may well be look-alikes
 _NULL_SHARE = 0.6  # a particle is nearer than this share of the distance that places without one have
 _SUPPORT = 4  # nearest proposals that tell which description of the query has more of its like
 _LIKELY = 0.1  # by how much, in log distance, a contrast twice or half the donor's must bring its like nearer
@@ -200,6 +202,7 @@ def distances(
     background: Float64,
     radius: float,
     fitted: Float64 | None = None,
+    negatives: Float64 | None = None,
 ) -> Float64:
     """How unlike the clicked particles each proposal is: about 1 for one of a kind, larger for others.
 
@@ -211,6 +214,8 @@ def distances(
     radius : proposals nearer than this count as one when examples are chosen
     fitted : (b, P) profiles at the same random places moved as proposals are, to the best fit of the query's profile;
         None if there are none, and then distances are not calibrated by what noise attains
+    negatives : (k, P) profiles of what is not of the kind, described as proposals are; a proposal that is nearer to
+        one of them than to the clicked particles and their like is at infinity
 
     Notes
     -----
@@ -224,6 +229,11 @@ def distances(
     Where the signal is weak, noise that was moved to its best fit lies hardly farther off than two of a kind. Its
     typical distance n is measured at random places that look like nothing. Examples must be nearer than 0.6 n, and if
     0.6 n is less than `TYPICAL`, all distances are stretched so that it comes to lie there.
+
+    Distances to negatives are in units of the same covariance, so that the border lies midway, as between two normal
+    distributions of equal covariance. A proposal joins as an example only where it is clearly on the query's side, for
+    in a tomogram without the kind the nearest proposals are look-alikes, and from these the query would learn them.
+    Where none joins, one example stands against many, and only what is clearly on the query's side is left in.
     """
     query = queries.mean(axis=0)
     middle, noise = _background(background)
@@ -232,7 +242,11 @@ def distances(
     covariance = noise * (1 + 1 / len(queries)) + variety
     result, bound = _distance(profiles, query, covariance), _bound(null, query, covariance)
     like_clicked = result <= min(_FEEDBACK_LIMIT, bound)
-    for count in _FEEDBACK if len(result) else ():
+    unlike = np.empty((0, len(query))) if negatives is None else negatives
+    if len(unlike):
+        like_clicked &= result <= _CLEARLY * _nearest(profiles, unlike, covariance)
+    learned = False
+    for count in _FEEDBACK if _are_enough(centres, result, like_clicked & (result <= bound), radius, unlike) else ():
         near = np.flatnonzero(like_clicked & (result <= min(_FEEDBACK_LIMIT, bound)))
         near = near[non_maximum_suppression(centres[near], -result[near], radius, count)]
         if not len(near):
@@ -244,9 +258,13 @@ def distances(
         inner = (1 - trust) * (noise + variety) + trust * spread
         covariance = noise / len(examples) + inner
         result, bound = _distance(profiles, mean, covariance), _bound(null, mean, covariance)
+        learned = True
         if len(near) < count:
             break
-    return result * max(1.0, TYPICAL / bound)
+    stretched = result * max(1.0, TYPICAL / bound)
+    if len(unlike):
+        stretched[result > (1.0 if learned else _CLEARLY) * _nearest(profiles, unlike, covariance)] = np.inf
+    return stretched
 
 
 def best_described(
@@ -285,7 +303,7 @@ def best_contrasted(
     background: Float64,
     radius: float,
     fitted: Float64,
-) -> Float64:
+) -> tuple[Float64, float]:
     """The description (m, P) of particles clicked in another tomogram, at the contrast that they have in this one.
 
     Parameters
@@ -293,6 +311,8 @@ def best_contrasted(
     options : descriptions in this tomogram's grey values, as if its particles stood out as much as the donor's
     contrasts : factors to try, of shell means about `mean`, the tomogram's, and of deviations within shells
     The other arguments are those of `distances`.
+
+    Returns them and the factor that was chosen.
 
     Notes
     -----
@@ -303,7 +323,6 @@ def best_contrasted(
     """
     middle, noise = _background(background)
     null = fitted[_calm(background, _CALM)]
-    level = np.repeat([mean, 0.0], profiles.shape[1] // 2)
 
     def unlikeness(contrast: float, queries: Float64) -> float:
         query = queries.mean(axis=0)
@@ -313,9 +332,15 @@ def best_contrasted(
         logs = np.log(np.maximum(nearest / _bound(null, query, covariance), 1e-3))
         return float(logs.mean()) + _LIKELY * abs(math.log2(contrast)) if len(logs) else 0.0
 
-    tried = [(contrast, level + contrast * (queries - level)) for queries in options for contrast in contrasts]
-    best: Float64 = min(tried, key=lambda one: unlikeness(*one))[1]
-    return best
+    tried = [(contrast, contrasted(queries, contrast, mean)) for queries in options for contrast in contrasts]
+    contrast, best = min(tried, key=lambda one: unlikeness(*one))
+    return best, contrast
+
+
+def contrasted(profiles: Float64, contrast: float, mean: float) -> Float64:
+    """Profiles (m, P) whose shell means stand `contrast` times as far from `mean`, and whose deviations are so too."""
+    level = np.repeat([mean, 0.0], profiles.shape[1] // 2)
+    return np.asarray(level + contrast * (profiles - level))
 
 
 def similarity(distance: Float64) -> Float64:
@@ -358,6 +383,20 @@ def _distance(profiles: Float64, query: Float64, covariance: Float64) -> Float64
         part = slice(first, first + _COMPARED)
         result[part] = np.sqrt((((profiles[part] - query) @ root) ** 2).mean(axis=1))
     return result
+
+
+def _are_enough(centres: Float64, distance: Float64, like: NDArray[np.bool_], radius: float, unlike: Float64) -> bool:
+    """Whether there are proposals to learn from: any, or where there are negatives, several at places of their own."""
+    least, near = _LEAST if len(unlike) else 1, np.flatnonzero(like)
+    return len(non_maximum_suppression(centres[near], -distance[near], radius, least)) >= least
+
+
+def _nearest(profiles: Float64, examples: Float64, covariance: Float64) -> Float64:
+    """Distance of each (n, P) profile to the nearest of (k, P) examples."""
+    nearest = np.full(len(profiles), np.inf)
+    for example in examples:
+        np.minimum(nearest, _distance(profiles, example, covariance), out=nearest)
+    return nearest
 
 
 def _near_only(shells: Profile) -> Profile:

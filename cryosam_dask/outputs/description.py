@@ -17,7 +17,13 @@ def describe(run: str | Path) -> dict[str, Any]:
     for name in query_names(store):
         attributes = dict(store.group(layout.query(name)).attrs)
         found = len(picks.read(store, name)) if name in picks.names(store) else None
-        queries[name] = {"settings": attributes.get("settings"), "instances": found, "from": attributes.get("from")}
+        queries[name] = {
+            "settings": attributes.get("settings"),
+            "instances": found,
+            "from": attributes.get("from"),
+            "negatives": attributes.get("negatives", []),
+            "kinds": picks.kinds(store, name),
+        }
     stages = {name: {"done": done, "units": count} for name, (done, count) in stage_progress(store).items()}
     return {
         "run": store.url,
@@ -45,7 +51,10 @@ def describe_in_words(described: dict[str, Any]) -> str:
         models = query["settings"]["propagation"]["segmenter"] if query["settings"] else "?"
         count = "not segmented yet" if query["instances"] is None else f"{query['instances']} instances"
         origin = f", prompted in {query['from']['tomogram']}" if query["from"] else ""
-        lines.append(f"query        {name}: {count}, segmenter {models}{origin}")
+        unlike = f", negative points: {len(query['negatives'])}" if query["negatives"] else ""
+        others = ", ".join(other for other in query["kinds"] if other != name)
+        told = f", told apart from {others}" if others else ""
+        lines.append(f"query        {name}: {count}, segmenter {models}{origin}{unlike}{told}")
     for name, stage in described["stages"].items():
         lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units")
     for entry in described["journal"]:

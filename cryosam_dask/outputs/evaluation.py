@@ -1,44 +1,267 @@
-"""A run's results against a truth."""
+"""Results against a truth: of one run, and of a folder of runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cryosam_dask.errors import InputError
-from cryosam_dask.io.picks import read_points
-from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.outputs.results import check_painted, single_name
-from cryosam_dask.store import layout, picks
+from cryosam_dask.errors import InputError, StoreError
+from cryosam_dask.evaluate import (
+    CZII_OBJECTS,
+    CziiScore,
+    DatasetEvaluation,
+    MaskEvaluation,
+    Radius,
+    TomogramPicks,
+    czii_score,
+    evaluate_dataset,
+    evaluate_picks,
+    parse_radius,
+)
+from cryosam_dask.outputs.results import single_name
+from cryosam_dask.outputs.truth import Tomogram, Truth, tomogram_of
+from cryosam_dask.outputs.truth_files import Kind
+from cryosam_dask.outputs.truth_labels import LabelFiles, compare_labels
+from cryosam_dask.store import picks
+from cryosam_dask.store.address import is_local
+from cryosam_dask.store.filesystem import filesystem, local_path
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import AXES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Float64 = NDArray[np.float64]
+Radii = float | str | Radius | Mapping[str, float | str | Radius]
 
 
 def evaluate(
     run: str | Path,
     truth: str | Path,
-    radius: float,
+    radius: float | str | Radius,
     *,
     name: str | None = None,
     truth_labels: str | Path | None = None,
+    truth_format: str | None = None,
 ) -> dict[str, Any]:
     """Compare a query's picks with true positions (and its labels with true ones): a JSON-able dict of figures.
 
-    truth : CSV or STAR of voxels; radius : largest distance of a match, voxels; truth_labels : an MRC of instances
-    """
-    from cryosam_dask.evaluate import evaluate_masks, evaluate_picks
+    Parameters
+    ----------
+    truth : points in any format of `read_points`; of several tomograms in a file, those of the run's are taken
+    radius : largest distance of a match: voxels, or a length as in "120A" or "12nm"
+    name : the query; may be left out where there is one only
+    truth_labels : instances, in any format of `open_tomogram`; read box by box
+    truth_format : of the points, where the suffix does not tell it
 
+    The keys are those of `Evaluation` and, with labels, of `MaskEvaluation`. Raises InputError where the truth can't be
+    read, is not this tomogram's, or has another shape, StoreError where there are no results.
+    """
     store = RunStore.open(run)
     chosen = single_name(store, name)
-    points = read_points(truth, voxel_size=store.voxel_size, shape=store.shape)
+    tomogram, length = tomogram_of(store), parse_radius(radius)
+    points = Truth.open(truth, truth_format, single=True).read(tomogram, Kind(chosen))
+    if points is None:
+        raise InputError(f"{truth}: no points of {tomogram.name} in it")
     table = picks.read(store, chosen)
-    figures = evaluate_picks(table[["z", "y", "x"]], table["score"], points[["z", "y", "x"]], radius).to_dict()
+    figures = evaluate_picks(
+        table[list(AXES)],
+        table["score"],
+        points[list(AXES)],
+        length.value,
+        voxel_size=store.voxel_size if length.unit == "angstrom" else None,
+    ).to_dict()
     if truth_labels is not None:
-        check_painted(store, chosen)
-        source = open_tomogram(truth_labels, voxel_size=store.voxel_size)
-        if source.shape != store.shape:
-            raise InputError(f"{truth_labels}: shape {source.shape}, the tomogram has {store.shape}")
-        true = source.read((slice(None), slice(None), slice(None)))
-        figures |= evaluate_masks(store.array(layout.labels(chosen)), true.astype(np.int64)).to_dict()
+        masks, notes = compare_labels(store, chosen, truth_labels)
+        figures |= masks.to_dict() | ({"notes": notes} if notes else {})
     return figures
+
+
+@dataclass(frozen=True)
+class RunsEvaluation:
+    """Figures of a folder of runs, and the CZII challenge's score where it was asked for."""
+
+    dataset: DatasetEvaluation
+    czii: CziiScore | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self.dataset.to_dict() | ({} if self.czii is None else {"czii": self.czii.to_dict()})
+
+
+def evaluate_runs(
+    runs: str | Path | Sequence[str | Path],
+    truth: str | Path,
+    radius: Radii,
+    *,
+    name: str | None = None,
+    truth_labels: str | Path | None = None,
+    truth_format: str | None = None,
+    czii: bool = False,
+) -> RunsEvaluation:
+    """Compare the picks (and labels) of many runs with their truths.
+
+    Parameters
+    ----------
+    runs : a folder (path or URL) with NAME.zarr runs, one run, or several
+    truth : a file of points of several tomograms, a folder of files, or a pattern; `truth_files` says how they are
+        matched
+    radius : one for all kinds, or one for each kind; kinds are queries' names. With one kind alone, `name` may be
+        another name for its query
+    name : the query; without it, and without kinds, runs must have one query only
+    truth_labels : a folder with the instance labels of each tomogram, `NAME.mrc`, `NAME.zarr` and so on (of several
+        kinds: `NAME_KIND`, or `KIND/NAME`), or a file where there is one run
+    czii : also the challenge's score; kinds that are not its classes are left out of it
+
+    Tomograms without a truth, without results, and truths without a run are in the notes. Raises InputError where
+    nothing can be compared.
+    """
+    urls = find_runs(runs)
+    points = Truth.open(truth, truth_format, single=len(urls) == 1)
+    labels = None if truth_labels is None else LabelFiles.open(truth_labels, single=len(urls) == 1)
+    found = _Found(points, labels, _queries(radius, name), named=isinstance(radius, Mapping))
+    stores = found.opened(urls)
+    result = evaluate_dataset(found.of_runs(stores), radius)
+    if not result.rows:
+        raise InputError("; ".join([f"{truth}: nothing to compare with", *found.notes()[:3]]))
+    dataset = DatasetEvaluation(result.rows, result.kinds, tuple(found.notes()))
+    return RunsEvaluation(dataset, found.czii_score() if czii else None)
+
+
+def find_runs(runs: str | Path | Sequence[str | Path]) -> list[str]:
+    """URLs of runs: those given, or those directly in a folder. InputError where there is none."""
+    if not isinstance(runs, str | Path):
+        return [str(run) for run in runs]
+    url = str(runs).rstrip("/")
+    if RunStore.exists(url):
+        return [url]
+    found = [one for one in _listed(url) if one.endswith(".zarr") and RunStore.exists(one)]
+    if not found:
+        raise InputError(f"{url}: no run, and no folder with runs (NAME.zarr) in it")
+    return found
+
+
+def _listed(url: str) -> list[str]:
+    if is_local(url):
+        folder = Path(local_path(url)).expanduser()
+        return sorted(str(path) for path in folder.iterdir()) if folder.is_dir() else []
+    there, path = filesystem(url)
+    try:
+        entries = there.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(f"{url}/{str(entry['name']).rstrip('/').rsplit('/', 1)[-1]}" for entry in entries)
+
+
+def _queries(radius: Radii, name: str | None) -> dict[str | None, str | None]:
+    """Kind → query; None for the one that each run has."""
+    if not isinstance(radius, Mapping):
+        return {name: name}
+    kinds = list(radius)
+    if name is not None and len(kinds) != 1:
+        raise InputError(f"--name {name}: with radii of several kinds, kinds are queries' names")
+    return {kind: name or kind for kind in kinds}
+
+
+@dataclass
+class _Found:
+    """Picks of runs with their truths, one by one, and what was left out of them."""
+
+    truth: Truth
+    labels: LabelFiles | None
+    queries: dict[str | None, str | None]
+    named: bool
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    positions: dict[str, dict[str, dict[str, Float64]]] = field(default_factory=lambda: {"found": {}, "truth": {}})
+
+    def opened(self, urls: Sequence[str]) -> list[RunStore]:
+        """The runs; of several, one that can't be opened is left out."""
+        stores = []
+        for url in urls:
+            try:
+                stores.append(RunStore.open(url))
+            except StoreError as error:
+                if len(urls) == 1:
+                    raise
+                self.said.append(f"left out: {error}")
+        return stores
+
+    def of_runs(self, stores: Sequence[RunStore]) -> Iterator[TomogramPicks]:
+        """Each kind of each run that has a truth and results."""
+        taken: dict[str, str] = {}
+        inputs: dict[str, list[str]] = {}
+        for store in stores:
+            tomogram = tomogram_of(store)
+            inputs.setdefault(str(store.info.get("input", {}).get("path", store.url)), []).append(tomogram.name)
+            if (other := taken.setdefault(tomogram.name, store.url)) != store.url:
+                raise InputError(f"{store.url} and {other}: both are called {tomogram.name}")
+            for kind, query in self.queries.items():
+                yield from self._one(store, tomogram, kind, query)
+        self.said += [f"runs of one tomogram, each counted: {', '.join(n)}" for n in inputs.values() if len(n) > 1]
+
+    def notes(self) -> list[str]:
+        """Who was left out and why, and what else was said."""
+        notes = [f"{why}: {', '.join(names)}" for why, names in self.left_out.items()]
+        return notes + self.truth.left() + self.said
+
+    def czii_score(self) -> CziiScore:
+        """The challenge's score of its classes among the kinds, in the tomograms that have a run and a truth."""
+        names = {one.name for one in CZII_OBJECTS}
+        found, truth = (
+            {tomogram: {k: v for k, v in kinds.items() if k in names} for tomogram, kinds in side.items()}
+            for side in (self.positions["found"], self.positions["truth"])
+        )
+        if not any(truth.values()):
+            raise InputError(f"CZII: none of its classes among the kinds; they are {', '.join(sorted(names))}")
+        return czii_score(found, truth)
+
+    def _one(self, store: RunStore, tomogram: Tomogram, kind: str | None, query: str | None) -> Iterator[TomogramPicks]:
+        known = picks.names(store)
+        if query is None and known:
+            query = single_name(store, None)
+        wanted = kind or query or "particles"
+        asked = Kind(wanted, alone=len(self.queries) == 1, named=self.named)
+        points = self.truth.read(tomogram, asked)
+        if points is None:
+            self._leave_out(f"left out, no truth of {wanted}", tomogram)
+            return
+        self._keep("truth", tomogram, wanted, points)
+        if query is None or query not in known:
+            self._leave_out(f"left out, no results called {wanted if query is None else query}", tomogram)
+            return
+        table = picks.read(store, query)
+        self._keep("found", tomogram, wanted, table)
+        yield TomogramPicks(
+            tomogram.name,
+            table[list(AXES)],
+            table["score"],
+            points[list(AXES)],
+            kind=wanted,
+            voxel_size=store.voxel_size,
+            masks=self._masks(store, tomogram, query, asked),
+        )
+
+    def _masks(self, store: RunStore, tomogram: Tomogram, query: str, kind: Kind) -> MaskEvaluation | None:
+        if self.labels is None:
+            return None
+        path = self.labels.of(tomogram, kind)
+        if path is None:
+            self._leave_out(f"masks left out, no true labels of {kind.name}", tomogram)
+            return None
+        masks, notes = compare_labels(store, query, path)
+        self.said += notes
+        return masks
+
+    def _keep(self, side: str, tomogram: Tomogram, kind: str, table: pd.DataFrame) -> None:
+        """Positions in Å, for the challenge's score."""
+        places = table[list(AXES)].to_numpy(dtype=np.float64) * np.asarray(tomogram.voxel_size)
+        self.positions[side].setdefault(tomogram.name, {})[kind] = places
+
+    def _leave_out(self, why: str, tomogram: Tomogram) -> None:
+        self.left_out.setdefault(why, []).append(tomogram.name)

@@ -2,73 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from cryosam_dask import geometry
-from cryosam_dask.errors import InputError
-from cryosam_dask.io.export import write_mrc_labels
-from cryosam_dask.io.frame import Block
-from cryosam_dask.io.picks import write_picks
-from cryosam_dask.outputs.results import check_painted, single_name
-from cryosam_dask.store import layout, picks
+from cryosam_dask.errors import InputError, StoreError
+from cryosam_dask.io.atomic import write_bytes
+from cryosam_dask.io.frame import one_line_errors
+from cryosam_dask.io.picks import PICK_FORMATS, Frame, encode_picks, pick_format
+from cryosam_dask.outputs.copick import COPICK, CopickChoice, export_copick, object_name, tomogram_name
+from cryosam_dask.outputs.evaluation import find_runs
+from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, What, kinds_name, write_labels, write_meshes
+from cryosam_dask.outputs.queries import export_query
+from cryosam_dask.outputs.results import single_name
+from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array
-
-What = Literal["picks", "labels", "semantic"]
-LABEL_FORMATS = {"mrc": (".mrc", ".map", ".rec")}
 
 
 def export(
-    run: str | Path, path: str | Path, *, name: str | None = None, what: What | None = None, format: str | None = None
+    run: str | Path,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    what: What | None = None,
+    format: str | None = None,
+    smooth: float = 0.0,
+    overwrite: bool = False,
+    copick: CopickChoice | None = None,
+    tomogram: str | None = None,
+    tomograms: str | Path | None = None,
 ) -> None:
-    """Write the picks or the labels of a query to a file.
+    """Write the picks, the labels or the meshes of a query to a file, or all of it into a copick project.
 
     Parameters
     ----------
-    run : the run's store; path : the file, replaced when the new one is complete
+    run : the run's store, or of picks a folder of runs, whose picks go into one file
+    path : the file, replaced when the new one is complete; or a folder
     name : the query; may be left out where there is one only
-    what : "picks", "labels" (instance ids) or "semantic" (0 or 1); None: by the file's suffix
-    format : csv, star (relion4), relion5 or mrc; None: by the file's suffix
+    what : "picks", "labels" (instance ids), "semantic" (0 or 1), "kinds" (which of several kinds) or "meshes"; None: by
+        the format. "query": the query itself with its negatives, as a .json file for `run`'s `query`
+    format : of picks, see `io.picks.FORMATS`; mrc, tiff, ome-zarr, ome-zarr-0.4; glb, ply; copick; None: by the suffix
+    smooth : of meshes, in voxels (`io.mesh.surface_of`)
+    overwrite : whether a folder that exists may be replaced, and a tomogram in a copick project
+    copick : names in the copick project, and what goes there
+    tomogram : what a file of picks calls the tomogram; None: as its file; tomograms : RELION's tomograms.star
 
     Raises `InputError` for a format that does not hold `what`, `StoreError` where there is nothing to export.
     """
-    store = RunStore.open(run)
-    chosen = single_name(store, name)
-    is_label = format in LABEL_FORMATS or (
-        format is None and Path(path).suffix.lower() in [s for suffixes in LABEL_FORMATS.values() for s in suffixes]
-    )
-    kind: What = what or ("labels" if is_label else "picks")
-    if (kind == "picks") == is_label:
+    path = Path(path)
+    if what == "query":
+        export_query(run, path, name=name)
+        return
+    if format == COPICK and _is_project(path):
+        export_copick(run, path, name=name, choice=copick, smooth=smooth, overwrite=overwrite)
+        return
+    label_format, mesh_format = _format(path, format, LABEL_FORMATS), _format(path, format, MESH_FORMATS)
+    if what == "meshes" and format is None and not path.suffix:
+        mesh_format = "ply"
+    kind: What = what or ("labels" if label_format else "meshes" if mesh_format else "picks")
+    if {"picks": label_format or mesh_format, "meshes": not mesh_format}.get(kind, not label_format):
         raise InputError(
-            f"{path}: {format or Path(path).suffix or 'a file without a suffix'} can't hold {kind}; "
-            "picks go to .csv or .star, labels to .mrc (or give --format)"
+            f"{path}: {format or path.suffix or 'a file without a suffix'} can't hold {kind}; "
+            f"picks go to {_suffixes()}, labels to .mrc, .tif or .zarr, meshes to .glb, .ply or a folder "
+            "(or give --format)"
         )
     if kind == "picks":
-        write_picks(
-            picks.read(store, chosen),
-            path,
-            format=format,
+        _write_picks(run, path, name, format, copick or CopickChoice(), tomogram, tomograms)
+        return
+    store = RunStore.open(run)
+    chosen = kinds_name(store) if what == "kinds" and name is None else single_name(store, name)
+    if mesh_format:
+        write_meshes(store, chosen, path, mesh_format, smooth=smooth, overwrite=overwrite)
+    elif label_format:
+        write_labels(store, chosen, path, label_format, kind, overwrite=overwrite)
+
+
+def _write_picks(
+    run: str | Path,
+    path: Path,
+    name: str | None,
+    format: str | None,
+    copick: CopickChoice,
+    tomogram: str | None,
+    tomograms: str | Path | None,
+) -> None:
+    """Picks of a run, or those of all runs in a folder, to one file."""
+    chosen_format = pick_format(path, format)
+    runs = _runs_in(run)
+    joint = runs is not None
+    if joint and tomogram is not None:
+        raise InputError(f"{run}: a folder of runs, whose tomograms are called as the runs; no name for all of them")
+    parts = []
+    for one in runs or [str(run)]:
+        store = RunStore.open(one)
+        if joint and name is not None and name not in picks.names(store):
+            continue
+        chosen = single_name(store, name)
+        frame = Frame(
             voxel_size=store.voxel_size,
             shape=store.shape,
-            tomogram_name=Path(str(store.info["input"]["path"])).stem,
+            tomogram=PurePosixPath(one.rstrip("/")).stem if joint else tomogram or tomogram_name(store),
+            tomograms=None if tomograms is None else Path(tomograms),
+            kind=copick.object or (object_name(chosen) if chosen_format == COPICK else chosen),
+            user=copick.user,
+            session=copick.session,
         )
-        return
-    check_painted(store, chosen)
-    _export_labels(store, chosen if kind == "labels" else layout.semantic_name(chosen), path)
+        parts.append((picks.read(store, chosen), frame))
+    if not parts:
+        raise StoreError(f"{run}: no picks called {name!r} in any of its runs")
+    with one_line_errors():
+        write_bytes(path, encode_picks(parts, chosen_format, joint=joint))
 
 
-def _export_labels(store: RunStore, image: str, path: str | Path) -> None:
-    array = store.array(layout.labels(image))
-    largest = len(picks.read(store, image)) if image in picks.names(store) else 1
+def _runs_in(run: str | Path) -> list[str] | None:
+    """The runs in a folder; None where this is no such folder."""
+    if RunStore.exists(run):
+        return None
+    try:
+        return find_runs(run)
+    except InputError:
+        return None
 
-    def blocks() -> Iterator[tuple[Block, Array]]:
-        for start, stop in geometry.slabs(store.shape[0], layout.INGEST_SLAB):
-            yield (slice(start, stop), slice(None), slice(None)), np.asarray(array[start:stop])
 
-    write_mrc_labels(
-        path, store.shape, blocks(), max_id=max(largest, 1), voxel_size=store.voxel_size, origin=store.origin
-    )
+def _suffixes() -> str:
+    known = [suffix for suffixes in PICK_FORMATS.values() for suffix in suffixes[:1]]
+    return f"{', '.join(known[:-1])} or {known[-1]}"
+
+
+def _is_project(path: Path) -> bool:
+    """Whether this is a copick project, and no file of picks in copick's format."""
+    from cryosam_dask.io.copick_out import is_config
+
+    return path.suffix.lower() != ".json" or is_config(path)
+
+
+def _format(path: Path, format: str | None, known: dict[str, tuple[str, ...]]) -> str | None:
+    """Which of the known formats is meant, None if none of them is."""
+    if format is not None:
+        return format if format in known else None
+    return next((name for name, suffixes in known.items() if path.suffix.lower() in suffixes), None)

@@ -55,6 +55,8 @@ class _Header:
     origin: Point
     identity: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chunk: Shape3 = (1, 1, 1)
+    scratch: int = 0
 
     @classmethod
     def of(cls, store: RunStore) -> _Header:

@@ -16,7 +16,7 @@ from cryosam_dask.errors import SettingsError
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.planning import costs
 from cryosam_dask.planning.scaling import Bulk, Cluster, Limit, estimate
-from cryosam_dask.planning.stages import NAME, Planner, StageCost, planes_of
+from cryosam_dask.planning.stages import Planner, StageCost, names_of, planes_of
 from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.embed import Plane
@@ -56,6 +56,7 @@ class Options:
     diameter : of the particles in ångström; driver_seconds : of the driver for each unit
     bandwidth : bytes per second of the storage that all workers share
     like : what an earlier run took
+    kinds : that are clicked and told apart; negatives : negative points, besides the clicks on other kinds
     """
 
     workers: tuple[int, ...] = WORKERS
@@ -64,8 +65,14 @@ class Options:
     driver_seconds: float = 2e-3
     bandwidth: float = math.inf
     like: Measured | None = None
+    kinds: int = 1
+    negatives: int = 0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.kinds <= layout.MOST_KINDS or self.negatives < 0:
+            raise SettingsError(
+                f"{self.kinds} kinds and {self.negatives} negatives: expected 1 to {layout.MOST_KINDS}, and 0 or more"
+            )
         if not self.workers or min(self.workers) < 1:
             raise SettingsError(f"workers {','.join(map(str, self.workers))}: expected numbers from 1, as 1,8,64")
         for name, value, least in (
@@ -126,7 +133,7 @@ class Plan:
 
 
 def plan_run(source: TomogramSource, settings: Settings, options: Options | None = None) -> Plan:
-    """Plan a run of one prompt on a tomogram. Reads its header only; needs no weights, no torch, no store.
+    """Plan a run of one prompt for each kind. Reads the tomogram's header only; needs no weights, no torch, no store.
 
     Raises `SettingsError` or `ModelError` for settings and models that can't be.
     """
@@ -140,7 +147,10 @@ def plan_run(source: TomogramSource, settings: Settings, options: Options | None
     planner = Planner(source, settings, chosen.machine, diameter, chosen.like.factors if chosen.like else {})
     like = chosen.like
     points, waves = plan_stages(
-        planner, max(1, round(like.density * math.prod(source.shape))) if like else ASSUMED_COUNT
+        planner,
+        max(1, round(like.density * math.prod(source.shape))) if like else ASSUMED_COUNT,
+        chosen.kinds,
+        chosen.negatives,
     )
     return Plan(
         source.shape,
@@ -154,33 +164,57 @@ def plan_run(source: TomogramSource, settings: Settings, options: Options | None
         plane_reach(source.shape, waves, len(points), settings.propagation, diameter),
         len(waves),
         tuple(_time(planner.bulks, n, chosen) for n in chosen.workers),
-        tuple(_notes(settings, chosen, diameter, len(points) - 1)),
+        tuple(_notes(settings, chosen, diameter, len(points) // chosen.kinds - 1)),
         tuple(planner.bulks),
     )
 
 
-def plan_stages(planner: Planner, assumed: int = ASSUMED_COUNT) -> tuple[NDArray[np.float64], list[Wave]]:
-    """Plan all stages in their order; the prompts (n, 3) of the proposals, the click first, and all waves.
+def plan_stages(
+    planner: Planner, assumed: int = ASSUMED_COUNT, kinds: int = 1, negatives: int = 0
+) -> tuple[NDArray[np.float64], list[Wave]]:
+    """Plan all stages in their order; the prompts (n, 3) of all kinds' proposals, the clicks first, and all waves.
 
-    assumed : number of prompts where the run itself chooses it
+    assumed : number of prompts of a kind where the run itself chooses it
     """
     shape, chosen = planner.shape, planner.settings
     click = np.array([[n // 2 for n in shape]], float)
     count = assumed if chosen.match.count == "auto" else chosen.match.count
-    points = np.concatenate([click, spread(shape, count)])
+    proposed = spread(shape, count * kinds)
+    unlike = np.repeat(click, negatives + kinds - 1, axis=0)
     embedded: set[Plane] = set()
+    waves: list[Wave] = []
     length, size = walk_length(planner.diameter), chosen.propagation.group
-    first = play(shape, click, group_prompts(click, size), length, embedded)
-    second = play(shape, points, group_prompts(points, size), length, embedded)
+
+    def segment(where: str, points: NDArray[np.float64]) -> None:
+        played = play(shape, points, group_prompts(points, size), length, embedded)
+        planner.segment(where, points, played)
+        waves.extend(played)
+
     planner.ingest()
     planner.features()
-    planner.segment(layout.query(NAME), click, first)
-    planner.query()
-    planner.match()
-    planner.propose()
-    planner.segment(layout.instances(NAME), points, second)
-    planner.label(points)
-    return points, first + second
+    names = names_of(kinds)
+    for name in names:
+        planner.name = name
+        segment(layout.query(name), click)
+        planner.query()
+        if len(unlike):
+            segment(layout.negatives(name), unlike)
+            planner.negatives(unlike)
+    every = [np.concatenate([click, proposed[i::kinds]]) for i in range(kinds)]
+    for name in names:
+        planner.name = name
+        planner.match()
+        planner.propose()
+    for name, points in zip(names, every, strict=True):
+        planner.name = name
+        segment(layout.instances(name), points)
+    for name, points in zip(names, every, strict=True):
+        planner.name = name
+        planner.label(points)
+    points = np.concatenate([np.repeat(click, kinds, axis=0), *(each[1:] for each in every)])
+    if kinds > 1:
+        planner.label_kinds(points, kinds)
+    return points, waves
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -258,6 +292,8 @@ def _notes(settings: Settings, options: Options, diameter: float, count: int) ->
     if settings.match.count == "auto":
         basis = "are assumed" if like is None else "follow from those of that run"
         notes.append(f"K is chosen by the run itself; {count} prompts {basis}, --count says otherwise")
+    if options.kinds > 1:
+        notes.append(f"{options.kinds} kinds, so many prompts for each; their clicks are negative points of each other")
     if math.isinf(options.bandwidth):
         notes.append("the storage is taken to be as fast as the workers ask; --bandwidth says otherwise")
     return notes

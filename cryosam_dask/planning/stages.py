@@ -18,7 +18,19 @@ from cryosam_dask.planning import costs
 from cryosam_dask.planning.scaling import Bulk, Work
 from cryosam_dask.planning.waves import Turn, Wave
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import embed, features, ingest, label, match, project, propose, query, rank, segment
+from cryosam_dask.stages import (
+    embed,
+    features,
+    ingest,
+    label,
+    match,
+    negative,
+    project,
+    propose,
+    query,
+    rank,
+    segment,
+)
 from cryosam_dask.stages.base import Region, Stage, Unit
 from cryosam_dask.stages.embed import Plane
 from cryosam_dask.store import layout
@@ -60,6 +72,7 @@ class Planner:
     ----------
     store : holds the run's arrays, without data; diameter : of the particles in voxels
     factors : by stage, what its seconds are multiplied by
+    name : of the kind whose stages are planned
     stages : what each costs; bulks : the units of all, in the order of the run
     rounds : the waves of all segmentations, in their order
     """
@@ -80,6 +93,7 @@ class Planner:
         )
         self.encoder = encoder_info(self.settings.features.encoder)
         self.segmenter = segmenter_info(self.settings.propagation.segmenter)
+        self.name = NAME
         self.stages: dict[str, StageCost] = {}
         self.bulks: list[Bulk] = []
         self.rounds: list[Round] = []
@@ -161,7 +175,7 @@ class Planner:
     def match(self) -> None:
         """Matching as if every cell were evaluated: what coarse ratios rule out comes off."""
         volume = FeatureVolume(self.store)
-        for this in match.passes(NAME, self.settings.match):
+        for this in match.passes(self.name, self.settings.match):
             stage = project.plan(self.shape, volume.token_grids, volume.view_channels, this, "")
             project.prepare(self.store, this)
             works = []
@@ -185,11 +199,11 @@ class Planner:
 
     def _rank(self) -> None:
         radius = {"radius": self.diameter / 2}
-        self.store.put(f"{layout.query(NAME)}/profiles", np.zeros((1, 1)), ("instance", "shell"), radius)
+        self.store.put(f"{layout.query(self.name)}/profiles", np.zeros((1, 1)), ("instance", "shell"), radius)
         count = max(propose.SHORTLIST, int(propose.SHORTLIST_DENSITY * math.prod(self.shape)))
         count = min(count, math.prod(geometry.cell_grid(self.shape, self.settings.match.ratios[-1])))
         places = np.random.default_rng(0).uniform(0, np.array(self.shape) - 1, (min(count, PLACES), 3))
-        stage = rank.plan(self.store, NAME, places, "")
+        stage = rank.plan(self.store, self.name, places, "")
         each = max(1.0, count / PLACES)
         block = math.prod(min(3 * rank.BLOCK // 2, n) for n in self.shape) * self.voxel_bytes
         works = [_work(block, 0, each * len(u.params["points"]) * costs.PLACE, "tomogram") for u in stage.units]
@@ -197,12 +211,22 @@ class Planner:
 
     def query(self) -> None:
         points = [[n / 2 for n in self.shape]]
-        stage = query.plan(self.store, NAME, self.settings.match, 1, points, "")
+        stage = query.plan(self.store, self.name, self.settings.match, 1, points, "")
         self._add("query", stage, [_work(self.pool_bytes, 0, costs.POOL, "features")])
+
+    def negatives(self, points: NDArray[np.float64]) -> None:
+        """Averaging features over negatives, and describing them."""
+        chosen = self.settings.match
+        groups = -(-len(points) // self.settings.propagation.group)
+        stage = negative.plan(self.store, self.name, chosen, groups, points.tolist(), "")
+        seconds = costs.POOL * len(points)
+        if chosen.rank == "profile":
+            seconds += negative.PLACES * len(points) * costs.PLACE
+        self._add("negative", stage, [_work(self.pool_bytes * len(points), 0, seconds, "features")])
 
     def segment(self, where: str, points: NDArray[np.float64], waves: list[Wave]) -> None:
         """Embedding and segmenting, in turns."""
-        compared = None if where == layout.query(NAME) else layout.query(NAME)
+        compared = layout.query(self.name) if where == layout.instances(self.name) else None
         stage = segment.plan(self.shape, self.settings.propagation, "", where, points, compared)
         ends = {turn.group: number for number, wave in enumerate(waves) for turn in wave.turns}
         for number, wave in enumerate(waves):
@@ -258,15 +282,31 @@ class Planner:
         low = np.maximum(points - self.diameter / 2, 0).astype(np.int64)
         high = np.minimum(points + self.diameter / 2 + 1, self.shape).astype(np.int64)
         sources = [(0, i, i + 1) for i in range(len(points))]
-        stage = label.plan(self.store, NAME, np.concatenate([low, high], axis=1), sources, "")
-        label.prepare(self.store, NAME)
+        stage = label.plan(self.store, self.name, np.concatenate([low, high], axis=1), sources, "")
+        label.prepare(self.store, self.name)
         works = [_work(0, 5 * n * 8 / 7, n * costs.LABEL, "labels") for n in map(_voxels, stage.units)]
         self._driver("select", len(points) * costs.SELECT)
+        self._add("label", stage, works)
+
+    def label_kinds(self, points: NDArray[np.float64], kinds: int) -> None:
+        """Painting the image of all kinds."""
+        names = names_of(kinds)
+        low = np.maximum(points - self.diameter / 2, 0).astype(np.int64)
+        high = np.minimum(points + self.diameter / 2 + 1, self.shape).astype(np.int64)
+        sources = [(0, i, 1, names[0]) for i in range(len(points))]
+        stage = label.plan(self.store, layout.KINDS, np.concatenate([low, high], axis=1), sources, "", names)
+        label.prepare(self.store, layout.KINDS, names)
+        works = [_work(0, n * 8 / 7, n * costs.LABEL, "labels") for n in map(_voxels, stage.units)]
         self._add("label", stage, works)
 
     @property
     def _segmenter(self) -> str:
         return split_spec(self.settings.propagation.segmenter)[0]
+
+
+def names_of(kinds: int) -> list[str]:
+    """What kinds are called in a plan."""
+    return [NAME] if kinds == 1 else [f"{NAME}{i}" for i in range(1, kinds + 1)]
 
 
 def planes_of(waves: list[Wave]) -> dict[Axis, int]:
@@ -292,8 +332,7 @@ def _size(region: Region) -> int:
 
 
 def _voxels(unit: Unit) -> int:
-    (region,) = unit.writes
-    return _size(region)
+    return sum(map(_size, unit.writes))
 
 
 def _work(read: float, written: float, seconds: float, kind: str, *, coded: bool = True) -> Work:

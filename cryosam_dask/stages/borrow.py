@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cryosam_dask.errors import StoreError
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import MatchSettings, Settings
-from cryosam_dask.stages import features, query, segment
+from cryosam_dask.stages import features, negative, query, segment
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.features import FeatureVolume
@@ -43,6 +43,7 @@ CONTRASTS = tuple(float(factor) for factor in 2.0 ** (np.arange(-8, 9) / 4))
 """Factors of a borrowed profile that the ranking tries."""
 
 _DESCRIPTION = ("template", "profiles", "unmoved")
+_NEGATIVE = "negative_features", "negative_profiles"
 _WORK = {"features": ("ratios", "dense_ratios", "batch", "precision"), "propagation": ("group", "precision")}
 """Settings that may differ: how work is cut, and what is made besides."""
 
@@ -58,7 +59,7 @@ class Loan:
     voxel_size : ångström (z, y, x)
     origin : what `FROM` records
     params : feature (3C,), sizes, and where there are any the profiles in units of the voxels' deviation about their
-        mean; as lists of numbers
+        mean, and the features (n, 3C) and profiles of negatives; as lists of numbers
     """
 
     url: str
@@ -73,16 +74,24 @@ class Loan:
 def take(donor: RunStore, name: str) -> Loan:
     """Read a finished query of another run; `StoreError` if it has none of that name. The donor is not changed."""
     where = layout.query(name)
-    stage = query.stage_name(name)
-    if marks.found_stage(donor, stage) is None or not marks.done(donor, stage).all():
+    attributes = dict(donor.group(where).attrs) if where in donor else {}
+    told = not attributes.get(negative.POINTS) or _is_done(donor, negative.stage_name(name))
+    if not told or not _is_done(donor, query.stage_name(name)):
         known = ", ".join(query_names(donor)) or "none"
         raise StoreError(f"{donor.url}: no finished query called {name!r} (there are: {known}); run `cryosam query`")
     statistics = donor.info["statistics"]
-    attributes = dict(donor.group(where).attrs)
     arrays = {"feature": donor.read(f"{where}/feature"), "sizes": donor.read(f"{where}/sizes")}
     described = [array for array in _DESCRIPTION if f"{where}/{array}" in donor]
     arrays |= {array: donor.read(f"{where}/{array}") for array in described}
     params: Json = {"feature": arrays["feature"].tolist(), "sizes": arrays["sizes"].tolist()}
+    # what was borrowed is lent as it was borrowed: it is not at this donor's contrast, as its own negatives would be
+    own = _origin(attributes) is None
+    for array, path in zip(_NEGATIVE, _negatives(name, own), strict=True):
+        if path in donor and donor.array(path).shape[0]:
+            arrays[array] = donor.read(path)
+    if "negative_features" in arrays:
+        params["negative_features"] = arrays["negative_features"].tolist()
+    described += [array for array in _NEGATIVE[1:] if array in arrays]
     if described:
         params["radius"] = donor.array(f"{where}/profiles").attrs["radius"]
         params |= {a: _scaled(arrays[a], statistics["mean"], statistics["std"]).tolist() for a in described}
@@ -94,10 +103,23 @@ def take(donor: RunStore, name: str) -> Loan:
         "query": name,
         "points": donor.read(f"{where}/points").tolist(),
     }
+    if own and (points := negative.read_points(donor, name)):
+        first["negatives"] = points
     # what was borrowed itself keeps saying where it was prompted
     origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
     settings = Settings.model_validate(attributes["settings"])
     return Loan(donor.url, name, settings, _weights(donor, where), donor.voxel_size, origin, params)
+
+
+def _is_done(store: RunStore, stage: str) -> bool:
+    return marks.found_stage(store, stage) is not None and bool(marks.done(store, stage).all())
+
+
+def _negatives(name: str, own: bool) -> tuple[str, str]:
+    """Where the features and the profiles of negatives are: of points in this tomogram, or borrowed."""
+    if own:
+        return f"{layout.negatives(name)}/features", f"{layout.negatives(name)}/profiles"
+    return f"{layout.query(name)}/negative_features", f"{layout.query(name)}/negative_profiles"
 
 
 def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
@@ -186,6 +208,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         dims = ("shell",) if values.ndim == 1 else ("instance", "shell")
         described = {"radius": unit.params["radius"], "contrasts": list(CONTRASTS)} if array == "profiles" else None
         store.put(f"{where}/{array}", values, dims, described)
+    if found := unit.params.get("negative_features"):
+        store.put(f"{where}/negative_features", np.asarray(found, np.float32), ("negative", "channel"))
+    if settings["rank"] == "profile" and (found := unit.params.get("negative_profiles")):
+        values = _scaled(np.asarray(found), statistics["mean"], statistics["std"], back=True)
+        store.put(f"{where}/negative_profiles", values, ("negative_place", "shell"))
     store.put(f"{where}/feature", feature, ("channel",))
     return None
 

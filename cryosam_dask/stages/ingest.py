@@ -1,7 +1,9 @@
 """Ingest: a tomogram file → the store's chunked image with its 2× levels, and the statistics of the same pass.
 
 A unit is a box of voxels, whole rows of whole slices where they are not too many: it reads the box once, writes its
-whole chunks on every level, and one row of statistics. So its memory does not depend on the tomogram's size.
+whole chunks on every level, and one row of statistics. So its memory does not depend on the tomogram's size. Where a
+file is decoded in pieces that span several boxes (chunks of 256 slices, compressed pages), a unit reads these boxes
+together and then treats one after the other, so that no piece is decoded again for each.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
 NAME = "ingest"
+MOST_TOGETHER = 1 << 29
+"""Bytes of voxels that one unit reads together, where it takes more than one box."""
 
 
 def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -37,16 +41,21 @@ def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def plan(source: TomogramSource, path: str, options: Json) -> Stage:
     """The stage for a source opened from `path` with `options` (`voxel_size`, `unsigned`)."""
     units = []
-    for index, box in enumerate(layout.image_boxes(source.shape)):
-        start, stop = tuple(a for a, _ in box), tuple(b for _, b in box)
+    for group in _together(source):
+        boxes = [box for _, box in group]
+        start, stop = _hull(boxes)
         units.append(
             Unit(
-                name="voxels " + ", ".join(f"{a}:{b}" for a, b in box),
-                marks=(index,),
-                params={"path": path, "options": options, "index": index, "box": [list(side) for side in box]},
+                name="voxels " + ", ".join(f"{a}:{b}" for a, b in zip(start, stop, strict=True)),
+                marks=tuple(index for index, _ in group),
+                params={
+                    "path": path,
+                    "options": options,
+                    "boxes": [[index, [*map(list, box)]] for index, box in group],
+                },
                 reads=(Region("input", start, stop),),
-                writes=(Region(layout.tomogram(), start, stop),),
-                memory=_box_memory(box, source.dtype),
+                writes=tuple(Region(layout.tomogram(), *_hull([box])) for box in boxes),
+                memory=_memory(boxes, source),
             )
         )
     settings = {
@@ -55,14 +64,44 @@ def plan(source: TomogramSource, path: str, options: Json) -> Stage:
         "origin": list(source.origin),
         "chunk": list(layout.CHUNK),
     }
-    return Stage(NAME, work, settings, "", tuple(units), len(units), advice="give each worker more memory")
+    count = len(layout.image_boxes(source.shape))
+    return Stage(NAME, work, settings, "", tuple(units), count, advice="give each worker more memory")
 
 
-def _box_memory(box: geometry.Box, dtype: np.dtype[Any]) -> int:
-    """The box as read, and what statistics and halving make of it, in the file's type; or the box as stored with its
-    halves in single precision, whichever is more."""
-    voxels = math.prod(b - a for a, b in box)
-    return int(voxels * max(2.5 * dtype.itemsize, stored_dtype(dtype).itemsize + 3)) + (16 << 20)
+def _together(source: TomogramSource) -> list[list[tuple[int, geometry.Box]]]:
+    """The numbered boxes that each unit takes: as many neighbours as one of the file's own pieces (`source.chunk`)
+    spans, where `MOST_TOGETHER` bytes allow it."""
+    size = layout.INGEST_BOX
+    spans = [-(-min(n, piece) // side) for n, piece, side in zip(source.shape, source.chunk, size, strict=True)]
+    while math.prod(spans) > 1:
+        held = math.prod(min(n, span * side) for n, span, side in zip(source.shape, spans, size, strict=True))
+        if held * source.dtype.itemsize <= MOST_TOGETHER:
+            break
+        widest = spans.index(max(spans))
+        spans[widest] = -(-spans[widest] // 2)
+    groups: dict[tuple[int, ...], list[tuple[int, geometry.Box]]] = {}
+    for index, box in enumerate(layout.image_boxes(source.shape)):
+        place = tuple(a // (side * span) for (a, _), side, span in zip(box, size, spans, strict=True))
+        groups.setdefault(place, []).append((index, box))
+    return list(groups.values())
+
+
+def _hull(boxes: list[geometry.Box]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First voxel of all boxes, and the one behind their last."""
+    sides = list(zip(*boxes, strict=True))
+    return tuple(min(a for a, _ in side) for side in sides), tuple(max(b for _, b in side) for side in sides)
+
+
+def _memory(boxes: list[geometry.Box], source: TomogramSource) -> int:
+    """What reading takes, all boxes as read where there are several, and what is made of the largest: the box as read
+    with what statistics and halving make of it, in the file's type; or the box as stored with its halves in single
+    precision, whichever is more."""
+    start, stop = _hull(boxes)
+    together = math.prod(b - a for a, b in zip(start, stop, strict=True)) if len(boxes) > 1 else 0
+    voxels = max(math.prod(b - a for a, b in box) for box in boxes)
+    item = source.dtype.itemsize
+    work = int(voxels * max(2.5 * item, stored_dtype(source.dtype).itemsize + 3))
+    return together * item + work + source.scratch + (16 << 20)
 
 
 def create_store(url: str, source: TomogramSource, path: str) -> RunStore:
@@ -122,20 +161,37 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     expect(params["path"])  # the driver has read it
     source = open_tomogram(params["path"], voxel_size=options.get("voxel_size"), unsigned=options.get("unsigned"))
     if _content(source) != settings["input"]:
-        shown = public(params["path"])
-        raise InputError(f"{shown}: the file changed since the run began; use another --out or --overwrite")
+        raise InputError(
+            f"{public(params['path'])}: the file changed since the run began; use another --out or --overwrite"
+        )
     store = RunStore.open(context.url, "r+")
-    z, y, x = ((int(a), int(b)) for a, b in params["box"])
-    voxels = source.read(geometry.box_slices((z, y, x)))
-    _check_finite(voxels, (z[0], y[0], x[0]), public(params["path"]))
+    boxes: list[tuple[int, geometry.Box]] = [
+        (index, ((z[0], z[1]), (y[0], y[1]), (x[0], x[1]))) for index, (z, y, x) in params["boxes"]
+    ]
+    start, stop = _hull([box for _, box in boxes])
+    read = [source.read((slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])))]
+    shown = public(params["path"])
+    if len(boxes) == 1:
+        index, box = boxes[0]
+        _write_box(store, index, box, read.pop(), shown)  # and nobody else holds the voxels as they were read
+        return None
+    for index, box in boxes:
+        part = tuple(slice(a - first, b - first) for (a, b), first in zip(box, start, strict=True))
+        _write_box(store, index, box, np.ascontiguousarray(read[0][part]), shown)
+    return None
+
+
+def _write_box(store: RunStore, index: int, box: geometry.Box, voxels: Array, path: str) -> None:
+    """Check a box, write its statistics, and its chunks on all levels."""
+    start = (box[0][0], box[1][0], box[2][0])
+    _check_finite(voxels, start, path)
     voxels = voxels.astype(stored_dtype(voxels.dtype), copy=False)
-    store.array(layout.STATISTICS)[params["index"]] = images.summarize(voxels)
-    for level in range(layout.level_count(source.shape)):
+    store.array(layout.STATISTICS)[index] = images.summarize(voxels)
+    for level in range(layout.level_count(store.shape)):
         if level:
             voxels = images.halve(voxels)
-        where = (slice(a >> level, (a >> level) + n) for (a, _), n in zip((z, y, x), voxels.shape, strict=True))
+        where = (slice(a >> level, (a >> level) + n) for a, n in zip(start, voxels.shape, strict=True))
         store.array(layout.tomogram(level))[tuple(where)] = voxels
-    return None
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 The driver chooses the instances and numbers them (`store.picks`); a unit paints a box of voxels on all levels. Where
 instances overlap, the one with the better score is on top.
+
+Where several kinds are told apart, a kind's labels leave out what better instances of the others hold, so that labels
+of different kinds have no voxel in common, and one image more, `labels/kinds`, says which kind each voxel is of.
 """
 
 from __future__ import annotations
@@ -9,36 +12,41 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import instances as stored
-from cryosam_dask.store import layout, ome
+from cryosam_dask.store import layout, ome, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Shape3
 
 PAINTED: Shape3 = (32, 256, 1024)
 """Voxels that are in memory at a time."""
 
-Source = tuple[int, int, int]
-"""(group, index in the group, label)."""
+Source = tuple[int, int, int] | tuple[int, int, int, str]
+"""(group, index in the group, label), and the query whose instance it is where that is not the one that is painted."""
 
 
 def stage_name(name: str) -> str:
     return f"label/{name}"
 
 
-def plan(store: RunStore, name: str, boxes: Array, sources: list[Source], upstream: str) -> Stage:
+def plan(
+    store: RunStore, name: str, boxes: Array, sources: Sequence[Source], upstream: str, kinds: Sequence[str] = ()
+) -> Stage:
     """One unit per box of whole chunks on all levels.
 
     boxes : (n, 6) of the instances to paint, in painting order (worst first); sources : where each one's mask is
+    kinds : that were told apart; with the name `layout.KINDS`, the image of all kinds
     """
     units = []
     for index, box in enumerate(layout.image_boxes(store.shape)):
         low, high = (tuple(int(v) for v in side) for side in zip(*box, strict=True))
-        inside = (boxes[:, :3] < high).all(axis=1) & (boxes[:, 3:] > low).all(axis=1)
+        inside = np.flatnonzero((boxes[:, :3] < high).all(axis=1) & (boxes[:, 3:] > low).all(axis=1))
         sizes = np.prod(boxes[inside, 3:] - boxes[inside, :3], axis=1)
         packed = min(stored.KEPT_BYTES, int(sizes.sum()) // 8)
         painted = math.prod(min(n, m) for n, m in zip((b - a for a, b in box), PAINTED, strict=True))
@@ -46,21 +54,34 @@ def plan(store: RunStore, name: str, boxes: Array, sources: list[Source], upstre
             Unit(
                 name=f"voxels {','.join(f'{a}:{b}' for a, b in box)}",
                 marks=(index,),
-                params={"box": [list(side) for side in box], "sources": [sources[i] for i in np.flatnonzero(inside)]},
+                params={
+                    "box": [list(side) for side in box],
+                    "sources": [sources[i] for i in inside.tolist()],
+                },
                 writes=(Region(layout.labels(name), low, high),),
                 # the ids and what is not zero of them; packed masks; one unpacked, and as it comes from that
                 memory=painted * (4 + 1) + packed + 2 * int(sizes.max(initial=0)) + BESIDES,
             )
         )
-    digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
-    settings = {"name": name, "instances": digest, "box": list(layout.INGEST_BOX)}
+    digest = hashlib.sha256(json.dumps(list(sources)).encode()).hexdigest()
+    settings: Json = {"name": name, "instances": digest, "box": list(layout.INGEST_BOX)}
+    if kinds:
+        settings["kinds"] = list(kinds)
     return Stage(stage_name(name), work, settings, upstream, tuple(units), len(units))
 
 
-def prepare(store: RunStore, name: str) -> None:
-    """Create the label images, instance ids and semantic, and their OME-Zarr metadata."""
+def prepare(store: RunStore, name: str, kinds: Sequence[str] = ()) -> None:
+    """Create the label images, instance ids and semantic, and their OME-Zarr metadata; or with `layout.KINDS` as the
+    name the image of all kinds, whose metadata says which number is which kind."""
     levels = layout.level_count(store.shape)
-    for image, dtype in ((name, "uint32"), (layout.semantic_name(name), "uint8")):
+    semantic = layout.semantic_name(name)
+    images = {name: "uint32", semantic: "uint8"}
+    described: dict[str, dict[int, dict[str, Any]]] = {name: {}, semantic: {1: {"name": name}}}
+    if kinds and name not in kinds:
+        images, described = {name: "uint8"}, {name: {i: {"name": kind} for i, kind in enumerate(kinds, 1)}}
+    elif name in picks.names(store):
+        described[name] = ome.described_instances(picks.read(store, name))
+    for image, dtype in images.items():
         store.delete(layout.labels_group(image))
         for level in range(levels):
             store.new_array(
@@ -71,17 +92,12 @@ def prepare(store: RunStore, name: str) -> None:
                 dims=("z", "y", "x"),
             )
             ome.put_coordinates(store, f"{layout.labels_group(image)}/{layout.level_group(level)}", 1 << level)
-        # a level of labels takes every other voxel: its centre is that voxel's
-        scales = ome.multiscales(image, layout.LABELS_VARIABLE, levels, store.voxel_size, store.origin, sampled=True)
-        store.group(layout.labels_group(image)).attrs["ome"] = {
-            "version": "0.5",
-            "multiscales": scales,
-            "image-label": {"source": {"image": "../../"}},
-        }
+        attributes = ome.label_attributes(image, levels, store.voxel_size, store.origin, described[image])
+        store.group(layout.labels_group(image)).attrs["ome"] = attributes
     folder = store.group("labels")
     known = folder.attrs.get("ome", {})
     listed = known.get("labels", []) if isinstance(known, dict) else []
-    names = sorted({*listed, name, layout.semantic_name(name)}) if isinstance(listed, list) else []
+    names = sorted({*listed, *images}) if isinstance(listed, list) else []
     folder.attrs["ome"] = {"version": "0.5", "labels": names}
 
 
@@ -90,7 +106,8 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     store = RunStore.open(context.url, "r+")
     name = settings["name"]
     box: list[tuple[int, int]] = [(int(a), int(b)) for a, b in unit.params["box"]]
-    masks = stored.Masks(store, layout.instances(name))
+    kinds = settings.get("kinds", [name])
+    masks = {kind: stored.Masks(store, layout.instances(kind), stored.KEPT_BYTES // len(kinds)) for kind in kinds}
     for level in range(layout.level_count(store.shape)):
         # voxels of the level inside the box: every 2^level-th one, the first included
         starts = [a >> level for a, _ in box]
@@ -99,15 +116,18 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
             low = [start + a for start, (a, _) in zip(starts, part, strict=True)]
             # filled, for pages of zeros would only be there once something is painted on them
             painted = np.full([b - a for a, b in part], 0, np.uint32)
-            for group, index, label in unit.params["sources"]:
-                _paint(painted, low, level, masks, (group, index, label))
+            for group, index, label, *kind in unit.params["sources"]:
+                _paint(painted, low, level, masks[kind[0] if kind else name], (group, index, label))
             where = tuple(slice(a, a + n) for a, n in zip(low, painted.shape, strict=True))
+            if name not in kinds:  # the image of all kinds
+                store.array(layout.labels(name, level))[where] = painted.astype(np.uint8)
+                continue
             store.array(layout.labels(name, level))[where] = painted
             store.array(layout.labels(layout.semantic_name(name), level))[where] = (painted > 0).view(np.uint8)
     return None
 
 
-def _paint(painted: Array, low: list[int], level: int, masks: stored.Masks, source: Source) -> None:
+def _paint(painted: Array, low: list[int], level: int, masks: stored.Masks, source: tuple[int, int, int]) -> None:
     """Set an instance's voxels that are in a part of a level; the part begins at `low` in voxels of the level."""
     group, index, label = source
     box = masks.box(group, index)

@@ -48,7 +48,7 @@ def plan(
         marks=(0,),
         params={"groups": groups},
         writes=(Region(f"{layout.query(name)}/feature", (0,), (channels,)),),
-        memory=max(unit_memory(store, box, settings) for box in _prompted_boxes(store, name, groups)),
+        memory=max(unit_memory(store, box, settings) for box in prompted_boxes(store, layout.query(name), groups)),
     )
     described = {"name": name, "center": settings.center, "rank": settings.rank, "points": points}
     return Stage(stage_name(name), work, described, upstream, (unit,), 1)
@@ -70,12 +70,13 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
     return most + BESIDES
 
 
-def _prompted_boxes(store: RunStore, name: str, groups: int) -> list[Box]:
+def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
+    """Boxes of what was segmented from points, in groups under `where`; before that a typical one."""
     boxes: list[Box] = []
     for group in range(groups):
         # not there yet, or not written to its end: its unit runs again
         with contextlib.suppress(StoreError):
-            found = stored.read_measured(store, layout.group(layout.query(name), group))
+            found = stored.read_measured(store, layout.group(where, group))
             boxes += [stored.as_box(box) for box in found.box]
     z, y, x = ((0, min(TYPICAL, n)) for n in store.shape)
     return boxes or [(z, y, x)]

@@ -7,6 +7,8 @@ few.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +26,8 @@ PLACES = 64
 
 BACKGROUND = 512
 """Random places that the noise is measured at."""
+
+Negatives = Callable[[float], NDArray[np.float64]]
 
 
 def stage_name(name: str) -> str:
@@ -136,8 +140,13 @@ def query_radius(store: RunStore, name: str) -> float:
     return float(str(store.array(f"{layout.query(name)}/profiles").attrs["radius"]))
 
 
-def gather(store: RunStore, name: str, stage: Stage) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centres (n, 3) and scores (n,) in (0, 1] of the candidates, once all units are done."""
+def gather(
+    store: RunStore, name: str, stage: Stage, negatives: Negatives
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Centres (n, 3) and scores (n,) in (0, 1] of the candidates, once all units are done; how many were rejected.
+
+    negatives : gives the profiles of negative examples, at the contrast that a borrowed query has in this tomogram
+    """
     paths: dict[str, list[str]] = {"candidates": [], "background": []}
     for unit in stage.units:
         paths[unit.params["kind"]].append(group_path(name, unit.params["index"]))
@@ -157,10 +166,12 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[NDArray[np.float64
     where = layout.query(name)
     options = [np.asarray(store.read(f"{where}/{array}"), float) for array in ("profiles", "unmoved")]
     contrasts = store.array(f"{where}/profiles").attrs.get("contrasts")
+    contrast = 1.0
     if isinstance(contrasts, list):
         factors, mean = [float(str(factor)) for factor in contrasts], float(store.info["statistics"]["mean"])
-        queries = verify.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
+        queries, contrast = verify.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
     else:
         queries = verify.best_described(centres, profiles, options, unmoved, radius, fitted)
-    distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted)
-    return centres, verify.similarity(distance)
+    distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted, negatives(contrast))
+    like = np.isfinite(distance)
+    return centres[like], verify.similarity(distance[like]), int((~like).sum())

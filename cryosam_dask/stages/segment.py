@@ -56,6 +56,7 @@ def plan(
     where: str,
     points: NDArray[np.float64],
     query: str | None,
+    against: Sequence[str] = (),
 ) -> Stage:
     """One unit per group of prompts.
 
@@ -64,6 +65,7 @@ def plan(
     where : the place in the store that the instances go under (`layout.query(name)`, `layout.instances(name)`)
     points : (n, 3) prompts in voxels
     query : place of the query whose similarity each instance is given, or None
+    against : arrays (n, 3C) of features that instances are also compared with; their content goes into `upstream`
     """
     info = segmenter_info(settings.segmenter)
     largest = max((geometry.plane_shape(shape, axis) for axis in AXES), key=lambda s: s[0] * s[1])
@@ -87,7 +89,8 @@ def plan(
     return Stage(
         stage_name(where),
         work,
-        {"propagation": described, "points": digest, "where": where, "query": query},
+        {"propagation": described, "points": digest, "where": where, "query": query}
+        | ({"against": list(against)} if against else {}),
         upstream,
         tuple(units),
         len(units),
@@ -145,7 +148,12 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     found = propagation.instances()
     kept = [(prompt, one) for prompt, one in zip(unit.params["prompts"], found, strict=True) if one is not None]
     query = settings["query"]
-    similarity = [_similarity(store, one, query) if query else 1.0 for _, one in kept]
+    vectors = [store.read(f"{query}/feature")[None], *map(store.read, settings.get("against", ()))] if query else []
+    similarities = [_similarities(store, one, query, np.concatenate(vectors)) for _, one in kept] if query else []
+    similarity = [float(values[0]) for values in similarities] if query else [1.0] * len(kept)
+    if settings.get("against"):
+        rivals = np.array([max(values[1:]) for values in similarities], np.float32)
+        store.put(f"{layout.group(where, index)}/{stored.RIVAL}", rivals, ("instance",))
     stored.write(
         store,
         layout.group(where, index),
@@ -181,13 +189,13 @@ def _advance(
             propagation.step(segmenter, axis, plane, embedding, image)
 
 
-def _similarity(store: RunStore, instance: Instance, query: str) -> float:
-    """Cosine of the instance's own mean feature with the query's, in the frame that the query was made for."""
-    feature = store.read(f"{query}/feature")
+def _similarities(store: RunStore, instance: Instance, query: str, vectors: Array) -> list[float]:
+    """Cosines of the instance's own mean feature with each of (n, 3C) vectors, in the frame that a query was made
+    for."""
     mean = store.read(f"{query}/mean")
     box = stored.as_box(np.asarray(instance.box))
     pooled = FeatureVolume(store).pool_block(instance.mask, box) / instance.size
-    return float(_cosine(pooled - mean, feature - mean))
+    return [float(_cosine(pooled - mean, vector - mean)) for vector in vectors]
 
 
 def _cosine(a: Array, b: Array) -> float:

@@ -1,8 +1,14 @@
-"""Select: all segmented proposals → the distinct instances that belong to the query, numbered best first."""
+"""Select: all segmented proposals → the distinct instances that belong to the query, numbered best first.
+
+Where several kinds are told apart, their instances are looked at together: of those of different kinds at one place the
+best stays, by the rule that holds within a kind.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +19,10 @@ from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Bool
+from cryosam_dask.types import Bool, Float32
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIZE_FACTOR = 2.0
 """An instance more than so many times larger or smaller than the prompted ones is something else, or a failed mask."""
@@ -30,78 +39,222 @@ _NONE = stored.Measured(
 
 @dataclass(frozen=True)
 class Selection:
-    """What `label` paints, worst first, and what the user should know."""
+    """What was chosen for one query: its picks, what `label` paints, and what the user should know.
 
+    Attributes
+    ----------
+    table : the picks; attributes : that are kept beside them
+    boxes, sources : of the instances to paint, worst first; where kinds are told apart, with those of the others
+    """
+
+    name: str
+    table: pd.DataFrame
+    attributes: dict[str, Any]
     boxes: NDArray[np.int64]
     sources: list[Source]
     notes: list[str]
 
+    def write(self, store: RunStore) -> None:
+        """Write the picks."""
+        picks.write(store, self.name, self.table, self.attributes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """All instances of one query, and which of them may be kept.
+
+    places : (group, index in the group) of each; score : between instances of any query with the same settings
+    rejected : sentences on those that may not
+    """
+
+    name: str
+    settings: Settings
+    places: list[tuple[int, int]]
+    measured: stored.Measured
+    score: Float32
+    prompted: NDArray[np.bool_]
+    fitting: NDArray[np.intp]
+    masks: stored.Masks
+    rejected: list[str] = field(default_factory=list)
+
+    def mask(self, i: int) -> Bool:
+        return self.masks.mask(*self.places[i])
+
+    @property
+    def rank(self) -> Float32:
+        """The order in which instances are kept: what a user clicked first."""
+        return np.where(self.prompted, self.score + 1, self.score).astype(np.float32)
+
 
 def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selection:
-    """Score the instances, drop those of another size or largely inside better ones, number the rest, write the picks.
+    """Score the instances, drop those of another size or largely inside better ones, and number the rest.
 
     The score is that of the prompt where proposals were ranked by their profiles, else the similarity of the
     instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first case
-    only: proposals that have the profile of the query have its size.
+    only: proposals that have the profile of the query have its size. In the second case instances go whose mean
+    feature is more similar to a negative's than to the query.
     """
-    import pandas as pd
-
-    where = layout.instances(name)
-    parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)] or [_NONE]
-    masks = stored.Masks(store, where)
-    sources = [(g, i) for g, part in enumerate(parts) for i in range(len(part.prompt))]
-    boxes = np.concatenate([part.box for part in parts])
-    sizes = np.concatenate([part.size for part in parts])
-    quality = np.concatenate([part.quality for part in parts])
-    similarity = np.concatenate([part.similarity for part in parts])
-    given = int(str(store.group(layout.proposals(name)).attrs["given"]))
-    prompt = np.concatenate([part.prompt for part in parts])
-    prompted = prompt < given
-    if settings.match.rank == "profile":
-        score = np.asarray(store.read(f"{layout.proposals(name)}/scores"))[prompt]
-    else:
-        score = (np.maximum(similarity, 0) * quality).astype(np.float32)
-    rank = np.where(prompted, score + 1, score).astype(np.float32)
-
-    def mask(i: int) -> Bool:
-        return masks.mask(*sources[i])
-
-    fitting = np.arange(len(sources))
-    if settings.match.rank == "profile":
-        typical = float(np.median(store.read(f"{layout.query(name)}/sizes")))
-        fitting = np.flatnonzero(prompted | of_size(boxes, sizes, typical, store.shape))
-    kept = fitting[
+    found = _find(store, name, groups, settings)
+    inside, measured = found.fitting, found.measured
+    kept = inside[
         merging.distinct(
-            boxes[fitting], sizes[fitting], rank[fitting], lambda i: mask(int(fitting[i])), settings.label.overlap
+            measured.box[inside],
+            measured.size[inside],
+            found.rank[inside],
+            lambda i: found.mask(int(inside[i])),
+            settings.label.overlap,
         )
     ]
-    kept = kept[np.argsort(-score[kept], kind="stable")]
+    kept = kept[np.argsort(-found.score[kept], kind="stable")]
+    order = kept[::-1]
+    labels = range(len(kept), 0, -1)
+    painted: list[Source] = [(*found.places[i], n) for i, n in zip(order, labels, strict=True)]
+    attributes = {"segmented": len(found.places), "kept": len(kept)}
+    notes = [f"{len(kept)} instances kept of {len(found.places)} segmented", *found.rejected]
+    return Selection(name, _table(found, kept), attributes, measured.box[order], painted, notes)
+
+
+def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, Settings]) -> list[Selection]:
+    """`select` for several kinds at once: of instances of different kinds at one place, the best stays.
+
+    Scores of different kinds can be compared: both a calibrated distance and a cosine say how like its own query an
+    instance is. A worse instance that lies only partly in a better one of another kind stays, without the voxels that
+    they share: `Selection.sources` hold the better ones of all kinds, to be painted over it.
+
+    groups : of each kind, in the order in which kinds are numbered from 1
+    """
+    every = [_find(store, name, count, settings[name], len(groups)) for name, count in groups.items()]
+    kinds = np.concatenate([np.full(len(found.fitting), k) for k, found in enumerate(every)])
+    index = np.concatenate([found.fitting for found in every])
+    boxes = np.concatenate([found.measured.box[found.fitting] for found in every])
+    sizes = np.concatenate([found.measured.size[found.fitting] for found in every])
+    score = np.concatenate([found.score[found.fitting] for found in every])
+    rank = np.concatenate([found.rank[found.fitting] for found in every])
+    overlap = np.array([found.settings.label.overlap for found in every])[kinds]
+    second = np.zeros(len(kinds), np.int64)
+    runner_up = np.zeros(len(kinds), np.float32)
+
+    def met(better: int, worse: int) -> None:
+        if second[better] == 0 or score[worse] > runner_up[better]:
+            second[better], runner_up[better] = kinds[worse] + 1, score[worse]
+
+    kept = merging.distinct(
+        boxes, sizes, rank, lambda i: every[kinds[i]].mask(int(index[i])), overlap, kinds=kinds, met=met
+    )
+    kept = kept[np.lexsort((index[kept], kinds[kept], -score[kept]))]
+    numbers = np.zeros(len(kinds), np.int64)
+    for k in range(len(every)):
+        own = kept[kinds[kept] == k]
+        numbers[own] = np.arange(1, len(own) + 1)
+    order = kept[::-1]
+    out = []
+    for k, found in enumerate(every):
+        own = kept[kinds[kept] == k]
+        table = _table(found, index[own])
+        table["second"] = second[own]
+        table["margin"] = (score[own] - runner_up[own]).astype(np.float32)
+        shown = order[(kinds[order] == k) | _touch(boxes[order], boxes[own])]
+        sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
+        attributes = {"segmented": len(found.places), "kept": len(own), "kinds": list(groups)}
+        lost = int((kinds == k).sum()) - len(own)
+        notes = [f"{found.name}: {len(own)} instances kept of {len(found.places)} segmented", *found.rejected]
+        if lost:
+            notes.append(f"{lost} of them left out, largely inside better ones")
+        out.append(Selection(found.name, table, attributes, boxes[shown], sources, notes))
+    return out
+
+
+def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Source]]:
+    """Boxes and sources of all kinds' instances, worst first, each with the number of its kind as its label."""
+    boxes, sources, keys = [], [], []
+    for number, one in enumerate(selections, 1):
+        own = [i for i, source in enumerate(one.sources) if len(source) == 3]
+        boxes.append(one.boxes[own])
+        sources += [(*one.sources[i][:2], number, one.name) for i in own]
+        worst_first = one.table["score"].to_numpy()[::-1]
+        keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), worst_first]))
+    order = np.lexsort(np.concatenate(keys, axis=1))  # of equals, in the order in which `compete` has them painted
+    return np.concatenate(boxes)[order], [sources[i] for i in order]
+
+
+def _source(found: _Found, i: int, number: int, own: bool) -> Source:
+    return (*found.places[i], number) if own else (*found.places[i], 0, found.name)
+
+
+def _touch(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of (n, 6) boxes have a voxel in common with one of the others."""
+    out = np.zeros(len(boxes), bool)
+    for i, box in enumerate(boxes):
+        out[i] = ((others[:, :3] < box[3:]) & (others[:, 3:] > box[:3])).all(axis=1).any()
+    return out
+
+
+def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: int = 1) -> _Found:
+    """All instances of a query, and which may be kept."""
+    where = layout.instances(name)
+    parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)] or [_NONE]
+    masks = stored.Masks(store, where, stored.KEPT_BYTES // kinds)
+    places = [(g, i) for g, part in enumerate(parts) for i in range(len(part.prompt))]
+    every = stored.Measured(
+        prompt=np.concatenate([part.prompt for part in parts]),
+        box=np.concatenate([part.box for part in parts]),
+        size=np.concatenate([part.size for part in parts]),
+        quality=np.concatenate([part.quality for part in parts]),
+        similarity=np.concatenate([part.similarity for part in parts]),
+    )
+    given = int(str(store.group(layout.proposals(name)).attrs["given"]))
+    prompted = every.prompt < given
+    fitting = np.ones(len(places), bool)
+    rejected = []
+    if settings.match.rank == "profile":
+        score = np.asarray(store.read(f"{layout.proposals(name)}/scores"))[every.prompt]
+        typical = float(np.median(store.read(f"{layout.query(name)}/sizes")))
+        fitting = prompted | of_size(every.box, every.size, typical, store.shape)
+        if strange := int((~fitting).sum()):
+            rejected.append(
+                f"{strange} of them left out, less than half or more than twice as large as what was prompted"
+            )
+    else:
+        score = (np.maximum(every.similarity, 0) * every.quality).astype(np.float32)
+        fitting = prompted | (every.similarity >= _rivals(store, where, parts))
+        if unlike := int((~fitting).sum()):
+            rejected.append(f"{unlike} of them left out, more similar to a negative than to the query")
+    return _Found(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
+
+
+def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:
+    """Similarity of each instance to the most similar negative; −∞ where the query has none."""
+    found = [np.full(len(part.prompt), -np.inf, np.float32) for part in parts]
+    for group, values in enumerate(found):
+        path = f"{layout.group(where, group)}/{stored.RIVAL}"
+        if len(values) and path in store:
+            found[group] = store.read(path)
+    return np.concatenate(found)
+
+
+def _table(found: _Found, kept: NDArray[np.intp]) -> pd.DataFrame:
+    """The picks: kept instances, best first."""
+    import pandas as pd
+
+    measured = found.measured
     centers = np.empty((len(kept), 3))
     for n in np.argsort(kept):  # group by group
-        centers[n] = merging.center_of_mass(boxes[kept[n]], mask(int(kept[n])))
-    table = pd.DataFrame(
+        centers[n] = merging.center_of_mass(measured.box[kept[n]], found.mask(int(kept[n])))
+    return pd.DataFrame(
         {
             "z": centers[:, 0],
             "y": centers[:, 1],
             "x": centers[:, 2],
-            "score": score[kept],
+            "score": found.score[kept],
             "instance": np.arange(1, len(kept) + 1),
-            "size": sizes[kept],
-            "similarity": similarity[kept],
-            "quality": quality[kept],
-            "prompted": prompted[kept].astype(np.uint8),
-            "group": np.array([sources[i][0] for i in kept], np.int64),
-            "member": np.array([sources[i][1] for i in kept], np.int64),
+            "size": measured.size[kept],
+            "similarity": measured.similarity[kept],
+            "quality": measured.quality[kept],
+            "prompted": found.prompted[kept].astype(np.uint8),
+            "group": np.array([found.places[i][0] for i in kept], np.int64),
+            "member": np.array([found.places[i][1] for i in kept], np.int64),
         }
     )
-    picks.write(store, name, table, {"segmented": len(sources), "kept": len(kept)})
-    notes = [f"{len(kept)} instances kept of {len(sources)} segmented"]
-    if strange := len(sources) - len(fitting):
-        notes.append(f"{strange} of them left out, less than half or more than twice as large as what was prompted")
-    order = kept[::-1]
-    labels = range(len(kept), 0, -1)
-    painted = [(*sources[i], n) for i, n in zip(order, labels, strict=True)]
-    return Selection(boxes[order], painted, notes)
 
 
 def of_size(

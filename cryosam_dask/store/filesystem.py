@@ -101,12 +101,43 @@ def expect(url: str | Path) -> None:
         _answered.add(_place(str(url)))
 
 
+def publicly(url: str | Path) -> None:
+    """An input is read at this address: without credentials, if none are to be found, as public buckets allow.
+
+    Looked for once in a process, where the place's own package would (environment, files, the machine's role).
+    """
+    text = str(url)
+    if not text.startswith(("s3://", "s3a://")):
+        return
+    place = _place(text)
+    with _asking:
+        if place not in _asked and not _has_credentials():
+            with _lock:
+                _anonymous.add(place)
+                _connections.pop((os.getpid(), place), None)
+        _asked.add(place)
+
+
+def _has_credentials() -> bool:
+    """Whether there are any for s3, or fsspec's configuration says how to do without."""
+    if {"anon", "key", "profile", "session"} & set(fsspec.config.conf.get("s3", {})):
+        return True
+    try:
+        from botocore.session import Session
+
+        return Session().get_credentials() is not None
+    except Exception:  # noqa: BLE001 - what is wrong is said when it is connected to
+        return True
+
+
 def forget() -> None:
     """Drop all connections; they are made anew, with the environment and the configuration of that time."""
     with _lock:
         _connections.clear()
         _answered.clear()
         _down.clear()
+        _asked.clear()
+        _anonymous.clear()
 
 
 def patience() -> float:
@@ -290,9 +321,11 @@ class Patient(AsyncFileSystem):  # type: ignore[misc]
 
 _connections: dict[tuple[int, str], AsyncFileSystem] = {}
 _answered: set[str] = set()
+_asked: set[str] = set()
+_anonymous: set[str] = set()
 _down: set[str] = set()
 """Places that an operation gave up on, until one gets through: what is left to tidy up need not wait as long again."""
-_lock = threading.Lock()
+_lock, _asking = threading.Lock(), threading.Lock()
 
 
 def _patient(url: str, *, asynchronous: bool) -> tuple[Patient, str]:
@@ -314,7 +347,8 @@ def _connection(kind: Any, url: str, place: str) -> AsyncFileSystem:
     key = (os.getpid(), place)
     with _lock:
         if key not in _connections:
-            made = kind(**kind._get_kwargs_from_urls(url), **_options(kind), skip_instance_cache=True)
+            nobody = {"anon": True} if place in _anonymous else {}
+            made = kind(**kind._get_kwargs_from_urls(url), **_options(kind), **nobody, skip_instance_cache=True)
             if not made.async_impl:
                 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 

@@ -17,6 +17,9 @@ from cryosam_dask.types import Array, Bool, Float32
 KEPT_BYTES = 16 << 20
 """Packed masks that `Masks` keeps."""
 
+RIVAL = "rival"
+"""Array of a group, where a query has negatives: (n,) similarity of each instance to the most similar of them."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -55,11 +58,11 @@ class StoredInstances(Measured):
 class Masks:
     """Masks of the instances under a place of the store, read when asked for.
 
-    All boxes are kept, and the packed masks of the groups that were asked for last, `KEPT_BYTES` of them.
+    All boxes are kept, and the packed masks of the groups that were asked for last, `kept` bytes of them.
     """
 
-    def __init__(self, store: RunStore, where: str) -> None:
-        self._store, self._where = store, where
+    def __init__(self, store: RunStore, where: str, kept: int = KEPT_BYTES) -> None:
+        self._store, self._where, self._kept = store, where, kept
         self._places: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._bits: dict[int, NDArray[np.uint8]] = {}
         self._bytes = 0
@@ -75,7 +78,7 @@ class Masks:
         if bits is None:
             bits = self._store.read(f"{layout.group(self._where, group)}/bits")
             self._bytes += bits.nbytes
-            while self._bits and self._bytes > KEPT_BYTES:
+            while self._bits and self._bytes > self._kept:
                 self._bytes -= self._bits.pop(next(iter(self._bits))).nbytes
         self._bits[group] = bits  # the last in the order that they are given up in
         return _unpacked(bits, offset, boxes, index)

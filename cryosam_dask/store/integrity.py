@@ -344,6 +344,7 @@ _GROUPS = (
         "features",
         "embeddings",
         "queries",
+        "negatives",
         "similarity",
         "proposals",
         "instances",

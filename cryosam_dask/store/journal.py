@@ -106,6 +106,7 @@ class Journal:
             "ended": None,
             "outcome": "running",
             "executor": executor,
+            "notes": [],
         }
         self._earlier: list[dict[str, Any]] | None = None
         self._written = 0.0
@@ -121,6 +122,11 @@ class Journal:
         elif time.monotonic() - self._written >= PAUSE:
             self._write()
         return self._stages[name]
+
+    def note(self, text: str) -> None:
+        """Something that whoever reads the results should know; written with what comes next."""
+        if text not in self._entry["notes"]:
+            self._entry["notes"].append(text)
 
     def close(self, outcome: str) -> None:
         """End the entry: "done", or what went wrong in one line. A command that ran nothing leaves none."""

@@ -8,11 +8,13 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   features/standardization       per view mean and linear map of the tokens
   embeddings/z, y, x             the segmenter's plane embeddings, one chunk a plane; planes/: what they are of
   queries/NAME                   prompts, their instances, the query feature
+  negatives/NAME                 points that are not of the kind, their instances, features and profiles
   similarity/NAME/r16, r8, …     similarity on the cells of each ratio
   proposals/NAME                 prompts found by matching
   instances/NAME                 masks of the proposals, by group
   picks/NAME                     kept instances, one row each
   labels/NAME, NAME_semantic     OME-Zarr labels
+  labels/kinds                   which kind each voxel is of, where several were told apart
   marks/STAGE                    done marks: one byte a unit
 """
 
@@ -34,6 +36,10 @@ STATISTICS = "statistics"
 TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
 STANDARDIZATION = "features/standardization"
+KINDS = "kinds"
+"""The label image of all kinds that were told apart; no query of theirs may be called so."""
+MOST_KINDS = 254
+"""Kinds that are told apart at most: that image has one byte a voxel."""
 GRAM_MAPS = ("self", "down", "right", "cross")
 GRAM_SIDE = 128
 """Tokens of the side of a chunk of Gram maps, about. Several pieces of a slab may share one; a slab has one writer."""
@@ -104,6 +110,11 @@ def planes(axis: Axis) -> str:
 
 def query(name: str) -> str:
     return f"queries/{name}"
+
+
+def negatives(name: str) -> str:
+    """Points that are not of a query's kind, and what is around them."""
+    return f"negatives/{name}"
 
 
 def similarity_group(name: str, ratio: int) -> str:

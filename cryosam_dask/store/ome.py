@@ -1,8 +1,12 @@
-"""OME-Zarr 0.5 metadata and ångström coordinates of what the store holds."""
+"""OME-Zarr metadata and ångström coordinates of what the store holds.
+
+Specification: https://ngff.openmicroscopy.org/0.5/ (and 0.4: the same words, elsewhere in the files).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import colorsys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,13 @@ from cryosam_dask import geometry
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES
+
+VERSION = "0.5"
+DESCRIBED = 1000
+"""Labels whose colours and figures are written into the metadata, at most: readers load all of it first."""
+
+Color = tuple[int, int, int, int]
+"""Red, green, blue, opacity, 0 to 255."""
 
 
 def multiscales(
@@ -21,8 +32,9 @@ def multiscales(
     origin: Sequence[float],
     *,
     sampled: bool = False,
+    paths: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The `multiscales` entry of an image whose level l is `scale{l}/{variable}`.
+    """The `multiscales` entry of an image whose level l is `scale{l}/{variable}`, or `paths[l]`.
 
     A level's voxel is the mean of 2^l voxels along each axis, so its centre lies (2^l − 1)/2 voxels further on; where
     levels are `sampled`, it is the first of them.
@@ -35,7 +47,7 @@ def multiscales(
         translation = [o + v * shift for o, v in zip(origin, voxel_size, strict=True)]
         datasets.append(
             {
-                "path": f"{layout.level_group(level)}/{variable}",
+                "path": f"{layout.level_group(level)}/{variable}" if paths is None else paths[level],
                 "coordinateTransformations": [
                     {"type": "scale", "scale": scale},
                     {"type": "translation", "translation": translation},
@@ -43,7 +55,58 @@ def multiscales(
             }
         )
     axes = [{"name": a, "type": "space", "unit": "angstrom"} for a in AXES]
-    return [{"name": name, "axes": axes, "datasets": datasets}]
+    kind, method = ("nearest", "every 2nd voxel along each axis") if sampled else ("mean", "mean of 2 x 2 x 2 voxels")
+    return [{"name": name, "axes": axes, "datasets": datasets, "type": kind, "metadata": {"description": method}}]
+
+
+def color_of(label: int) -> Color:
+    """A colour that differs from those of the labels before it: hues a golden ratio of the circle apart."""
+    hue, saturation = (label * 0.6180339887498949) % 1.0, 0.5 + 0.4 * ((label * 0.7548776662466927) % 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255), 255
+
+
+def image_label(described: Mapping[int, Mapping[str, Any]] | None = None, *, source: str | None = "../../") -> Any:
+    """The `image-label` entry: which image the labels are of, their colours, and what is known of each.
+
+    Parameters
+    ----------
+    described : label → its figures, e.g. score and size; all labels of the image or none, for viewers that are given
+        colours hide what has none. More than `DESCRIBED` are left out: viewers choose colours of their own
+    source : where the image is, seen from the labels; None for labels without an image
+    """
+    entry: dict[str, Any] = {"version": VERSION}
+    if source is not None:
+        entry["source"] = {"image": source}
+    if described and len(described) <= DESCRIBED:
+        entry["colors"] = [{"label-value": int(label), "rgba": list(color_of(label))} for label in described]
+        properties = [{"label-value": int(label), **about} for label, about in described.items() if about]
+        if properties:
+            entry["properties"] = properties
+    return entry
+
+
+def label_attributes(
+    image: str,
+    levels: int,
+    voxel_size: Sequence[float],
+    origin: Sequence[float],
+    described: Mapping[int, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The `ome` attributes of a label image of a run.
+
+    A level of labels takes every other voxel, not a mean: its centre is that voxel's.
+    """
+    scales = multiscales(image, layout.LABELS_VARIABLE, levels, voxel_size, origin, sampled=True)
+    return {"version": VERSION, "multiscales": scales, "image-label": image_label(described)}
+
+
+def described_instances(table: Any) -> dict[int, dict[str, Any]]:
+    """What the metadata says of each instance of a picks' table: its score and its size in voxels."""
+    return {
+        int(label): {"score": round(float(score), 4), "size": int(size)}
+        for label, score, size in zip(table["instance"], table["score"], table["size"], strict=True)
+    }
 
 
 def put_coordinates(store: RunStore, group: str, ratio: int) -> None:

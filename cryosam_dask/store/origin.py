@@ -70,9 +70,13 @@ def expected(store: RunStore, stage: str, done: Bool) -> Iterator[tuple[str, int
     elif kind == "embeddings":
         yield from ((path, None) for axis in AXES for path in (layout.embeddings(axis), layout.planes(axis)))
     elif kind == "segment":
-        yield from ((f"{layout.group(name, i)}/{array}", i) for i in finished for array in instances.ARRAYS)
+        arrays = (*instances.ARRAYS, instances.RIVAL) if settings.get("against") else instances.ARRAYS
+        yield from ((f"{layout.group(name, i)}/{array}", i) for i in finished for array in arrays)
     elif kind == "query":
         yield from ((f"{layout.query(name)}/{array}", 0) for array in ("feature", "mean", "sizes", "points"))
+    elif kind == "negative":
+        described = ("profiles",) if settings.get("rank") == "profile" else ()
+        yield from ((f"{layout.negatives(name)}/{array}", 0) for array in ("points", "features", *described))
     elif kind == "rank":
         for i in finished:
             yield from ((f"{layout.profiles(name, i)}/{array}", i) for array in ("centres", "profiles"))
@@ -83,7 +87,8 @@ def expected(store: RunStore, stage: str, done: Bool) -> Iterator[tuple[str, int
         else:
             yield from ((layout.dots(query, int(ratio), axis), None) for axis in AXES)
     elif kind == "label":
-        for image in (name, layout.semantic_name(name)):
+        combined = name not in settings.get("kinds", (name,))
+        for image in (name,) if combined else (name, layout.semantic_name(name)):
             yield from ((layout.labels(image, level), None) for level in range(layout.level_count(store.shape)))
 
 
@@ -211,10 +216,11 @@ _RULES: list[tuple[re.Pattern[str], Callable[[RunStore, re.Match[str]], Origin]]
         (rf"features/dense/r{_N}/features", lambda s, m: _dense(s, int(m["n"]))),
         (rf"embeddings/(planes/)?{_AXIS}", lambda s, m: _planes(s, _axis(m))),
         (
-            rf"(?P<where>(queries|instances)/{_NAME})/group{_N}/\w+",
+            rf"(?P<where>(queries|negatives|instances)/{_NAME})/group{_N}/\w+",
             lambda s, m: _one(f"segment/{m['where']}", int(m["n"])),
         ),
-        (rf"(queries|instances)/{_NAME}/state\d+", lambda s, m: Origin("state")),
+        (rf"(queries|negatives|instances)/{_NAME}/state\d+", lambda s, m: Origin("state")),
+        (rf"negatives/{_NAME}/\w+", lambda s, m: _one(f"negative/{m['name']}", 0)),
         (rf"queries/{_NAME}/\w+", lambda s, m: _one(f"query/{m['name']}", 0)),
         (rf"similarity/{_NAME}/r{_N}/similarity", lambda s, m: _similarity(s, m["name"], int(m["n"]))),
         (rf"similarity/{_NAME}/r{_N}/dots/{_AXIS}", lambda s, m: _dots(s, m["name"], int(m["n"]), _axis(m))),

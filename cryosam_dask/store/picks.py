@@ -29,6 +29,10 @@ COLUMNS = {
 }
 """Column → unit. `instance` is the label; `group` and `member` say where its mask is under `instances/`."""
 
+AMONG_KINDS = {"second": "", "margin": ""}
+"""Columns of picks of a kind that was told apart from others: the number, from 1, of the best other kind at that place
+among the attribute `kinds`, 0 where there is none; and the score less the score of that one."""
+
 
 def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str, Any]) -> None:
     """Replace the picks of a query, unless they are these. Positions in ångström are written beside those in voxels.
@@ -36,7 +40,8 @@ def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str,
     The attributes come last: picks without them were not written to the end.
     """
     where = layout.picks(name)
-    columns = {column: (table[column].to_numpy(), unit) for column, unit in COLUMNS.items()}
+    known = {column: unit for column, unit in (COLUMNS | AMONG_KINDS).items() if column in table}
+    columns = {column: (table[column].to_numpy(), unit) for column, unit in known.items()}
     voxels = table[["z", "y", "x"]].to_numpy(dtype=float)
     positions = geometry.to_angstrom(voxels, store.voxel_size, store.origin)
     for i, axis in enumerate(("z", "y", "x")):
@@ -64,7 +69,7 @@ def _are_there(store: RunStore, where: str, columns: dict[str, tuple[Any, str]],
 
 
 def read(store: RunStore, name: str) -> pd.DataFrame:
-    """The picks of a query, best first; `StoreError` if it has none yet."""
+    """The picks of a query, best first; `StoreError` if it has none yet. Some also have the columns `AMONG_KINDS`."""
     import pandas as pd
 
     where = layout.picks(name)
@@ -73,7 +78,15 @@ def read(store: RunStore, name: str) -> pd.DataFrame:
         raise StoreError(
             f"{store.url}: no picks called {name!r}; there are {', '.join(known) if known else 'none yet'}"
         )
-    return pd.DataFrame({column: np.asarray(store.read(f"{where}/{column}")) for column in COLUMNS})
+    columns = [*COLUMNS, *(column for column in AMONG_KINDS if f"{where}/{column}" in store)]
+    return pd.DataFrame({column: np.asarray(store.read(f"{where}/{column}")) for column in columns})
+
+
+def kinds(store: RunStore, name: str) -> list[str]:
+    """The kinds that a query's picks were told apart from, itself included, in the order of their numbers."""
+    where = layout.picks(name)
+    found = store.group(where).attrs.get("kinds", []) if where in store else []
+    return [str(kind) for kind in found] if isinstance(found, list) else []
 
 
 def names(store: RunStore) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from cryosam_dask.errors import CryosamError
 from cryosam_dask.store.address import public, scrub
 
+DENIED = "access denied"
 AGAIN = "; finished units are kept, run the same command again to go on"
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -113,7 +114,7 @@ def classify(error: BaseException) -> Fault:
             "each worker's too",
         )
     if codes & _DENIED or statuses & {401, 403} or (isinstance(error, PermissionError) and not codes):
-        return Fault(f"access denied: {reason}", "; check the credentials, then run the same command again")
+        return Fault(f"{DENIED}: {reason}", "; check the credentials, then run the same command again")
     if names & _UNREACHABLE or numbers & _UNREACHABLE_ERRNO:
         return Fault(
             f"no answer: {reason}",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zarr
 
+from cryosam_dask.errors import StoreError
 from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_HIDDEN = ("marks", "instances", "embeddings")
+_HIDDEN = re.compile(
+    r"(marks|instances|negatives|embeddings)"
+    r"|(queries|proposals)/[^/]+/(state|group|profiles)\d{5}"
+    r"|similarity/[^/]+/r\d+/dots"
+)
 """Groups that hold the program's own state: reached with zarr, not part of the results."""
 
 
@@ -24,7 +30,8 @@ def open_run(url: str | Path) -> xr.DataTree:
 
     - `/`: attributes of the run: input, voxel size (ångström, z y x), statistics, models
     - `/scale0`, `/scale1`…: `tomogram` (z, y, x) and its 2× levels
-    - `/labels/NAME/scale0`…: `labels`, instance ids, 0 = background; `/labels/NAME_semantic/…`: 0 or 1
+    - `/labels/NAME/scale0`…: `labels`, instance ids, 0 = background; `/labels/NAME_semantic/…`: 0 or 1;
+      `/labels/kinds/…`: the number of the kind, where several were told apart
     - `/picks/NAME`: one row per instance: z, y, x in voxels, position_z… in ångström, score, size, similarity
     - `/similarity/NAME/rN`: `similarity` (z, y, x) on cells, NaN where it was not evaluated
     - `/features/rN`: latent views and their Gram maps; `/features/dense/rN`: 3C-channel features
@@ -38,14 +45,24 @@ def open_run(url: str | Path) -> xr.DataTree:
     nodes: dict[str, xr.Dataset | xr.DataTree | None] = {"/": xr.Dataset(attrs=store.info)}
     for path, group in _groups(store.root, ""):
         if any(True for _ in group.array_keys()):
-            nodes[path] = xr.open_zarr(store.root.store, group=path, consolidated=False, zarr_format=3, chunks={})
+            nodes[path] = open_group(store, path)
     return xr.DataTree.from_dict(nodes, name=Path(str(url)).name)
+
+
+def open_group(store: RunStore, path: str) -> xr.Dataset:
+    """One node of `open_run` alone, lazy; `StoreError` if it is not there."""
+    import xarray as xr
+
+    if path not in store:
+        raise StoreError(f"{store.url}: no group {path!r}; the stage that makes it has not run")
+    found: xr.Dataset = xr.open_zarr(store.root.store, group=path, consolidated=False, zarr_format=3, chunks={})
+    return found
 
 
 def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:
     for key, child in sorted(group.groups(), key=lambda item: item[0]):
         path = f"{prefix}/{key}"
-        if path.lstrip("/") in _HIDDEN or key.startswith(("state", "group")):
+        if _HIDDEN.fullmatch(path.lstrip("/")):
             continue
         yield path, child
         yield from _groups(child, path)

@@ -31,10 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numcodecs
 import numpy as np
 import pandas as pd
 import starfile
+import tifffile
 import zarr
 
 from cryosam_dask.errors import CryosamError
@@ -436,9 +438,110 @@ def bombs() -> tuple[bytes, ...]:
     return (*compressed, lz4, b"\xff\xff\xff\x7f" + lz4[4:], claims, zstd_claim, rle)
 
 
+# TIFF, HDF5, NumPy, gzip ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def sound_tiffs() -> tuple[bytes, ...]:
+    found = []
+    for options in (
+        {"imagej": True, "resolution": (1, 1), "metadata": {"spacing": 1.5, "unit": "nm"}},
+        {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 1e-3, "PhysicalSizeY": 1e-3, "PhysicalSizeZ": 1e-3}},
+        {"compression": "zlib", "predictor": 2, "rowsperstrip": 3, "metadata": None},
+        {"bigtiff": True, "byteorder": ">", "metadata": None},
+        {"tile": (16, 16), "compression": "zlib"},
+    ):
+        file = io.BytesIO()
+        tifffile.imwrite(file, VOLUME.astype("u2"), photometric="minisblack", **options)
+        found.append(file.getvalue())
+    return tuple(found)
+
+
+@functools.cache
+def sound_hdf5s() -> tuple[bytes, ...]:
+    found = []
+    for version in ("earliest", "latest"):
+        for options in ({}, {"chunks": (2, 3, 4)}, {"chunks": (2, 3, 4), "compression": "gzip", "shuffle": True}):
+            file = io.BytesIO()
+            with h5py.File(file, "w", libver=version) as written:
+                data = written.create_dataset("MDF/images/0/image", data=VOLUME, **options)
+                data.attrs["element_size_um"] = (1e-3, 1e-3, 1e-3)
+            found.append(file.getvalue())
+    return tuple(found)
+
+
+@functools.cache
+def sound_arrays(suffix: str) -> tuple[bytes, ...]:
+    found = []
+    for array in (VOLUME, np.asfortranarray(VOLUME.astype(">f4")), VOLUME > 50):
+        for save in [np.save] if suffix == "npy" else [np.savez, np.savez_compressed]:
+            file = io.BytesIO()
+            save(file, array)
+            found.append(file.getvalue())
+    return tuple(found)
+
+
+def make_gz(r: random.Random, folder: Path) -> Path:
+    path = make_mrc(r, folder)
+    raw = gzip.compress(path.read_bytes(), mtime=0)
+    path.unlink()
+    return _written(r, folder / "tomo.mrc.gz", raw)
+
+
+def make_tiff(r: random.Random, folder: Path) -> Path:
+    return _written(r, folder / "tomo.tif", r.choice(sound_tiffs()))
+
+
+def make_hdf5(r: random.Random, folder: Path) -> Path:
+    return _written(r, folder / "tomo.hdf", r.choice(sound_hdf5s()))
+
+
+def make_npy(r: random.Random, folder: Path) -> Path:
+    return _written(r, folder / "tomo.npy", r.choice(sound_arrays("npy")))
+
+
+def make_npz(r: random.Random, folder: Path) -> Path:
+    return _written(r, folder / "tomo.npz", r.choice(sound_arrays("npz")))
+
+
+def _written(r: random.Random, path: Path, raw: bytes) -> Path:
+    path.write_bytes(damaged(r, raw) if r.random() < 0.8 else raw)
+    return path
+
+
+def expected_tiff(path: Path) -> np.ndarray:
+    return np.asarray(tifffile.imread(path, _multifile=False)).squeeze()
+
+
+def expected_hdf5(path: Path) -> np.ndarray:
+    with h5py.File(path, "r") as file:
+        return np.asarray(file["MDF/images/0/image"][...])
+
+
+def expected_array(path: Path) -> np.ndarray:
+    found = np.load(path, allow_pickle=False)
+    return np.asarray(found if isinstance(found, np.ndarray) else found[found.files[0]])
+
+
+def expected_gz(path: Path) -> np.ndarray:
+    raw = gzip.decompress(path.read_bytes())
+    return next(each for order in "<>" if (each := expected_mrc(raw, order, False)) is not None)
+
+
+EXPECTED: dict[str, Callable[[Path], np.ndarray]] = {
+    "tiff": expected_tiff,
+    "hdf5": expected_hdf5,
+    "npy": expected_array,
+    "npz": expected_array,
+    "gz": expected_gz,
+}
+"""Other libraries' readings, which may raise where ours does not look, such as at a checksum."""
+
+
 # What must hold -------------------------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Make] = {"mrc": make_mrc, "star": make_star, "csv": make_csv, "omezarr": make_omezarr}
+MAKERS |= {"gz": make_gz, "tiff": make_tiff, "hdf5": make_hdf5, "npy": make_npy, "npz": make_npz}
 
 
 @contextmanager
@@ -527,6 +630,11 @@ def _check_right(kind: str, path: Path, result: Any) -> None:
         raw, unsigned = path.read_bytes(), source.dtype == np.dtype("u1")
         both = [expected_mrc(raw, order, unsigned) for order in "<>"]
         right = [each for each in both if each is not None and each.shape == source.shape]
+    elif kind in EXPECTED:
+        try:
+            right = [EXPECTED[kind](path)]
+        except Exception:  # noqa: BLE001
+            return
     else:
         right = [_expected_zarr(source)]
     assert any(voxels.tobytes() == each[block].astype(source.dtype).tobytes() for each in right), "other voxels"

@@ -45,6 +45,15 @@ def test_random_bytes_are_refused(kind: str, raw: bytes, tail: bool, tmp_path: P
     examine(kind, path)
 
 
+@pytest.mark.parametrize("kind", ["gz", "tiff", "hdf5", "npy", "npz"])
+@settings(FEW, max_examples=15)
+@given(raw=st.binary(max_size=3000), start=st.integers(0, 200))
+def test_random_bytes_behind_a_sound_start_are_refused(kind: str, raw: bytes, start: int, tmp_path: Path) -> None:
+    path = MAKERS[kind](random.Random(7), tmp_path)
+    path.write_bytes(path.read_bytes()[:start] + raw)
+    examine(kind, path)
+
+
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_many_seeds(kind: str, tmp_path: Path) -> None:
     """Far more cases than a shrinking search has time for; most makers both succeed and fail."""

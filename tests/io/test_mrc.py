@@ -286,7 +286,7 @@ def test_describe(write_mrc, volume):
 
 
 def test_a_compressed_remote_mrc_is_refused_with_a_remedy():
-    with pytest.raises(InputError, match=r"s3://bucket/tomo\.mrc\.gz: a compressed file .* decompress it there"):
+    with pytest.raises(InputError, match=r"s3://bucket/tomo\.mrc\.gz: gzipped MRC is .* download it first"):
         open_tomogram("s3://bucket/tomo.mrc.gz")
 
 

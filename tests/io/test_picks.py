@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io import check_points, read_points, write_picks
+from cryosam_dask.io.picks import ALL
 from cryosam_dask.types import Pick
 
 SHAPE = (35, 205, 94)
@@ -83,7 +84,9 @@ def test_a_table_is_written_as_picks_are(tmp_path):
 def test_points_alone_and_further_columns(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text("\ufeff# clicked\nX, Y ,z,kind,radius\n3,2.5,1e0,ribosome,12.5\n\n30,20,10,ferritin,6\n", "utf-8")
-    points = read_points(path)
+    assert "points of 2 kinds (ferritin, ribosome), say which one" in refusal(path)
+    assert read_points(path, kind="ferritin")["radius"].tolist() == [6]
+    points = read_points(path, kind=ALL)
     assert list(points.columns) == ["z", "y", "x", "kind", "radius"]
     np.testing.assert_array_equal(points[["z", "y", "x"]], [[1, 2.5, 3], [10, 20, 30]])
     assert points["kind"].tolist() == ["ribosome", "ferritin"]
@@ -164,9 +167,11 @@ def test_star_round_trip(tmp_path, kind, voxel):
     frame = {"voxel_size": voxel, "shape": SHAPE}
     write_picks(PICKS, tmp_path / "picks.star", format=kind, tomogram_name="TS 01", **frame)
     back = read_points(tmp_path / "picks.star", **frame)
+    assert back.pop("tomogram").tolist() == ["TS 01"] * 2
     pd.testing.assert_frame_equal(back, table(), check_exact=False, atol=1e-6, rtol=0)
     write_picks(back, tmp_path / "again.star", format=kind, tomogram_name="TS 01", **frame)
-    pd.testing.assert_frame_equal(read_points(tmp_path / "again.star", **frame), back, check_exact=True)
+    again = read_points(tmp_path / "again.star", **frame).drop(columns="tomogram")
+    pd.testing.assert_frame_equal(again, back, check_exact=True)
 
 
 def test_star_pixels_are_zero_based_x_y_z(tmp_path):
@@ -183,20 +188,22 @@ def test_star_pixels_are_zero_based_x_y_z(tmp_path):
         "rlnAutopickFigureOfMerit": 0.5,
         "rlnTomoParticleId": 3,
     }
-    assert read_points(tmp_path / "picks.star").iloc[0].to_list() == [0, 1, 2, 0.5, 3]
+    assert read_points(tmp_path / "picks.star").iloc[0].to_list() == [0, 1, 2, 0.5, 3, "007"]
 
 
 def test_centred_coordinates_are_from_half_the_size(tmp_path):
     """Å of (index − size / 2), RELION 5's centre, for even and odd sizes."""
     frame = {"voxel_size": (2.0, 3.0, 4.0), "shape": (4, 5, 6)}
-    write_picks([Pick(2, 0, 5, 1, 1)], tmp_path / "picks.star", format="relion5", **frame)
+    write_picks([Pick(2, 0, 5, 1, 1)], tmp_path / "picks.star", format="relion5", tomogram_name="TS_1", **frame)
     row = starfile.read(tmp_path / "picks.star").iloc[0]
     assert row["rlnCenteredCoordinateZAngst"] == 0
     assert row["rlnCenteredCoordinateYAngst"] == -7.5
     assert row["rlnCenteredCoordinateXAngst"] == 8
     assert "voxel size and shape" in refusal(tmp_path / "picks.star")
     with pytest.raises(InputError, match="voxel size and shape"):
-        write_picks(PICKS, tmp_path / "more.star", format="relion5", shape=SHAPE)
+        write_picks(PICKS, tmp_path / "more.star", format="relion5", shape=SHAPE, tomogram_name="TS_1")
+    with pytest.raises(InputError, match="need the tomogram's name"):
+        write_picks(PICKS, tmp_path / "more.star", format="relion5", **frame)
     assert names(tmp_path) == ["picks.star"]
 
 

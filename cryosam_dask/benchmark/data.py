@@ -1,0 +1,292 @@
+"""Which tomograms a folder of a data set holds, and where the positions of their particles stand.
+
+Three layouts are known by their folders:
+
+Warp/RELION : tomograms (MRC or OME-Zarr) in one folder, and one STAR file of the positions of all, or a file of
+    positions for each tomogram, called as it is
+CZII challenge, a static copick project : [train/]static/ExperimentRuns/RUN/VoxelSpacing…/NAME.zarr and
+    [train/]overlay/ExperimentRuns/RUN/Picks/KIND.json
+CryoET Data Portal : [DATASET/]RUN/Reconstructions/VoxelSpacing…/Tomograms/ID/RUN.zarr (or .mrc) and
+    …/Annotations/ID/KIND-VERSION_point.ndjson (or `orientedpoint`)
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+from cryosam_dask.benchmark.names import plain_name, same_tomogram, star_names
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.listing import find_tomograms, natural
+
+POINT_SUFFIXES = (".star", ".csv", ".json", ".ndjson")
+_SHOWN = 4
+_ANNOTATION = re.compile(r"(?:\d+-)?(?P<kind>.+?)-(?P<version>\d+(?:\.\d+)*)_(?:oriented)?point", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where positions stand: a file, its format (None: by its suffix), and what the file calls the tomogram."""
+
+    path: Path
+    format: str | None = None
+    tomogram_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tomogram of a data set. `truths` : by kind of particle; `error` : why it can't be used, in one line."""
+
+    name: str
+    tomogram: str
+    truths: dict[str, Truth] = field(default_factory=dict)
+    error: str = ""
+
+
+def find(
+    data: Path,
+    *,
+    kind: str | None = None,
+    truth: Path | None = None,
+    truth_format: str | None = None,
+    which: str | None = None,
+    only: str | None = None,
+    out: Path | None = None,
+) -> list[Entry]:
+    """The tomograms of a data set, by natural order of their names.
+
+    Parameters
+    ----------
+    data : the data set's folder, in one of the three layouts
+    kind : of particle, as far as a name has to contain it ("ribosome"); all of a folder with one file of positions
+    truth : the file of positions, where it is not in `data` or not the only one there; `truth_format` : its format
+    which : a pattern that the path of a tomogram must match, where there are several of a run (`*/denoised.zarr`)
+    only : a number of tomograms, or names separated by commas
+    out : folder of results, of which nothing is taken, should it lie in `data`
+
+    Raises InputError, one line that says what was found and what to give, where this is not clear.
+    """
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; expected the folder of a data set")
+    root = _czii_root(data)
+    if root is not None:
+        entries = _czii(root, which)
+    elif runs := _portal_runs(data):
+        entries = _portal(runs, which)
+    else:
+        entries = _flat(data, truth, truth_format, which, out)
+    if truth is not None and (root is not None or not entries):
+        raise InputError(f"{truth}: in this layout positions stand beside their tomograms; leave --truth out")
+    entries = [_of_kind(entry, kind) for entry in sorted(entries, key=lambda entry: natural(entry.name))]
+    for one, two in pairwise(entries):
+        if one.name == two.name:
+            raise InputError(f"{one.tomogram} and {two.tomogram} are both {one.name}; say which with --which PATTERN")
+    return _chosen(entries, only)
+
+
+def _of_kind(entry: Entry, kind: str | None) -> Entry:
+    """The entry with the one kind of particle whose name contains `kind`; None keeps all."""
+    if kind is None or entry.error:
+        return entry
+    if set(entry.truths) == {""}:
+        return replace(entry, truths={kind: entry.truths[""]})
+    found = [name for name in entry.truths if kind.casefold() in name.casefold()]
+    exact = [name for name in found if name.casefold() == kind.casefold()] or found
+    if len(exact) == 1:
+        return replace(entry, truths={kind: entry.truths[exact[0]]})
+    there = _some(sorted(entry.truths)) or "none"
+    what = f"several kinds are called {kind!r}" if exact else f"no positions of {kind!r}"
+    return replace(entry, truths={}, error=f"{entry.name}: {what} (there are: {there})")
+
+
+def _chosen(entries: list[Entry], only: str | None) -> list[Entry]:
+    if only is None:
+        return entries
+    if only.isdecimal():
+        if int(only) < 1:
+            raise InputError(f"--tomograms {only}: expected a number from 1, or names separated by commas")
+        return entries[: int(only)]
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    found = {name: [e for e in entries if e.name == name or plain_name(e.name) == plain_name(name)] for name in wanted}
+    if missing := [name for name, some in found.items() if not some]:
+        raise InputError(f"--tomograms: no {_some(missing)} among {_some([e.name for e in entries])}")
+    keep = {e.name for some in found.values() for e in some}
+    return [e for e in entries if e.name in keep]
+
+
+def _czii_root(data: Path) -> Path | None:
+    """The folder that `static` and `overlay` are in."""
+    for root in (data, data / "train"):
+        if (root / "static" / "ExperimentRuns").is_dir():
+            return root
+    return None
+
+
+def _czii(root: Path, which: str | None) -> list[Entry]:
+    entries = []
+    for run in _folders(root / "static" / "ExperimentRuns"):
+        images = [path for path in run.glob("VoxelSpacing*/*.zarr") if path.is_dir()]
+        if which is None:  # what the challenge is about
+            images = [path for path in images if path.stem == "denoised"] or images
+        entry = _one_image(run.name, images, which)
+        picks = sorted((root / "overlay" / "ExperimentRuns" / run.name / "Picks").glob("*.json"))
+        # copick names files USER_SESSION_KIND.json; the challenge's have the kind alone
+        kinds = [(path.stem.split("_", 2)[-1] if path.stem.count("_") >= 2 else path.stem, path) for path in picks]
+        entries.append(_with_truths(entry, kinds, "copick", str(root / "overlay")))
+    return entries
+
+
+def _portal_runs(data: Path) -> list[Path]:
+    """Folders of runs: in `data` or in the folders of data sets in it."""
+    found = {path.parent for depth in ("*", "*/*") for path in data.glob(f"{depth}/Reconstructions") if path.is_dir()}
+    return sorted(found)
+
+
+def _portal(runs: Sequence[Path], which: str | None) -> list[Entry]:
+    entries = []
+    for run in runs:
+        inside = run / "Reconstructions"
+        images = [p for p in inside.glob("VoxelSpacing*/Tomograms/*/*") if p.suffix in (".zarr", ".mrc")]
+        # the portal keeps each volume as both
+        zarrs = {path.with_suffix("") for path in images if path.suffix == ".zarr"}
+        images = [path for path in images if path.suffix == ".zarr" or path.with_suffix("") not in zarrs]
+        entry = _one_image(run.name, images, which)
+        if entry.error:
+            entries.append(entry)
+            continue
+        spacing = Path(entry.tomogram).parents[2]
+        files = sorted(path for path in (spacing / "Annotations").rglob("*.ndjson"))
+        named = [(match["kind"].replace("_", "-"), path) for path in files if (match := _ANNOTATION.match(path.name))]
+        entries.append(_with_truths(entry, named, "ndjson", str(spacing / "Annotations")))
+    return entries
+
+
+def _one_image(name: str, images: Iterable[Path], which: str | None) -> Entry:
+    """The entry of a run of which one tomogram is meant."""
+    all_of_it = sorted(images, key=lambda path: natural(str(path)))
+    found = all_of_it if which is None else [path for path in all_of_it if fnmatch.fnmatch(str(path), which)]
+    if len(found) == 1:
+        return Entry(name, str(found[0]))
+    if not found:
+        there = f"; there are {_some([str(p) for p in all_of_it])}" if all_of_it else ""
+        return Entry(name, "", error=f"{name}: no tomogram{f' matches {which}' if which else ''}{there}")
+    shown = _some([str(path) for path in found])
+    return Entry(name, "", error=f"{name}: {len(found)} tomograms ({shown}); say which with --which PATTERN")
+
+
+def _with_truths(entry: Entry, named: Sequence[tuple[str, Path]], format: str, where: str) -> Entry:
+    if entry.error:
+        return entry
+    by_kind: defaultdict[str, list[Path]] = defaultdict(list)
+    for kind, path in named:
+        by_kind[kind].append(path)
+    several = next((kind for kind, paths in by_kind.items() if len(paths) > 1), None)
+    if several is not None:
+        shown = _some([str(path) for path in by_kind[several]])
+        return replace(
+            entry, error=f"{entry.name}: several files of positions of {several} ({shown}); keep one of them"
+        )
+    if not by_kind:
+        return replace(entry, error=f"{entry.name}: no positions under {where}")
+    return replace(entry, truths={kind: Truth(paths[0], format) for kind, paths in by_kind.items()})
+
+
+def _flat(data: Path, truth: Path | None, truth_format: str | None, which: str | None, out: Path | None) -> list[Entry]:
+    """Tomograms of one folder with one STAR file, or with a file each."""
+    tomograms = [Path(path) for path in _tomograms(data, which, out)]
+    place = data if truth is None else truth
+    if not place.exists():
+        raise InputError(f"{place}: no such file or folder")
+    points = _point_files(place, out) if place.is_dir() else [place]
+    stars = [path for path in points if path.suffix.lower() == ".star"]
+    if len(stars) == 1:  # beside which other files lie that may be anything
+        return _of_one_star(tomograms, stars[0], truth_format)
+    by_name = {path: _own_file(path, points) for path in tomograms}
+    if not any(by_name.values()):
+        if not points:
+            raise InputError(f"{data}: no file of positions (.star) in it; give it with --truth FILE")
+        some = [str(path) for path in stars or points]
+        raise InputError(f"{data}: {len(some)} files of positions ({_some(some)}); say which with --truth FILE")
+    entries = []
+    for path, own in by_name.items():
+        name = plain_name(path.name)
+        if len(own) == 1:
+            entries.append(Entry(name, str(path), {"": Truth(own[0], truth_format)}))
+        else:
+            what = f"{len(own)} files of positions ({_some(map(str, own))})" if own else "no file of positions"
+            entries.append(Entry(name, str(path), error=f"{name}: {what}"))
+    return entries
+
+
+def _of_one_star(tomograms: Sequence[Path], star: Path, format: str | None) -> list[Entry]:
+    """Each tomogram with its rows of a STAR file."""
+    names = star_names(star)
+    entries = []
+    for path in tomograms:
+        name = plain_name(path.name)
+        if not names and len(tomograms) == 1:
+            entries.append(Entry(name, str(path), {"": Truth(star, format)}))
+            continue
+        found = same_tomogram(path.name, names)
+        if len(found) == 1:
+            entries.append(Entry(name, str(path), {"": Truth(star, format, found[0])}))
+        else:
+            what = f"several names of {star} may be its ({_some(found)})" if found else f"{star} has no rows of it"
+            entries.append(Entry(name, str(path), error=f"{name}: {what} (names there: {_some(names) or 'none'})"))
+    if not any(entry.truths for entry in entries):
+        shown = _some([entry.name for entry in entries])
+        raise InputError(f"{star}: names none of the tomograms ({shown}); it has {_some(names) or 'no names'}")
+    return entries
+
+
+def _tomograms(data: Path, which: str | None, out: Path | None) -> list[str]:
+    """The tomograms of `data`, or else of the one folder under it that has any."""
+    places: dict[Path, list[str]] = {}
+    below = (path for path in data.rglob("*") if path.is_dir() and not _aside(path, data, out))
+    for folder in (data, *sorted(below)):
+        try:
+            found = find_tomograms([folder])
+        except InputError:
+            continue
+        kept = [path for path in found if which is None or fnmatch.fnmatch(path, which)]
+        if kept:
+            places[folder] = kept
+        if folder == data and kept:
+            break
+    if len(places) > 1:
+        shown = _some([str(folder) for folder in places])
+        raise InputError(f"{data}: tomograms in {len(places)} folders ({shown}); choose with --which PATTERN")
+    if not places:
+        raise InputError(f"{data}: no tomograms in it (MRC or OME-Zarr{f' that match {which}' if which else ''})")
+    return next(iter(places.values()))
+
+
+def _point_files(folder: Path, out: Path | None) -> list[Path]:
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in POINT_SUFFIXES and path.is_file())
+    return sorted(path for path in files if not _aside(path, folder, out))
+
+
+def _aside(path: Path, above: Path, out: Path | None) -> bool:
+    """Whether a path below `above` is, or is in, a Zarr store, a hidden folder, or the folder of results."""
+    if out is not None and path.resolve().is_relative_to(out.resolve()):
+        return True
+    return any(".zarr" in part or part.startswith(".") for part in path.relative_to(above).parts)
+
+
+def _own_file(tomogram: Path, points: Sequence[Path]) -> list[Path]:
+    """The files of positions that are called as a tomogram is."""
+    return [path for path in points if same_tomogram(tomogram.name, [path.name])]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (", …" if len(listed) > _SHOWN else "")

@@ -1,0 +1,89 @@
+"""True positions of a tomogram, in its voxels, checked to lie in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.benchmark.data import Truth
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.frame import TomogramSource
+from cryosam_dask.io.picks import ALL, read_points
+from cryosam_dask.types import Point, Shape3
+
+OUTSIDE = 0.05
+"""Share of the positions that may lie outside of the tomogram, and are left out: what refinement has moved there."""
+
+CORNER = 0.5
+"""Positions within this share of both long sides may be in pixels that are larger than the tomogram's voxels."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """points : (n, 3) voxels (z, y, x); notes : what a user should know of how they were read."""
+
+    points: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
+
+
+def read_positions(truth: Truth, source: TomogramSource, pixel_size: float | None = None) -> Positions:
+    """The positions of one tomogram.
+
+    Parameters
+    ----------
+    source : the tomogram, opened, for its shape and voxel size
+    pixel_size : Å of the pixels that the file's coordinates count, where it does not say so itself and they are not
+        the tomogram's voxels, as in STAR files of Warp and RELION 3 (unbinned)
+
+    Raises InputError where more than `OUTSIDE` of them lie outside of the tomogram, with what may be meant.
+    """
+    size = np.asarray(source.voxel_size, float)
+    if pixel_size is None:
+        points = _read(truth, source.voxel_size, source.shape)
+    else:
+        z, y, x = (int(n) for n in np.ceil(np.asarray(source.shape) * size / pixel_size))
+        points = _read(truth, pixel_size, (z, y, x)) * pixel_size / size
+    inside = ((points >= 0) & (points <= np.asarray(source.shape) - 1)).all(axis=1)
+    left_out = int((~inside).sum())
+    if left_out > OUTSIDE * len(points):
+        raise InputError(_outside(truth, source, points, left_out))
+    notes = []
+    if left_out:
+        notes.append(f"{left_out} of {len(points)} positions lie outside of the tomogram and are left out")
+    points = points[inside]
+    if len(points) >= 20 and (points.max(axis=0)[1:] < CORNER * np.asarray(source.shape[1:])).all():
+        notes.append(
+            f"all positions lie in the corner y < {points[:, 1].max():.0f}, x < {points[:, 2].max():.0f} of "
+            f"{source.shape[1]} × {source.shape[2]}: if they are in larger pixels, give --truth-pixel-size"
+        )
+    return Positions(points, tuple(notes))
+
+
+def _read(truth: Truth, voxel_size: float | Point, shape: Shape3) -> NDArray[np.float64]:
+    """(n, 3) positions in voxels of that size.
+
+    All tomograms of a file are read: then refinement may have moved some positions to below 0.
+    """
+    named = truth.tomogram_name is not None
+    options = {"format": truth.format, "tomogram_name": ALL if named else None}
+    table = read_points(truth.path, voxel_size=voxel_size, shape=shape, **options)
+    if named and "tomogram" in table.columns:
+        table = table[table["tomogram"] == truth.tomogram_name]
+    points: NDArray[np.float64] = table[["z", "y", "x"]].to_numpy(float)
+    return points
+
+
+def _outside(truth: Truth, source: TomogramSource, points: NDArray[np.float64], count: int) -> str:
+    reach = points.max(axis=0)
+    shape = " × ".join(str(n) for n in source.shape)
+    text = (
+        f"{truth.path}{f' ({truth.tomogram_name})' if truth.tomogram_name else ''}: {count} of {len(points)} positions "
+        f"lie outside of the tomogram of {shape} voxels; they reach z,y,x = {','.join(f'{v:.0f}' for v in reach)}"
+    )
+    factor = float((reach / np.asarray(source.shape)).max())
+    if factor > 1.2:
+        size = source.voxel_size[2] / factor
+        text += f"; if they are in unbinned pixels, give these with --truth-pixel-size Å ({size:.2g} or less)"
+    return text

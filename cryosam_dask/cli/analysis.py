@@ -1,0 +1,80 @@
+"""Commands that measure what a run has found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryosam_dask.cli.app import RESULTS, app
+from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption
+
+TableOption = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="table.csv, table.parquet or table.nc.")
+]
+
+
+@app.command(rich_help_panel=RESULTS)
+def table(
+    run: RunArgument,
+    output: TableOption = None,
+    name: WhichOption = None,
+    distance_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--distance-to",
+            metavar="LABEL|FILE",
+            help="Distances to another query's label or to a mask in a file. May be given again.",
+        ),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Measure whole masks, also where a better instance covers them.")
+    ] = False,
+) -> None:
+    """Measure each instance: size, place, shape, similarity, neighbours, distances. Without -o: CSV on the screen."""
+    from cryosam_dask import analysis
+    from cryosam_dask.analysis.files import check_path, write_table
+
+    if output is not None:
+        check_path(output)
+    found = analysis.instance_table(
+        run, name, distance_to=distance_to or None, masks="whole" if whole else "painted"
+    )  # fmt: skip
+    if output is None:
+        found.to_dataframe().to_csv(sys.stdout)
+        return
+    write_table(found, output)
+    typer.echo(f"{output}: {found.sizes['instance']} instances")
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    run_a: RunArgument,
+    run_b: Annotated[str, typer.Argument(metavar="OTHER.zarr", help="A run of the same tomogram.")],
+    radius: Annotated[float, typer.Option("--radius", metavar="NM", help="Largest distance of partners, nm.")],
+    output: TableOption = None,
+    name: WhichOption = None,
+    other_name: Annotated[str | None, typer.Option("--other-name", help="Which query of the other run.")] = None,
+    same_content: Annotated[
+        bool, typer.Option(help="Refuse tomograms of different content; without: compare two filterings.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two runs of one tomogram: what both found, what only one did, how alike scores and masks are."""
+    from cryosam_dask import analysis
+    from cryosam_dask.analysis.files import check_path, write_table
+
+    if output is not None:
+        check_path(output)
+    found = analysis.compare(run_a, run_b, name, name_b=other_name, radius=radius, same_content=same_content)
+    if output is not None:
+        write_table(found, output)
+    if as_json:
+        typer.echo(json.dumps({key: None if value != value else value for key, value in found.attrs.items()}))
+        return
+    for key, value in found.attrs.items():
+        words = f"{value:.3f}" if isinstance(value, float) else str(value)
+        typer.echo(f"{key.replace('_', ' '):22} {words}")

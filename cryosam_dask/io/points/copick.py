@@ -1,0 +1,83 @@
+"""copick's JSON of picks: Å along x, y, z, the first voxel's centre at 0, whatever origin the tomogram's header has.
+
+From copick's geometry page and data model (`CopickPicksFile`): p = voxel · voxel spacing, zero-based, origin in the
+corner; one file holds the points of one object by one user or tool in one session, session "0" being a tool's.
+Orientations are not known here: transformations are the identity, and `trust_orientation` is false.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.frame import shown
+from cryosam_dask.io.points import jsons
+from cryosam_dask.io.points.base import Columns, Frame, Part, axes_of, positions, rounded
+from cryosam_dask.io.text import read_text
+
+_WHAT = "points as copick's JSON"
+_SCORE, _INSTANCE = 1.0, 0  # what copick takes a point to have that says nothing of it
+
+
+def encode(parts: Sequence[Part], joint: bool) -> bytes:
+    """A picks file; InputError for a frame without a voxel size or a kind."""
+    ((table, frame),) = parts
+    if not frame.kind:
+        raise InputError(f"{_WHAT}: the object's name is needed")
+    angstrom = positions(table) * frame.angstrom(_WHAT)
+    sides = set(frame.voxel_size or ())
+    content: dict[str, Any] = {
+        "pickable_object_name": frame.kind,
+        "user_id": frame.user,
+        "session_id": frame.session,
+        "run_name": frame.tomogram,
+        "voxel_spacing": sides.pop() if len(sides) == 1 else None,
+        "unit": "angstrom",
+        "points": [
+            {
+                "location": {"x": x, "y": y, "z": z},
+                "transformation_": np.eye(4).tolist(),
+                "instance_id": instance,
+                "score": score,
+            }
+            for (z, y, x), instance, score in zip(
+                angstrom.tolist(),
+                table["instance"].astype(np.int64).tolist(),
+                table["score"].astype(float).tolist(),
+                strict=True,
+            )
+        ],
+        "trust_orientation": False,
+    }
+    return json.dumps(content, allow_nan=False).encode()
+
+
+def read(path: Path, frame: Frame) -> Columns:
+    """z, y, x; score and instance where any point has one; kind and tomogram as the file names them."""
+    content = jsons.parse(str(path), read_text(path, _WHAT))
+    points = jsons.member(str(path), content, "points", list)
+    unit = content.get("unit", "angstrom")
+    if unit != "angstrom":
+        raise InputError(f"{path}: points in {shown(unit)}, expected angstrom")
+    places = [jsons.location(jsons.point(path, i), point) for i, point in enumerate(points, start=1)]
+    with np.errstate(all="ignore"):  # what overflows is refused as no number
+        voxels = np.array(places, dtype=float).reshape(-1, 3) / frame.angstrom(_WHAT)
+    columns = axes_of(rounded(voxels))
+    if any(point.get("score") is not None for point in points):
+        columns["score"] = np.array([_real(path, i, p, "score", _SCORE) for i, p in enumerate(points, start=1)])
+    if any(point.get("instance_id") is not None for point in points):
+        found = [_real(path, i, p, "instance_id", _INSTANCE) for i, p in enumerate(points, start=1)]
+        columns["instance"] = np.array(found)
+    for name, key in (("kind", "pickable_object_name"), ("tomogram", "run_name")):
+        if isinstance(content.get(key), str):
+            columns[name] = [content[key]] * len(points)
+    return columns
+
+
+def _real(path: Path, number: int, point: dict[str, Any], name: str, default: float) -> float:
+    return default if point.get(name) is None else jsons.real(jsons.point(path, number), point, name)

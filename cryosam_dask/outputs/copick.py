@@ -1,0 +1,153 @@
+"""Results of a run into a copick project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.io import copick, copick_out, listing
+from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
+from cryosam_dask.outputs.results import check_painted, single_name
+from cryosam_dask.store import layout, picks
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Array
+
+COPICK = "copick"
+Content = Literal["picks", "segmentation", "multilabel", "meshes", "tomogram"]
+CONTENTS: tuple[Content, ...] = get_args(Content)
+
+
+@dataclass(frozen=True)
+class CopickChoice:
+    """What is written into a copick project, and under which names.
+
+    Attributes
+    ----------
+    run : the run in the project; None: as the tomogram is called
+    object : None: as the query, with - for _; user, session : whose results these are
+    contents : some of `CONTENTS`; tomogram : the type that the tomogram gets
+    """
+
+    run: str | None = None
+    object: str | None = None
+    user: str = "cryosam"
+    session: str = "0"
+    contents: tuple[str, ...] = ("picks", "segmentation")
+    tomogram: str = "tomogram"
+
+
+def export_copick(
+    run: str | Path,
+    project: str | Path,
+    *,
+    name: str | None = None,
+    choice: CopickChoice | None = None,
+    smooth: float = 0.0,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write results into a copick project, which is made where there is none; the paths of what was written.
+
+    Parameters
+    ----------
+    project : its folder or its configuration; name : the query; None: all of the run
+    smooth : of meshes; overwrite : replace a tomogram. What the same user and session wrote before is replaced anyway
+
+    Raises InputError for names that copick can't have and for voxels that are no cubes, before anything is written.
+    """
+    store = RunStore.open(run)
+    choice = choice or CopickChoice()
+    names = [single_name(store, name)] if name is not None or choice.object else picks.names(store)
+    contents = list(dict.fromkeys(choice.contents))
+    _check_copick(store, names, choice)
+    targets = {}
+    for one in names:
+        targets[one] = copick_out.open_target(
+            Path(project),
+            run=choice.run or copick.as_run(tomogram_name(store)),
+            object_name=choice.object or object_name(one),
+            user=choice.user,
+            session=choice.session,
+            voxel_size=store.voxel_size,
+            radius=_radius(store, picks.read(store, one)["size"].to_numpy()),
+            new_tomogram=choice.tomogram if "tomogram" in contents and not overwrite else None,
+        )
+    written = [
+        path
+        for one, target in targets.items()
+        for content in contents
+        if content in ("picks", "segmentation", "meshes")
+        for path in _write_copick(store, one, target, content, smooth)
+    ]
+    if "multilabel" in contents:
+        written += _write_multilabel(store, targets)
+    if "tomogram" in contents:
+        dtype, levels = store.array(layout.tomogram()).dtype, tomogram_levels(store)
+        first = targets[names[0]]
+        written.append(copick_out.write_tomogram(first, choice.tomogram, levels, dtype, overwrite=overwrite))
+    return written
+
+
+def _check_copick(store: RunStore, names: Sequence[str], choice: CopickChoice) -> None:
+    """Whatever can be known to be wrong before the first file is written."""
+    if not names:
+        raise InputError(f"{store.url}: no results to export yet")
+    if not choice.contents or not set(choice.contents) <= set(CONTENTS):
+        raise InputError(f"--contents {','.join(choice.contents)}: expected some of {', '.join(CONTENTS)}")
+    for name in names:
+        copick.check_name("object", choice.object or object_name(name))
+        if set(choice.contents) & {"segmentation", "multilabel", "meshes"}:
+            check_painted(store, name)
+
+
+def object_name(name: str) -> str:
+    """What a query is called in copick, where names have no underscores."""
+    return name.replace("_", "-").strip("-.")
+
+
+def _write_copick(store: RunStore, name: str, target: copick_out.Target, content: str, smooth: float) -> list[Path]:
+    """One kind of content of one query; no meshes where there are no instances."""
+    table = picks.read(store, name)
+    if content == "picks":
+        return [copick_out.write_picks(target, table, store.voxel_size)]
+    if content == "segmentation":
+        return [copick_out.write_segmentation(target, image_levels(store, layout.semantic_name(name)), [0, 1])]
+    if not len(table):
+        return []
+    found = surfaces(store, name, origin=(0.0, 0.0, 0.0), smooth=smooth)
+    return [copick_out.write_meshes(target, found)]
+
+
+def _write_multilabel(store: RunStore, targets: dict[str, copick_out.Target]) -> list[Path]:
+    """One segmentation of all kinds that were told apart, and one of each other query, with its object's label."""
+    kinds = next((found for name in targets if (found := picks.kinds(store, name))), [])
+    written = []
+    if kinds and set(kinds) <= set(targets):
+        check_painted(store, layout.KINDS)
+        values = [0, *(targets[kind].label for kind in kinds)]
+        target = replace(targets[kinds[0]], object=layout.KINDS)
+        levels = image_levels(store, layout.KINDS)
+        written.append(copick_out.write_segmentation(target, levels, values, multilabel=True))
+        targets = {name: target for name, target in targets.items() if name not in kinds}
+    for name, target in targets.items():
+        levels = image_levels(store, layout.semantic_name(name))
+        written.append(copick_out.write_segmentation(target, levels, [0, target.label], multilabel=True))
+    return written
+
+
+def tomogram_name(store: RunStore) -> str:
+    """What a run's tomogram is called: the run of a copick project, else its file without suffixes."""
+    path = str(store.info["input"]["path"])
+    return copick.run_name(path) or listing.run_names([path])[0]
+
+
+def _radius(store: RunStore, sizes: Array) -> float | None:
+    """Å; of the sphere as large as the median instance."""
+    if not len(sizes) or not np.median(sizes) > 0:
+        return None
+    volume = float(np.median(sizes)) * float(np.prod(store.voxel_size))
+    return float((3 * volume / (4 * np.pi)) ** (1 / 3))

@@ -1,0 +1,17 @@
+"""The driver: stages in order, on whatever executes them, from a tomogram and a click to labels and picks."""
+
+from cryosam_dask.pipeline.driver import Driver
+from cryosam_dask.pipeline.kinds import PARTICLE, Kinds, kinds_of, take
+from cryosam_dask.pipeline.whole_run import chosen_settings, run, settings_for, uses_torch_of
+
+__all__ = [
+    "PARTICLE",
+    "Driver",
+    "Kinds",
+    "chosen_settings",
+    "kinds_of",
+    "run",
+    "settings_for",
+    "take",
+    "uses_torch_of",
+]

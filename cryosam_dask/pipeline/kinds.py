@@ -1,0 +1,159 @@
+"""What is looked for: kinds of particles, each clicked in the tomogram or known from a query made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.picks import check_points
+from cryosam_dask.pipeline.driver import lent
+from cryosam_dask.stages import query_file
+from cryosam_dask.stages.borrow import Loan
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import check_name
+from cryosam_dask.types import Shape3
+
+if TYPE_CHECKING:
+    from cryosam_dask.pipeline.driver import Driver
+    from cryosam_dask.settings import Settings
+
+Points = Sequence[Sequence[float]]
+Source = str | Path | Loan
+PARTICLE = "particle"
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of one run.
+
+    Attributes
+    ----------
+    points : by name, voxels (z, y, x) on particles of the kind; empty where all queries are borrowed
+    loans : by name, queries made elsewhere
+    negatives : voxels (z, y, x) on what is of none of the kinds
+    """
+
+    points: dict[str, list[list[float]]] = field(default_factory=dict)
+    loans: dict[str, Loan] = field(default_factory=dict)
+    negatives: list[list[float]] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.points or self.loans)
+
+    @property
+    def several(self) -> bool:
+        return len(self.names) > 1
+
+    @property
+    def loan(self) -> Loan | None:
+        """The first borrowed query, if queries are borrowed: settings are the same for all."""
+        return next(iter(self.loans.values()), None)
+
+    def unlike(self, name: str) -> list[list[float]]:
+        """Voxels that are not of a kind: the negatives, and the clicks on all other kinds."""
+        return [*self.negatives, *(p for other, points in self.points.items() if other != name for p in points)]
+
+    def check(self, shape: Shape3) -> None:
+        """`InputError` for a point outside of the tomogram."""
+        for points in (*self.points.values(), *([self.negatives] if self.negatives else [])):
+            check_points(np.asarray(points, float), shape)
+
+    def query(self, driver: Driver, settings: Settings) -> None:
+        """Make, or borrow, the query of each kind."""
+        for name, loan in self.loans.items():
+            driver.borrow(name, loan, settings, self.negatives)
+        for name, points in self.points.items():
+            driver.query(name, points, settings, self.unlike(name))
+
+    def find(self, driver: Driver) -> None:
+        """Match and segment what the queries are of."""
+        for name in self.names:
+            driver.match(name)
+        driver.segment(self.names if self.several else self.names[0])
+
+    def lent(self, loans: Mapping[str, Loan]) -> Kinds:
+        """The same kinds in another tomogram, by the queries that were made in this one."""
+        return Kinds(loans={name: loans[name] for name in self.names})
+
+
+def kinds_of(
+    points: Points | Mapping[str, Points] | None,
+    negatives: Points | None,
+    query: Source | Sequence[Source] | Mapping[str, Loan] | None,
+    name: str | Sequence[str] | None,
+    where: str = "tomogram",
+) -> Kinds:
+    """What the arguments of `run` and `run_many` ask for; `InputError` where they ask for nothing or for both."""
+    if (points is None) == (query is None):
+        raise InputError(f"give points in the {where}, or a run to take the query from, one of the two")
+    names = None if name is None else [name] if isinstance(name, str) else list(name)
+    unwanted = _listed(negatives)
+    if query is not None:
+        return _checked(Kinds(loans=take(query, names), negatives=unwanted))
+    if isinstance(points, Mapping):
+        if names is not None:
+            raise InputError(f"names {', '.join(names)}: points by name have their names already")
+        if empty := [kind for kind, found in points.items() if not len(found)]:
+            raise InputError(f"no points of {', '.join(empty)}")
+        return _checked(Kinds({kind: _listed(found) for kind, found in points.items()}, negatives=unwanted))
+    if names is not None and len(names) != 1:
+        raise InputError(f"names {', '.join(names)}: give the points of each, by its name")
+    return _checked(Kinds({(names or [PARTICLE])[0]: _listed(points)}, negatives=unwanted))
+
+
+def take(query: Source | Sequence[Source] | Mapping[str, Loan], names: Sequence[str] | None) -> dict[str, Loan]:
+    """The queries of runs and files, by the names that they get here.
+
+    names : of the queries of runs, `PARTICLE` if there are none; a file has one query, which keeps its own name unless
+        just one name is given for just one file
+    """
+    if isinstance(query, Mapping):
+        return dict(query)
+    sources = [query] if isinstance(query, str | Path | Loan) else list(query)
+    single = len(sources) == 1 and names is not None and len(names) == 1
+    out: dict[str, Loan] = {}
+    for source in sources:
+        if isinstance(source, Loan):
+            found = [query_file.renamed(source, names[0]) if single and names else source]
+        elif query_file.is_file(source) and not single:
+            found = [query_file.read(source)]
+        else:
+            found = [lent(source, name) for name in names or [PARTICLE]]
+        for loan in found:
+            if loan.name in out:
+                raise InputError(f"{loan.url}: there are two queries called {loan.name!r}; rename one with --name")
+            out[loan.name] = loan
+    return out
+
+
+def _listed(points: Points | None) -> list[list[float]]:
+    """(n, 3) positions as lists; whether they lie in the tomogram is looked at later."""
+    if points is None or not len(points):
+        return []
+    try:
+        found: list[list[float]] = np.array(points, np.float64, ndmin=2).tolist()
+    except (TypeError, ValueError):
+        raise InputError(f"points {str(points)[:60]}: expected numbers Z,Y,X") from None
+    return found
+
+
+def _checked(kinds: Kinds) -> Kinds:
+    for name in kinds.names:
+        check_name(name)
+    if kinds.several and layout.KINDS in kinds.names:
+        raise InputError(f"labels/{layout.KINDS} is to be the image of all kinds; call that one otherwise")
+    places: dict[tuple[float, ...], str] = {}
+    for what, points in (*kinds.points.items(), ("what is not wanted", kinds.negatives)):
+        for point in points:
+            if (other := places.setdefault(tuple(point), what)) != what:
+                place = ",".join(f"{v:g}" for v in point)
+                raise InputError(f"{place} is a point of {other} and of {what}; a place is of one kind")
+    if not 1 <= len(kinds.names) <= layout.MOST_KINDS:
+        raise InputError(f"{len(kinds.names)} kinds: expected 1 to {layout.MOST_KINDS}")
+    return kinds

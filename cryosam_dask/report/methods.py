@@ -1,0 +1,228 @@
+"""A methods paragraph and its references, written from the store alone, ready to be pasted into a manuscript."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryosam_dask.report.facts import Facts
+from cryosam_dask.report.queries import Query
+from cryosam_dask.settings import FeatureSettings, LabelSettings, MatchSettings, PropagationSettings, Settings
+from cryosam_dask.stages import segment
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.run_store import RunStore
+
+REFERENCES = {
+    "cryosam": "Zhao Y, Bian H, Mu M, Uddin MR, Li Z, Li X, Wang T, Xu M. Training-free CryoET tomogram segmentation. "
+    "Medical Image Computing and Computer Assisted Intervention – MICCAI 2024.",
+    "dask": "Rocklin M. Dask: parallel computation with blocked algorithms and task scheduling. "
+    "Proceedings of the 14th Python in Science Conference, 2015. https://www.dask.org",
+    "zarr": "Zarr developers. Zarr: chunked, compressed, N-dimensional arrays. https://zarr.dev",
+    "dinov2": "Oquab M, Darcet T, Moutakanni T, et al. DINOv2: learning robust visual features without supervision. "
+    "arXiv:2304.07193, 2023.",
+    "dinov3": "Siméoni O, Vo HV, Seitzer M, et al. DINOv3. arXiv:2508.10104, 2025.",
+    "dino": "Caron M, Touvron H, Misra I, et al. Emerging properties in self-supervised vision transformers. "
+    "IEEE/CVF International Conference on Computer Vision, 2021.",
+    "sam": "Kirillov A, Mintun E, Ravi N, et al. Segment anything. "
+    "IEEE/CVF International Conference on Computer Vision, 2023.",
+    "timm": "Wightman R. PyTorch image models. https://github.com/huggingface/pytorch-image-models",
+    "walker": "Grady L. Random walks for image segmentation. "
+    "IEEE Transactions on Pattern Analysis and Machine Intelligence 28, 2006.",
+    "otsu": "Otsu N. A threshold selection method from gray-level histograms. "
+    "IEEE Transactions on Systems, Man, and Cybernetics 9, 1979.",
+}
+"""What is cited, by key, in the order in which a run may come to it."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Paragraphs with numbers in brackets, and the references that they stand for."""
+
+    paragraphs: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+class _Citations:
+    """Numbers references in the order in which they are cited."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def __call__(self, *keys: str) -> str:
+        for key in keys:
+            if key not in self.keys:
+                self.keys.append(key)
+        numbers = sorted(self.keys.index(key) + 1 for key in keys)
+        return f"[{','.join(map(str, numbers))}]"
+
+
+def methods(store: RunStore, facts: Facts, queries: list[Query]) -> Methods:
+    """Write them. A part of the run that is not there yet is not spoken of."""
+    cite = _Citations()
+    paragraphs = [_tomogram(facts, cite)]
+    described: list[tuple[FeatureSettings, PropagationSettings]] = []
+    for query in queries:
+        if query.settings is None:
+            continue
+        models = (query.settings.features, query.settings.propagation)
+        if models not in described:
+            described.append(models)
+            paragraphs.append(_models(store, facts, query, query.settings, cite))
+        paragraphs.append(_query(query, query.settings, cite))
+    return Methods(tuple(paragraphs), tuple(REFERENCES[key] for key in cite.keys))
+
+
+def _tomogram(facts: Facts, cite: _Citations) -> str:
+    z, y, x = facts.shape
+    size = (
+        f"a voxel size of {facts.isotropic:.4g} Å"
+        if facts.isotropic is not None
+        else f"voxels of {' × '.join(f'{v:.4g}' for v in facts.voxel_size)} Å (z × y × x)"
+    )
+    devices = sorted({device for stage in facts.stages for device in stage.devices.split(", ") if device})
+    where = f" Computations ran on {' and '.join(map(_device, devices))}." if devices else ""
+    versions = [f"{name} {facts.packages[name]}" for name in ("dask", "zarr", "torch") if name in facts.packages]
+    using = f" ({', '.join(versions)})" if versions else ""
+    return (
+        f"The tomogram {facts.name} ({z} × {y} × {x} voxels along z, y, x, with {size}) was segmented with "
+        f"cryosam_dask {facts.version}, an out-of-core implementation of CryoSAM {cite('cryosam')} on Dask "
+        f"{cite('dask')} and Zarr {cite('zarr')}{using}; no training or annotation beyond the prompts was used.{where}"
+    )
+
+
+def _device(name: str) -> str:
+    return "CPUs" if name == "cpu" else "GPUs (CUDA)" if name.startswith("cuda") else name
+
+
+def _models(store: RunStore, facts: Facts, query: Query, settings: Settings, cite: _Citations) -> str:
+    features, propagation = settings.features, settings.propagation
+    weights = _segmenter_weights(store, query.name)
+    return f"{_features(features, facts.weights, cite)} {_masks(propagation, weights, cite)}"
+
+
+def _segmenter_weights(store: RunStore, name: str) -> str:
+    for where in (layout.query(name), layout.instances(name)):
+        found = marks.found_stage(store, segment.stage_name(where))
+        if found is not None:
+            return str(found["settings"]["propagation"].get("weights", ""))
+    return ""
+
+
+def _identity(spec: str, weights: str) -> str:
+    """A model's name with its weights' digest, or its version, without the path that weights were given by."""
+    name = spec.partition("=")[0]
+    first, *rest = weights.split(" ")
+    digest = next((word.removeprefix("sha256:") for word in rest if word.startswith("sha256:")), None)
+    if digest is not None:
+        return f"{name}, weights SHA-256 {digest}"
+    version = first.removeprefix(name).lstrip("-")
+    return f"{name}, version {version}" if version else name
+
+
+def _features(settings: FeatureSettings, weights: str, cite: _Citations) -> str:
+    name = settings.encoder.partition("=")[0]
+    if name == "texture":
+        kind = "rotation-invariant texture features"
+    elif name.startswith("timm:"):
+        kind = f"tokens of a vision transformer {cite('timm')}"
+    else:
+        key = next(key for key in ("dinov3", "dinov2", "dino", "sam") if name.startswith(key) or key == "sam")
+        kind = f"tokens of a vision transformer {cite(key)}"
+    thick = f", each averaged over {settings.thickness} neighbouring slices," if settings.thickness > 1 else ""
+    size = "" if settings.slice_size is None else f", resized to {settings.slice_size} pixels,"
+    precision = "" if settings.precision == "auto" else f", in {settings.precision}"
+    standard = {
+        "none": "",
+        "scale": " Channels were scaled to unit deviation over the tomogram.",
+        "whiten": " Tokens were whitened over the tomogram.",
+    }[settings.standardize]
+    return (
+        f"All slices along z, y and x{thick}{size} were encoded as {kind} ({_identity(settings.encoder, weights)}"
+        f"{precision}). The upsampled features of the three views were concatenated for each voxel.{standard}"
+    )
+
+
+def _masks(settings: PropagationSettings, weights: str, cite: _Citations) -> str:
+    walking = settings.segmenter.partition("=")[0] == "random-walker"
+    model = f"a random walker {cite('walker')}" if walking else f"the Segment Anything Model {cite('sam')}"
+    thick = f" on planes averaged over {settings.plane_thickness} slices" if settings.plane_thickness > 1 else ""
+    area = "" if settings.max_area is None else f" and a mask area below {settings.max_area} pixels"
+    guards = (
+        f", with the start plane's contrast (at least {settings.min_contrast:g}), area ({settings.min_area_ratio:g} to "
+        f"{settings.max_area_ratio:g}) and centre (within {settings.max_drift:g} radii) as further criteria"
+        if settings.rule == "guarded"
+        else ""
+    )
+    merge = (
+        "their union"
+        if settings.merge == "union"
+        else f"the voxels that the masks of at least {settings.min_votes} axes share"
+    )
+    return (
+        f"Points became three-dimensional masks by cross-plane self-prompting of {model} "
+        f"({_identity(settings.segmenter, weights)}){thick}: masks were propagated from plane to plane along ±z, "
+        f"±y and ±x as long as the intersection over union of neighbours exceeded {settings.tau_iou:g}{area}{guards}; "
+        f"instances are {merge}."
+    )
+
+
+def _query(query: Query, settings: Settings, cite: _Citations) -> str:
+    parts = [_prompts(query), _matching(query, settings.match, cite), _instances(query, settings.label)]
+    return " ".join(part for part in parts if part)
+
+
+def _prompts(query: Query) -> str:
+    if query.borrowed:
+        return (
+            f"The query “{query.name}” was prompted in another tomogram, {query.borrowed.get('tomogram', '?')} "
+            f"({len(query.borrowed.get('points', []))} points), and applied to this one."
+        )
+    count = len(query.points)
+    if not count:
+        return f"The query “{query.name}” was not prompted to its end."
+    shown = "; ".join(", ".join(f"{v:g}" for v in point) for point in query.points[:5])
+    more = f" and {count - 5} more" if count > 5 else ""
+    points = "one point" if count == 1 else f"{count} points"
+    unlike = f" and {len(query.negatives)} on what is not of its kind" if len(query.negatives) else ""
+    return f"The query “{query.name}” was given by {points}, z, y, x = {shown}{more} (voxels from 0){unlike}."
+
+
+def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:
+    if query.maps is None:
+        return ""
+    ratios = ", ".join(map(str, settings.ratios))
+    how = "hierarchical matching" if len(settings.ratios) > 1 else "matching"
+    centred = " after subtracting the tomogram's mean feature" if settings.center else ""
+    text = (
+        f"Its mean feature was compared with all others by cosine similarity{centred}, {how} on cells of "
+        f"{ratios} voxels and a threshold of {settings.tau_sim:g}."
+    )
+    if query.scores is None:
+        return text
+    if settings.rank == "profile":
+        text += " Candidates were ranked by the radial density profiles around them, calibrated by the background."
+    if settings.count == "auto":
+        by = f"Otsu's method {cite('otsu')}" if settings.rank == "similarity" else "the gap in their scores"
+        chosen = f"the {query.scores.proposals} best, cut by {by},"
+    else:
+        chosen = f"the {query.scores.proposals} best (K = {settings.count})"
+    return f"{text} Of {query.scores.candidates} candidates, {chosen} became proposals."
+
+
+def _instances(query: Query, settings: LabelSettings) -> str:
+    if query.kept is None:
+        return ""
+    of = f" of {query.segmented} segmented" if query.segmented is not None else ""
+    volume = (
+        ""
+        if query.median_volume is None
+        else f"; their median volume is {float(f'{query.median_volume:.3g}'):,.5g} nm³"
+    )
+    others = (
+        f" Of instances of different kinds at one place ({', '.join((query.name, *query.kinds))}) the best was kept."
+        if query.kinds
+        else ""
+    )
+    return (
+        f"{query.kept} instances{of} were kept, leaving out those with more than {settings.overlap:.0%} of their "
+        f"voxels in a better one{volume}.{others}"
+    )

@@ -1,0 +1,247 @@
+"""What a report says of one query: prompts, matching, proposals, instances, and how far all this is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.errors import StoreError
+from cryosam_dask.report import images, prompts
+from cryosam_dask.report.against import Against, Evaluated, evaluation
+from cryosam_dask.report.download import download
+from cryosam_dask.report.images import Panel, Picture, Points
+from cryosam_dask.report.maps import Maps, maps
+from cryosam_dask.report.reading import MOST_PICKS, attempt, table_of
+from cryosam_dask.report.scores import Scores, scores
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages import borrow, negative
+from cryosam_dask.store import layout, picks
+from cryosam_dask.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHEET = 16
+"""Picks of each end of the ranking that are shown."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pick in the page's table; lengths in nm where they are not in voxels."""
+
+    instance: int
+    z: float
+    y: float
+    x: float
+    score: float
+    size: int
+    volume: float
+    similarity: float
+    quality: float
+    prompted: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A section of the report. What is not there, or could not be read, is None, and `problems` say why.
+
+    Attributes
+    ----------
+    points : (n, 3) clicks in voxels; negatives : (m, 3) clicks on what is not of the kind
+    borrowed : where a borrowed query is from; kinds : other queries that the picks were told apart from
+    segmented, kept : numbers of instances; places : (n, 3) of all picks, best first; rows : the best of them
+    download : all of them, as a link
+    """
+
+    name: str
+    index: int
+    colour: str
+    settings: Settings | None = None
+    points: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    negatives: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    borrowed: dict[str, Any] | None = None
+    kinds: tuple[str, ...] = ()
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    through: str = ""
+    panels: tuple[Panel, ...] = ()
+    prompts: tuple[prompts.Prompted, ...] = ()
+    best: Picture | None = None
+    last: Picture | None = None
+    maps: Maps | None = None
+    scores: Scores | None = None
+    segmented: int | None = None
+    kept: int | None = None
+    median_volume: float | None = None
+    rows: tuple[Row, ...] = ()
+    places: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    download: str = ""
+    download_name: str = ""
+    evaluated: Evaluated | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How large one query's part of the page may become: pixels of a slice's longest side, and rows of a table."""
+
+    largest: int
+    rows: int
+
+    @classmethod
+    def of(cls, queries: int) -> Budget:
+        """Slices of many queries are smaller, so that the page does not grow with their number."""
+        side = images.LARGEST if queries <= 2 else 640 if queries <= 6 else 320
+        return cls(side, max(50, 1000 // max(queries, 1)))
+
+
+def query(
+    store: RunStore,
+    name: str,
+    index: int,
+    colour: str,
+    budget: Budget,
+    truth: Against | None = None,
+    alone: bool = True,
+) -> Query:
+    """Everything there is of a query; what can't be read is among its `problems`.
+
+    truth : to compare the picks with; alone : whether this is the only query, whose points the truth need not name
+    """
+    problems: list[str] = []
+    out = _asked(store, Query(name, index, colour), problems)
+    table = attempt(problems, "picks", lambda: table_of(store, name))
+    centre, through = _centre(store, out.points, table)
+    out = replace(out, centre=centre, through=through)
+    compared = None
+    if table is not None:
+        found = attempt(problems, "picks", lambda: _found(store, name, table, budget, problems))
+        out = replace(out, **(found or {}))
+        if truth is not None:
+            compared = attempt(problems, "truth", lambda: evaluation(store, name, table, truth, alone))
+    evaluated, true = compared or (None, None)
+    return replace(
+        out,
+        evaluated=evaluated,
+        panels=tuple(attempt(problems, "slices", lambda: _panels(store, out, table, true, budget)) or ()),
+        prompts=tuple(attempt(problems, "prompted masks", lambda: prompts.prompted(store, name, out.points)) or ()),
+        maps=attempt(problems, "similarity", lambda: _maps(store, out)),
+        scores=attempt(problems, "scores", lambda: scores(store, name, out.settings)),
+        problems=tuple(problems),
+    )
+
+
+def _asked(store: RunStore, out: Query, problems: list[str]) -> Query:
+    """What was asked for: settings, points, and where they are from."""
+    name = out.name
+    points = attempt(problems, "prompts", lambda: _points(store, name))
+    unlike = attempt(problems, "negatives", lambda: np.asarray(negative.read_points(store, name), float))
+    return replace(
+        out,
+        settings=attempt(problems, "settings", lambda: _settings(store, name)),
+        borrowed=attempt(problems, "origin", lambda: borrow.origin(store, name)),
+        points=_finite(points),
+        negatives=_finite(unlike),
+        kinds=attempt(problems, "kinds", lambda: _others(store, name)) or (),
+    )
+
+
+def _finite(points: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """(n, 3) points without those that are nowhere; None are none."""
+    known = np.empty((0, 3)) if points is None else points.reshape(-1, 3)
+    finite: NDArray[np.float64] = known[np.isfinite(known).all(axis=1)]
+    return finite
+
+
+def _settings(store: RunStore, name: str) -> Settings | None:
+    where = layout.query(name)
+    found = store.group(where).attrs.get("settings") if where in store else None
+    return Settings.model_validate(found) if isinstance(found, dict) else None
+
+
+def _points(store: RunStore, name: str) -> NDArray[np.float64]:
+    where = f"{layout.query(name)}/points"
+    if where not in store:
+        raise StoreError("the prompts are not segmented yet")
+    if store.array(where).size > 3 * MOST_PICKS:
+        raise StoreError(f"{store.array(where).shape} is too large for prompts")
+    return np.asarray(store.read(where), float).reshape(-1, 3)
+
+
+def _others(store: RunStore, name: str) -> tuple[str, ...]:
+    return tuple(kind for kind in picks.kinds(store, name) if kind != name)
+
+
+def _centre(
+    store: RunStore, points: NDArray[np.float64], table: pd.DataFrame | None
+) -> tuple[tuple[float, float, float], str]:
+    """Where slices go through, and what that is."""
+    if len(points):
+        chosen, what = points[0], "the prompt" if len(points) == 1 else "the first prompt"
+    elif table is not None and len(table):
+        chosen, what = table[["z", "y", "x"]].to_numpy(float)[0], "the best pick"
+    else:
+        chosen, what = np.asarray(store.shape) // 2, "the tomogram's centre"
+    z, y, x = (float(v) for v in chosen)
+    return (z, y, x), what
+
+
+def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, problems: list[str]) -> dict[str, Any]:
+    """The picks of a query: how many, the best of them, and a link to all."""
+    attributes = dict(store.group(layout.picks(name)).attrs)
+    segmented = attributes.get("segmented")
+    voxel = float(np.prod(store.voxel_size)) / 1000
+    volumes = table["size"].to_numpy(float) * voxel
+    rows = tuple(
+        Row(int(r.instance), r.z, r.y, r.x, r.score, int(r.size_), v, r.similarity, r.quality, bool(r.prompted))
+        for r, v in zip(
+            table.head(budget.rows).rename(columns={"size": "size_"}).itertuples(index=False), volumes, strict=False
+        )
+    )
+    link, file = download(table, store, name)
+    places = table[["z", "y", "x"]].to_numpy(float)
+    radius = float((3 * np.median(table["size"]) / (4 * np.pi)) ** (1 / 3)) if len(table) else 0.0
+    best = attempt(
+        problems,
+        "best picks",
+        lambda: prompts.sheet(store, places[:SHEET], radius, f"The {min(SHEET, len(places))} best picks of {name}"),
+    )
+    rest = places[SHEET:][-SHEET:]
+    last = attempt(
+        problems, "last picks", lambda: prompts.sheet(store, rest, radius, f"The {len(rest)} last picks of {name}")
+    )
+    return {
+        "segmented": segmented if isinstance(segmented, int) else None,
+        "kept": len(table),
+        "rows": rows,
+        "places": places,
+        "median_volume": float(np.median(volumes)) if len(volumes) else None,
+        "download": link,
+        "download_name": file,
+        "best": best,
+        "last": last,
+    }
+
+
+def points_of(out: Query, table: pd.DataFrame | None) -> list[Points]:
+    """What is drawn on slices: picks, clicks."""
+    groups: list[Points] = []
+    if table is not None:
+        titles = [f"{i}: {score:.3f}" for i, score in zip(table["instance"], table["score"], strict=True)]
+        groups.append(Points("pick", table[["z", "y", "x"]].to_numpy(float), titles))
+    return [*groups, Points("negative", out.negatives), Points("prompt", out.points)]
+
+
+def _panels(
+    store: RunStore, out: Query, table: pd.DataFrame | None, true: NDArray[np.float64] | None, budget: Budget
+) -> list[Panel]:
+    groups = points_of(out, table)
+    if true is not None:
+        groups.insert(0, Points("truth", true))
+    return images.orthogonal(store, out.name, out.centre, groups, budget.largest)
+
+
+def _maps(store: RunStore, out: Query) -> Maps | None:
+    return None if out.settings is None else maps(store, out.name, out.settings.match, out.centre[0])

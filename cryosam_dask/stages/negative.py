@@ -1,0 +1,151 @@
+"""Negative: points that are not of the query's kind → what tells its candidates from them.
+
+The points are segmented as prompts are (`stages.segment`, under `negatives/NAME`), each one's features are averaged
+over its mask, and the tomogram is described around it just as around a candidate: from places all over the mask, each
+moved to where the query's profile fits best near it. A particle of another kind has several such places, and a
+candidate stands at any of them.
+
+A borrowed query brings the negative examples of its donor along (`stages.borrow`); those of points in this tomogram
+join them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryosam_dask.kernels import verify
+from cryosam_dask.settings import MatchSettings
+from cryosam_dask.stages import query, rank
+from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult, fingerprint
+from cryosam_dask.store import instances as stored
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Bool
+
+Float64 = NDArray[np.float64]
+
+POINTS = "negatives"
+"""Attribute of a query: points in this tomogram that are not of its kind."""
+
+PLACES = 256
+"""Places of a mask that are moved to where the query fits, at most."""
+
+STEP = 2
+"""Voxels between two of them, at least."""
+
+
+def stage_name(name: str) -> str:
+    return f"negative/{name}"
+
+
+def plan(
+    store: RunStore, name: str, settings: MatchSettings, groups: int, points: list[list[float]], upstream: str
+) -> Stage:
+    """One unit: it reads what lies under and around the negatives only.
+
+    groups : number of groups that the points were segmented in; upstream : fingerprint of their segmentation
+    """
+    where = layout.negatives(name)
+    boxes = query.prompted_boxes(store, where, groups)
+    memory = max(query.unit_memory(store, box, settings) for box in boxes)
+    if settings.rank == "profile" and f"{layout.query(name)}/profiles" in store:
+        shells = verify.profile(rank.query_radius(store, name))
+        block = np.minimum(np.array(store.shape), rank.BLOCK + 2 * shells.halo)
+        memory = max(memory, verify.working_bytes(block, PLACES, shells) + BESIDES)
+    unit = Unit(
+        name="negatives",
+        marks=(0,),
+        params={"groups": groups},
+        writes=(Region(f"{where}/features", (0, 0), (len(points), FeatureVolume(store).channels)),),
+        memory=memory,
+    )
+    asked = (marks.found_stage(store, query.stage_name(name)) or {}).get("fingerprint")
+    described = {"name": name, "rank": settings.rank, "points": points}
+    return Stage(stage_name(name), work, described, fingerprint({"query": asked, "negatives": upstream}), (unit,), 1)
+
+
+def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
+    """Average the features over each negative, and describe it as candidates are."""
+    store = RunStore.open(context.url, "r+")
+    name = settings["name"]
+    where, volume = layout.negatives(name), FeatureVolume(store)
+    points = np.asarray(settings["points"], np.float64)
+    features: list[Any] = []
+    places: list[Float64] = []
+    segmented: set[int] = set()
+    for group in range(unit.params["groups"]):
+        found = stored.read(store, layout.group(where, group))
+        for i, prompt in enumerate(found.prompt):
+            mask, box = found.mask(i), stored.as_box(found.box[i])
+            features.append(volume.pool_block(mask, box) / found.size[i])
+            if settings["rank"] == "profile":
+                places.append(_described(store, name, _places(mask, found.box[i, :3]), mask, found.box[i, :3]))
+            segmented.add(int(prompt))
+    missing = [i for i in range(len(points)) if i not in segmented]
+    if settings["rank"] == "profile":
+        # where nothing could be segmented, the place itself is still what a candidate could stand on
+        places += [_described(store, name, points[[i]]) for i in missing]
+        profiles = np.concatenate([_none(store, name), *places])
+        store.put(f"{where}/profiles", profiles, ("example", "shell"))
+    pooled = np.asarray(features, np.float32).reshape(-1, volume.channels)
+    store.put(f"{where}/points", points, ("negative", "axis"), {"units": "voxel", "order": "z, y, x"})
+    store.put(f"{where}/features", pooled, ("instance", "channel"))
+    return UnitResult({"segmented": len(segmented), "missing": [settings["points"][i] for i in missing]})
+
+
+def _places(mask: Bool, low: NDArray[np.int64]) -> Float64:
+    """Voxels (n, 3) of a mask on a grid that leaves about `PLACES` of them; its box begins at `low`."""
+    step = max(STEP, int(np.ceil((np.count_nonzero(mask) / PLACES) ** (1 / 3))))
+    inside = np.argwhere(mask[::step, ::step, ::step])
+    found = inside * step if len(inside) else np.argwhere(mask)[:1]
+    return np.asarray(found + low, np.float64)
+
+
+def _described(
+    store: RunStore, name: str, places: Float64, mask: Bool | None = None, low: NDArray[np.int64] | None = None
+) -> Float64:
+    """Profiles (k, P) at the distinct ends of `places` that were moved as candidates are; those in the mask only."""
+    shells = verify.profile(rank.query_radius(store, name))
+    template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
+    volume = store.array(layout.tomogram())
+    every = [verify.describe(volume, places[block], shells, template) for block in rank.blocks(places)]
+    moved, profiles = (np.concatenate(parts) for parts in zip(*every, strict=True))
+    if mask is not None and low is not None:
+        at = np.rint(moved).astype(np.int64) - low
+        within = ((at >= 0) & (at < mask.shape)).all(axis=1)
+        within[within] = mask[tuple(at[within].T)]
+        if within.any():  # what moved to a neighbour is that neighbour's
+            moved, profiles = moved[within], profiles[within]
+    _, first = np.unique(moved, axis=0, return_index=True)
+    return np.asarray(profiles[first])
+
+
+def _none(store: RunStore, name: str) -> Float64:
+    return np.empty((0, store.array(f"{layout.query(name)}/profiles").shape[1]))
+
+
+def read_points(store: RunStore, name: str) -> list[list[float]]:
+    """The points that were given in this tomogram, (z, y, x) voxels; none before the stage has run."""
+    found = marks.found_stage(store, stage_name(name))
+    return [] if found is None else [[float(v) for v in point] for point in found["settings"]["points"]]
+
+
+def feature_arrays(store: RunStore, name: str) -> list[str]:
+    """The arrays (n, 3C) of the negatives' features, the borrowed ones and this tomogram's own, that there are."""
+    paths = (f"{layout.query(name)}/negative_features", f"{layout.negatives(name)}/features")
+    return [path for path in paths if path in store and store.array(path).shape[0]]
+
+
+def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
+    """Profiles (k, P) of all negative examples; borrowed ones at the contrast that the query was found to have here."""
+    found = [_none(store, name)]
+    if (path := f"{layout.query(name)}/negative_profiles") in store:
+        borrowed = np.asarray(store.read(path), float)
+        found.append(verify.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
+    if (path := f"{layout.negatives(name)}/profiles") in store:
+        found.append(np.asarray(store.read(path), float))
+    return np.concatenate(found)

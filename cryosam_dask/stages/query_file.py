@@ -1,0 +1,198 @@
+"""A query as a small file of its own: what another tomogram's run needs of it, as JSON.
+
+    {"format": "cryosam_dask query", "version": 1, "name": …, "settings": …, "weights": …, "voxel_size": [z, y, x],
+     "origin": …, "params": {"feature": […], "sizes": […], "profiles": [[…]], …}, "sha256": …}
+
+`params` hold what `stages.borrow.Loan` says. The digest is that of the rest, as it is written here; it guards against
+damage, not against someone who means harm, and whatever comes from a file is checked as such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from pydantic import ValidationError
+
+from cryosam_dask import __version__
+from cryosam_dask.errors import InputError
+from cryosam_dask.io.atomic import write_text
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages.base import Json
+from cryosam_dask.stages.borrow import Loan
+from cryosam_dask.store.address import is_local, public
+from cryosam_dask.store.filesystem import filesystem, local_path
+from cryosam_dask.store.run_store import check_name
+
+FORMAT, VERSION = "cryosam_dask query", 1
+SUFFIX = ".json"
+
+MOST_BYTES = 64 << 20
+"""Of a file: a thousand negatives of the largest encoder."""
+
+MOST = 1 << 20
+"""Prompted instances, and values of a feature."""
+
+_DIMENSIONS = {
+    "feature": 1,
+    "sizes": 1,
+    "template": 1,
+    "profiles": 2,
+    "unmoved": 2,
+    "negative_features": 2,
+    "negative_profiles": 2,
+}
+_ABOUT = ("name", "settings", "weights", "voxel_size", "origin", "params")
+
+
+def is_file(where: str | Path) -> bool:
+    """Whether a place is that of a query's file, by its suffix; else it is that of a run."""
+    return str(where).lower().endswith(SUFFIX)
+
+
+def write(loan: Loan, path: str | Path) -> None:
+    """Write a query to a file, whole or not at all."""
+    about: Json = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_by": f"cryosam_dask {__version__}",
+        "name": loan.name,
+        "settings": loan.settings.model_dump(mode="json"),
+        "weights": loan.weights,
+        "voxel_size": list(loan.voxel_size),
+        "origin": loan.origin,
+        "params": loan.params,
+    }
+    about["sha256"] = _digest(about)
+    write_text(Path(path), json.dumps(about, allow_nan=False) + "\n")
+
+
+def read(where: str | Path) -> Loan:
+    """Read a query from a file or a URL; `InputError` for anything that `write` would not have written."""
+    url = str(where)
+    about = _parsed(url, _text(url))
+    if about.get("format") != FORMAT:
+        _refuse(url, f"not a query of cryosam_dask (format {str(about.get('format'))[:40]!r})")
+    if about.get("version") != VERSION:
+        _refuse(url, f"version {str(about.get('version'))[:40]}, this program reads {VERSION}")
+    if about.get("sha256") != _digest({key: value for key, value in about.items() if key != "sha256"}):
+        _refuse(url, "damaged: its content is not what its digest says; export it again")
+    if missing := [key for key in _ABOUT if key not in about]:
+        _refuse(url, f"without {', '.join(missing)}")
+    return _loan(url, about)
+
+
+def renamed(loan: Loan, name: str) -> Loan:
+    """The same query under another name."""
+    return replace(loan, name=name)
+
+
+def _text(url: str) -> str:
+    try:
+        if is_local(url):
+            path = Path(local_path(url)).expanduser()
+            size = path.stat().st_size
+            raw = path.read_bytes() if size <= MOST_BYTES else b""
+        else:
+            files, there = filesystem(url)
+            size = int(files.info(there)["size"])
+            raw = files.cat_file(there) if size <= MOST_BYTES else b""
+    except OSError as error:
+        raise InputError(f"{public(url)}: can't be read ({error.strerror or error})") from None
+    if size > MOST_BYTES:
+        _refuse(url, f"{size} bytes, a query has at most {MOST_BYTES}")
+    try:
+        return bytes(raw).decode()
+    except UnicodeDecodeError:
+        _refuse(url, "not text")
+
+
+def _parsed(url: str, text: str) -> Json:
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        about = json.loads(text, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        _refuse(url, f"not JSON ({str(error)[:80]})")
+    if not isinstance(about, dict):
+        _refuse(url, "not a query of cryosam_dask")
+    return about
+
+
+def _loan(url: str, about: Json) -> Loan:
+    try:
+        settings = Settings.model_validate(about["settings"])
+    except ValidationError as error:
+        _refuse(url, f"settings that can't be: {error.errors()[0]['msg'][:80]}")
+    name = about["name"]
+    if not isinstance(name, str):
+        _refuse(url, "its name is no text")
+    check_name(name)
+    weights, origin = about["weights"], about["origin"]
+    if not isinstance(weights, dict) or not all(isinstance(value, str) for value in weights.values()):
+        _refuse(url, "the identities of the models' weights are no texts")
+    if not set(weights) <= {"features", "propagation"}:
+        _refuse(url, "weights of models that there are not")
+    if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in ("tomogram", "digest")):
+        _refuse(url, "it does not say where it is from")
+    known = {key: origin[key] for key in ("tomogram", "query", "digest") if isinstance(origin.get(key), str)}
+    for key in ("points", "negatives"):
+        if origin.get(key):
+            known[key] = _array(url, key, origin[key], 2).tolist()
+            if any(len(point) != 3 for point in known[key]):
+                _refuse(url, f"{key} are not positions z, y, x")
+    size = _array(url, "voxel_size", about["voxel_size"], 1)
+    if size.shape != (3,) or not (size > 0).all():
+        _refuse(url, "its voxel size is not three numbers above 0")
+    z, y, x = (float(v) for v in size)
+    return Loan(url, name, settings, dict(weights), (z, y, x), {"points": [], **known}, _params(url, about["params"]))
+
+
+def _params(url: str, params: Any) -> Json:
+    """The numbers of a query, of shapes that belong together."""
+    if not isinstance(params, dict) or not {"feature", "sizes"} <= set(params) <= {*_DIMENSIONS, "radius"}:
+        _refuse(url, "its numbers are not those of a query")
+    arrays = {key: _array(url, key, params[key], n) for key, n in _DIMENSIONS.items() if key in params}
+    sizes, channels = arrays["sizes"], arrays["feature"].shape[0]
+    if not 0 < len(sizes) <= MOST or not ((sizes > 0) & (sizes == np.floor(sizes)) & (sizes < 2**53)).all():
+        _refuse(url, "its sizes are not whole numbers of voxels")
+    if not 0 < channels <= MOST or not arrays["feature"].any():
+        _refuse(url, "its feature is empty")
+    shells = arrays["template"].shape[0] if "template" in arrays else 0
+    if ("profiles" in arrays) != ("template" in arrays and "unmoved" in arrays and _is_radius(params.get("radius"))):
+        _refuse(url, "its profiles are not complete")
+    if shells % 2 or ("negative_profiles" in arrays and not shells):
+        _refuse(url, "its profiles are not complete")
+    for key, wide in (("profiles", shells), ("unmoved", shells), ("negative_profiles", shells)):
+        if key in arrays and arrays[key].shape[1] != wide:
+            _refuse(url, f"{key} have {arrays[key].shape[1]} numbers, expected {wide}")
+    if "negative_features" in arrays and arrays["negative_features"].shape[1] != channels:
+        _refuse(url, f"negative_features have other channels than the feature's {channels}")
+    return dict(params)
+
+
+def _is_radius(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e5
+
+
+def _array(url: str, key: str, values: Any, dimensions: int) -> Any:
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        _refuse(url, f"{key} is not made of numbers")
+    if found.ndim != dimensions or not found.size or not np.isfinite(found).all():
+        _refuse(url, f"{key} is not made of finite numbers in {dimensions} dimensions")
+    return found
+
+
+def _digest(about: Json) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _refuse(url: str, what: str) -> NoReturn:
+    raise InputError(f"{public(url)}: {what}")
