@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mrcfile
@@ -21,6 +22,16 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3
 
 MakeFeatures = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_again() -> Iterator[None]:
+    """What `cryosam -v` set for its process ends with the test."""
+    ours = logging.getLogger("cryosam_dask")
+    handlers, level = ours.handlers[:], ours.level
+    yield
+    ours.handlers[:] = handlers
+    ours.setLevel(level)
 
 
 @pytest.fixture

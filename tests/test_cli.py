@@ -268,3 +268,13 @@ def test_a_plan_like_a_run_without_a_journal_is_refused(cryosam: Run, tomogram: 
     code, _, err = cryosam("plan", tomogram, "--models", "builtin", "--like", tmp_path / "r.zarr")
     assert code == 2
     assert "give a run that was finished" in one_line(err)
+
+
+def test_a_second_verbose_command_of_a_process_logs_each_line_once(
+    cryosam: Run, tomogram: Path, tmp_path: Path
+) -> None:
+    for out in ("a.zarr", "b.zarr"):
+        code, _, err = cryosam("-v", "ingest", tomogram, "--out", tmp_path / out, "--workers", "0")
+        assert code == 0
+        assert err.count("INFO ingest: 1 units, on cpu") == 1
+        assert "Logging error" not in err

@@ -28,11 +28,20 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if verbose:
-        # on our own logger: the root belongs to whoever embeds us, and Dask's own lines are not for users
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("cryosam_dask").addHandler(handler)
-        logging.getLogger("cryosam_dask").setLevel(LEVELS[min(verbose, 2)])
+        _log(LEVELS[min(verbose, 2)])
     if version:
         typer.echo(f"cryosam_dask {__version__}")
         raise typer.Exit
+
+
+def _log(level: int) -> None:
+    """Log to stderr, on our own logger: the root belongs to whoever embeds us, and Dask's lines are not for users."""
+    ours = logging.getLogger("cryosam_dask")
+    for handler in ours.handlers[:]:
+        if handler.name == __name__:  # an earlier command's in this process, whose stderr may be closed
+            ours.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.name = __name__
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(level)

@@ -12,17 +12,16 @@ from cryosam_dask.cli.options import (
     NamesOption,
     OutOption,
     OverwriteOption,
-    Prompts,
     Reading,
     RunArgument,
     TomogramArgument,
     Where,
     Workers,
-    described,
     driver,
     say,
     with_options,
 )
+from cryosam_dask.cli.prompts import Prompts, described
 
 if TYPE_CHECKING:
     from cryosam_dask.pipeline import Driver

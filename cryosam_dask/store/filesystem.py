@@ -131,8 +131,13 @@ def _has_credentials() -> bool:
 
 
 def forget() -> None:
-    """Drop all connections; they are made anew, with the environment and the configuration of that time."""
+    """Drop all connections; they are made anew, with the environment and the configuration of that time.
+
+    What is still under way on the old ones says nothing about the new ones.
+    """
+    global _times
     with _lock:
+        _times += 1
         _connections.clear()
         _answered.clear()
         _down.clear()
@@ -163,7 +168,7 @@ class Patient(AsyncFileSystem):  # type: ignore[misc]
         super().__init__(asynchronous=asynchronous, use_listings_cache=False)
         self.protocol = inner.protocol
         self._inner = inner
-        self._at = place
+        self._at, self._times = place, _times
         self._address = address
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -286,13 +291,12 @@ class Patient(AsyncFileSystem):  # type: ignore[misc]
             except Exception as error:  # noqa: BLE001 - storage raises whatever its packages do
                 fault = faults.classify(error)
             else:
-                _answered.add(self._at)
-                _down.discard(self._at)
+                self._answers()
                 if attempt:
                     logger.info("%s: answers again after %.1f s", self._at, time.monotonic() - began)
                 return result
             if fault.missing is not None:
-                _answered.add(self._at)
+                self._answers()
                 raise fault.missing from None
             if fault.error is not None:
                 raise fault.error
@@ -301,7 +305,7 @@ class Patient(AsyncFileSystem):  # type: ignore[misc]
             most = min(_FIRST_CONTACT, patience()) if short else patience()
             pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**attempt)
             if not fault.transient or waited >= most:
-                if fault.transient and not short:
+                if fault.transient and not short and self._times == _times:
                     _down.add(self._at)
                 raise StoreError(fault.sentence(verb, self._at, path, waited)) from None
             logger.log(
@@ -311,6 +315,11 @@ class Patient(AsyncFileSystem):  # type: ignore[misc]
             )
             attempt += 1
             await asyncio.sleep(min(pause, most - waited))
+
+    def _answers(self) -> None:
+        if self._times == _times:
+            _answered.add(self._at)
+            _down.discard(self._at)
 
     async def _on_its_loop(self, operation: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         loop = self._inner.loop
@@ -325,6 +334,8 @@ _asked: set[str] = set()
 _anonymous: set[str] = set()
 _down: set[str] = set()
 """Places that an operation gave up on, until one gets through: what is left to tidy up need not wait as long again."""
+_times = 0
+"""How often connections were dropped."""
 _lock, _asking = threading.Lock(), threading.Lock()
 
 

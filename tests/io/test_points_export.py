@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cryosam_dask import outputs
 from cryosam_dask.cli import app
-from cryosam_dask.cli.options import Prompts
+from cryosam_dask.cli.prompts import Prompts
 from cryosam_dask.cli.runs import described
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io import open_tomogram

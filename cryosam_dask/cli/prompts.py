@@ -1,0 +1,122 @@
+"""Where the user clicked, and on what: the options that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cryosam_dask.cli.options import numbers
+from cryosam_dask.errors import InputError
+
+if TYPE_CHECKING:
+    from cryosam_dask.io.frame import TomogramSource
+    from cryosam_dask.store.run_store import RunStore
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Where the user clicked."""
+
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="Z,Y,X", help="A voxel on a particle, from 0. May be given again: one kind only."),
+    ] = None
+    points: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="More points: .csv (z,y,x), .star, .mod, copick .json, .ndjson or .parquet."),
+    ] = None
+    points_format: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="Of that file, where its suffix does not tell it, e.g. relion5, warp."),
+    ] = None
+    points_tomogram: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose points, of several tomograms in that file; else this one's."),
+    ] = None
+    points_kind: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which points, of several kinds, objects or classes in that file."),
+    ] = None
+    points_tomograms: Annotated[
+        Path | None,
+        typer.Option(metavar="STAR", help="RELION 5's tomograms.star, where the binning does not divide its sizes."),
+    ] = None
+
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=Z,Y,X", help="Instead of points: several kinds, told apart. Give each as often as you click."
+        ),
+    ] = None
+    kinds: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same from a file that names the kind of each point.")
+    ] = None
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="Z,Y,X", help="A voxel on what is not wanted. May be given again."),
+    ] = None
+
+    def negatives(self) -> list[list[float]] | None:
+        """Points that are of no kind that is wanted, (z, y, x) voxels; None if there are none."""
+        return [_position(text, "--not") for text in self.unlike] if self.unlike else None
+
+    def by_kind(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> dict[str, list[list[float]]]:
+        """The points of each kind, in the order in which kinds are named first; empty if none is. As `read`."""
+        found: dict[str, list[list[float]]] = {}
+        for text in self.kind or []:
+            name, equals, place = text.partition("=")
+            if not equals or not name:
+                raise InputError(f"--kind {text}: expected NAME=Z,Y,X, as ribosome=92,410,388")
+            found.setdefault(name, []).append(_position(place, f"--kind {name}="))
+        if self.kinds is not None:
+            from cryosam_dask.io.picks import ALL, read_points
+
+            table = read_points(self.kinds, **({} if tomogram is None else tomogram()), kind=ALL)
+            if "kind" not in table:
+                raise InputError(f"{self.kinds}: no column kind; expected z,y,x,kind")
+            for name, place in zip(table["kind"], table[["z", "y", "x"]].to_numpy().tolist(), strict=True):
+                found.setdefault(str(name), []).append(place)
+        if found and (self.point or self.points is not None):
+            raise InputError("--kind and --kinds name what is clicked; give these or --point and --points, not both")
+        return found
+
+    def read(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
+        """All points, (z, y, x) voxels; may be empty.
+
+        tomogram : gives `voxel_size`, `shape` and `tomogram_name` as `read_points` takes them; asked if there is a file
+        """
+        found = [_position(text, "--point") for text in self.point or []]
+        if self.points is not None:
+            from cryosam_dask.io.picks import read_points
+
+            known: dict[str, Any] = {} if tomogram is None else tomogram()
+            if self.points_tomogram is not None:
+                known["tomogram_name"] = self.points_tomogram
+            known |= {"format": self.points_format, "kind": self.points_kind, "tomograms": self.points_tomograms}
+            found += read_points(self.points, **known)[["z", "y", "x"]].to_numpy().tolist()
+        return found
+
+    def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
+        """All points, at least one."""
+        if found := self.read(tomogram):
+            return found
+        raise InputError("no point: give --point Z,Y,X on a particle (zero-based voxels), or --points FILE")
+
+
+def described(tomogram: TomogramSource | RunStore, path: str) -> dict[str, Any]:
+    """What files of points may want of a tomogram, as keywords of `read_points`."""
+    from cryosam_dask.io.listing import run_names
+
+    return {"voxel_size": tomogram.voxel_size, "shape": tomogram.shape, "tomogram_name": run_names([path])[0]}
+
+
+def _position(text: str, option: str) -> list[float]:
+    """A voxel Z,Y,X."""
+    values = numbers(text, option)
+    if len(values) != 3:
+        raise InputError(f"{option} {text}: expected three numbers Z,Y,X, got {len(values)}")
+    return values
