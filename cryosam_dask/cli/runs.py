@@ -34,7 +34,7 @@ def run(
     tomograms: Annotated[
         list[str],
         typer.Argument(
-            metavar="TOMO…", help="MRC or OME-Zarr, path or URL; several, a folder of them, or a .txt list."
+            metavar="TOMO…", help="MRC, OME-Zarr, TIFF, HDF5…, path or URL; several, a folder of them, or a .txt list."
         ),
     ],
     out: Annotated[str, typer.Option("--out", metavar="RUN.zarr", help="The store; of several tomograms, a folder.")],

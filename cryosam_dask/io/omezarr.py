@@ -253,6 +253,8 @@ def _array(group: zarr.Group, url: str, level: str) -> zarr.Array[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # newer zarr takes such an array for one without any chunk, which is damage here
+            warnings.filterwarnings("error", message=".*stored chunk shape", category=UserWarning)
             node = group[level]
             if isinstance(node, zarr.Array):
                 return guarded(where, node)

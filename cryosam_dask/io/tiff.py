@@ -165,9 +165,10 @@ def _stack(path: Path, size: int) -> _Stack:
 def _parsed(path: Path) -> _Stack:
     import tifffile
 
-    others: dict[str, Any] = {
-        f"is_{name}": False for name in tifffile.TIFF.FILE_FLAGS - {"imagej", "ome", "shaped", "bigtiff"}
-    }
+    # other programs' layouts are not looked for; newer tifffile lets a few of these flags not be set
+    fixed = {name for name, value in vars(tifffile.TiffFile).items() if isinstance(value, property)}
+    flags = {f"is_{name}" for name in tifffile.TIFF.FILE_FLAGS - {"imagej", "ome", "shaped", "bigtiff"}}
+    others: dict[str, Any] = dict.fromkeys(flags - fixed, False)
     try:
         with warnings.catch_warnings(), _Bounded(path) as file:
             warnings.simplefilter("ignore")

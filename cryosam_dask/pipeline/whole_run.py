@@ -65,7 +65,7 @@ def run(
 
     Parameters
     ----------
-    tomogram : MRC file, or OME-Zarr as a folder or URL
+    tomogram : MRC, OME-Zarr, TIFF, HDF5, NumPy or an address in a copick project; MRC and OME-Zarr also by URL
     points : (n, 3) voxels (z, y, x), zero-based, all on particles of one kind; or such points by the name of each of
         several kinds, which are then told apart: each voxel and pick goes to the best one; None with `query`
     out : the run's store, a folder or fsspec URL; an existing run with the same settings is continued

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_no_pickle_of_an_input_is_loaded(array: dict[str, Any], tmp_path: Path) 
 
 
 def test_the_trap_is_one_and_the_guard_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zarr and numcodecs alone, before their newest versions, run what the chunk holds."""
+    """Unpickling runs what the chunk holds, as zarr and numcodecs did before their newest versions."""
     monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
     image = write_image(tmp_path, {}, {"0.0.0": pickle.dumps(damage.Trap())})
     plain = zarr.open_group(image, mode="r")["0"]
@@ -97,8 +98,7 @@ def test_the_trap_is_one_and_the_guard_sees_it(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(InputError, match=r"stored with the (filter|compressor) pickle, which is not read"):
             codecs.guarded("tomo.zarr/0", array)
         assert not damage.SPRUNG.exists()
-        with pytest.raises((TypeError, ValueError, AttributeError)):
-            array[...]
+        pickle.loads(Path(image, "0", "0.0.0").read_bytes())
         assert damage.SPRUNG.exists()
         damage.SPRUNG.unlink()
 
@@ -123,7 +123,8 @@ def test_codecs_of_version_3_are_those_of_the_list(name: str, write_zarr: Any, v
 
 def test_codecs_inside_shards_are_checked_too(tmp_path: Path, volume: np.ndarray, write_zarr: Any) -> None:
     url = write_zarr(volume)
-    with pytest.warns(UserWarning, match="not in the Zarr version 3"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not in Zarr's specification, as some versions say
         lzma = zarr.codecs.numcodecs.LZMA()
     shards = {"shape": (8, 8, 8), "chunks": (4, 4, 4), "shards": (8, 8, 8), "dtype": "i2"}
     zarr.create_array(f"{url}/1", compressors=lzma, **shards)
