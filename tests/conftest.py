@@ -15,7 +15,7 @@ import pytest
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
-from cryosam_dask import geometry
+from cryosam_dask import cli, geometry
 from cryosam_dask.kernels import features as kernel
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -32,6 +32,23 @@ def _quiet_again() -> Iterator[None]:
     yield
     ours.handlers[:] = handlers
     ours.setLevel(level)
+
+
+@pytest.fixture
+def cryosam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cryosam", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
 
 
 @pytest.fixture

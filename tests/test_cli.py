@@ -16,27 +16,10 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryosam_dask import batch, cli
+from cryosam_dask import batch
 from cryosam_dask.summary import Row, Summary
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cryosam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cryosam", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 @pytest.fixture

@@ -86,16 +86,20 @@ class _Found:
         return np.where(self.prompted, self.score + 1, self.score).astype(np.float32)
 
 
-def select(store: RunStore, name: str, groups: int, settings: Settings) -> Selection:
+def select(store: RunStore, name: str, groups: int, settings: Settings, first: int | None = None) -> Selection:
     """Score the instances, drop those of another size or largely inside better ones, and number the rest.
 
     The score is that of the prompt where proposals were ranked by their profiles, else the similarity of the
     instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first case
     only: proposals that have the profile of the query have its size. In the second case instances go whose mean
     feature is more similar to a negative's than to the query.
+
+    first : of all prompts only so many, the clicked ones and then the best proposals: what a smaller K gives
     """
     found = _find(store, name, groups, settings)
     inside, measured = found.fitting, found.measured
+    if first is not None:
+        inside = inside[measured.prompt[inside] < first]
     kept = inside[
         merging.distinct(
             measured.box[inside],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from cryosam_dask import cli, outputs
+from cryosam_dask import outputs
 from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.evaluate import czii_score, evaluate_masks, evaluate_picks
 from cryosam_dask.io.picks import write_picks
@@ -73,21 +72,6 @@ def write(path: Path, points: np.ndarray, **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(points, columns=list("zyx")).assign(**columns).to_csv(path, index=False)
     return path
-
-
-@pytest.fixture
-def cryosam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cryosam", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
