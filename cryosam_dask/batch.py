@@ -227,6 +227,8 @@ class _Batch:
         driver = self._drive(row.run)
         with driver.command(f"run {', '.join(kinds.names)}"):
             elsewhere = {name: loan for name, loan in kinds.loans.items() if not _same(row.run, loan.url)}
+            for name in kinds.loans.keys() - elsewhere.keys():  # what is lent to the others goes on as it was made
+                driver.check_lender(name, self._settings)
             if not prompted and elsewhere:
                 source = open_tomogram(row.tomogram, **self._reading)
                 for loan in elsewhere.values():

@@ -27,6 +27,7 @@ default_role = "code"
 html_theme = "furo"
 html_title = "cryosam_dask"
 html_show_sourcelink = False
+html_show_copyright = False
 
 autodoc_typehints = "none"  # docstrings say what a type can't: shapes, axis order, units
 autodoc_member_order = "bysource"
@@ -46,7 +47,22 @@ def write_pages(app: Any) -> None:
     command = [sys.executable, "-m", "typer", "cryosam_dask.cli", "utils", "docs", "--name", "cryosam"]
     environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb"}
     shown = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", env=environment)
-    _write(source / "reference" / "commands.md", shown.stdout.replace("# `cryosam`", "# Commands", 1))
+    _write(source / "reference" / "commands.md", _commands(shown.stdout))
+
+
+def _commands(shown: str) -> str:
+    """typer's page, whose list of commands cuts their sentences: whole ones, and links."""
+    sections = re.findall(r"^#+ `cryosam ([^`]+)`\n\n((?:.+\n)+)", shown, flags=re.MULTILINE)
+    words = {
+        name.split()[-1]: (f"#cryosam-{name.replace(' ', '-')}", " ".join(said.split())) for name, said in sections
+    }
+
+    def item(found: re.Match[str]) -> str:
+        target, said = words[found[1]]
+        return f"* [`{found[1]}`]({target}): {said}"
+
+    shown = re.sub(r"^\* `(\w[\w-]*)`: .*", item, shown, flags=re.MULTILINE)
+    return shown.replace("# `cryosam`", "# Commands", 1)
 
 
 def _page_name(page: Path) -> str:

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     own = features.pool(labels == 1)
     similarity = features.similarity(own, 4, center=True)
     profile = similarity.max(("y", "x")).compute()
-    print(f"places most like instance 1 lie at z = {float(profile.z[int(profile.argmax())]):.0f} Å")
+    print(f"places most like instance 1 lie at z = {float(profile.idxmax()):.0f} Å")
 
 
 if __name__ == "__main__":

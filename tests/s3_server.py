@@ -54,11 +54,12 @@ def after(count: int, kind: str) -> Choose:
 
 
 class Storage:
-    """Attributes: `url` of the endpoint; `injected`, how often each fault happened; `requests`, all that came."""
+    """Attributes: `url` of the endpoint; `injected`, how often each fault happened; `asked`, paths of all requests;
+    `requests`, how many those are."""
 
     def __init__(self) -> None:
         self.injected: Counter[str] = Counter()
-        self.requests = 0
+        self.asked: list[str] = []
         self._choose: Choose | None = None
         self._first = 0
         self._lock = threading.Lock()
@@ -69,6 +70,10 @@ class Storage:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
+
+    @property
+    def requests(self) -> int:
+        return len(self.asked)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -87,7 +92,7 @@ class Storage:
 
     def what_now(self, method: str, path: str) -> str | None:
         with self._lock:
-            self.requests += 1
+            self.asked.append(path)
             kind = self._choose(self.requests - self._first, method, path) if self._choose else None
             if kind is not None:
                 self.injected[kind] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,7 @@ def test_points_and_loans_do_not_replace_each_other(
         own.borrow(NAME, own.url)
     driver(Path(own.url), overwrite=True).borrow(NAME, donor)
     assert borrow.origin(own.store, NAME) is not None
+    own.store.delete(layout.marks(f"query/{NAME}"))  # as if it was interrupted before its only unit
     driver(Path(own.url), overwrite=True).query(NAME, [CLICK], SETTINGS)
     assert borrow.origin(own.store, NAME) is None
 
@@ -341,6 +343,10 @@ def test_other_weights_are_refused(donor: Path, tmp_path: Path) -> None:
     array.attrs["settings"] = {**dict(array.attrs["settings"]), "weights": "texture:old"}  # type: ignore[arg-type]
     with pytest.raises(StoreError, match=r"features.weights: texture:old → "):
         borrow.check(borrow.take(RunStore.open(copy), NAME), SETTINGS, (10.0, 10.0, 10.0), "t.mrc")
+    loan = borrow.take(RunStore.open(donor), NAME)
+    short = replace(loan, params={**loan.params, "feature": [1.0, 2.0]})
+    with pytest.raises(StoreError, match=r"the feature of query 'ball' has 2 numbers, expected \d+ from texture"):
+        borrow.check(short, SETTINGS, (10.0, 10.0, 10.0), "t.mrc")
 
 
 @pytest.mark.parametrize(("size", "fits"), [(10.0, True), (10.15, True), (9.85, True), (10.3, False), (20.0, False)])

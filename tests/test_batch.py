@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,17 @@ def test_a_finished_run_gives_its_query_to_others(pair: tuple[list[Path], Path, 
     again = go(list(paths), out, query_from=summary.rows[0].run)
     assert statuses(again)["t1"] == "skipped"
     assert statuses(again)["t0"] in ("done", "skipped")
+
+
+def test_a_lender_is_not_run_with_settings_that_are_not_its_own(
+    pair: tuple[list[Path], Path, Summary], tmp_path: Path
+) -> None:
+    paths, out, _ = pair
+    lender = shutil.copytree(out / "t0.zarr", tmp_path / "t0.zarr")
+    settings = settings_for("builtin", {"match.count": 1})
+    summary = go([paths[0]], tmp_path, query_from=lender, settings=settings, overwrite=True)
+    assert statuses(summary) == {"t0": "failed"}
+    assert "made here with other settings (match.count: auto → 1)" in summary.rows[0].error
 
 
 def test_a_reference_beside_the_list_comes_first(pair: tuple[list[Path], Path, Summary], tmp_path: Path) -> None:

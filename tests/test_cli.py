@@ -64,6 +64,9 @@ def one_line(err: str) -> str:
             ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--ratios", "4,8"],
             "coarse to fine",
         ),
+        ([*RUN, "--point", "5,5,5", "--ratios", "16.5"], "--ratios 16.5: expected whole numbers"),
+        ([*RUN, "--point", "5,5,5", "--unit-timeout", "-3"], "unit timeout -3: expected seconds above 0"),
+        ([*RUN, "--point", "5,5,5", "--scheduler", "node"], "--scheduler node: expected tcp://HOST:PORT"),
         ([*RUN, "--point", "5,5,5", "--device", "cuda"], "cuda"),
         (["run", "none.mrc", *RUN[2:], "--point", "5,5,5"], "none.mrc"),
         (["info", "{o}"], "no run found"),
@@ -72,6 +75,7 @@ def one_line(err: str) -> str:
         (["match", "{o}"], "no run found"),
         (["simulate", "{o}.mrc", "--preset", "virus"], "preset"),
         (["simulate", "{o}.mrc", "--snr", "-1"], "snr"),
+        (["simulate", "{o}.mrc", "--shape", "48.5,64,64"], "--shape 48.5,64,64: expected whole numbers"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -82,6 +86,31 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2
     assert message in one_line(err)
     assert list(tmp_path.iterdir()) == [tomogram]
+
+
+def test_a_query_that_was_not_finished_is_not_among_those_that_are_there(cryosam: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "t.npy", tmp_path / "r.zarr"
+    np.save(path, np.zeros((20, 30, 40), np.float32) + np.arange(40, dtype=np.float32))  # nothing to be segmented
+    common = ("--models", "builtin", "--workers", 0)
+    assert cryosam("run", path, "--voxel-size", 10, "--point", "5,5,5", "--out", out, *common)[0] == 2
+    code, _, err = cryosam("match", out, "--workers", 0)
+    assert code == 2
+    assert "no query called 'particle' (there are: none yet)" in one_line(err)
+
+
+def test_verbose_after_the_command_is_told_where_it_goes(cryosam: Run) -> None:
+    code, _, err = cryosam("info", "run.zarr", "-v")
+    assert code == 2
+    assert "before the command: cryosam -v run" in err
+
+
+def test_a_simulation_has_the_shape_and_voxel_size_that_were_asked_for(cryosam: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.mrc"
+    options = ("--preset", "ribosome", "--count", 1, "--membranes", 0, "--shape", "48,64,70", "--voxel-size", 13.5)
+    assert cryosam("simulate", path, *options)[0] == 0
+    with mrcfile.open(path, header_only=True) as file:
+        assert (int(file.header.nz), int(file.header.ny), int(file.header.nx)) == (48, 64, 70)
+        assert float(file.voxel_size.x) == pytest.approx(13.5)
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:

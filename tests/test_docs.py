@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -73,6 +74,9 @@ def test_the_reference_has_docstrings_and_options(site: Path) -> None:
     assert "an existing run with the same settings is continued" in python
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "--query-from" in commands
+    whole = "Copy a tomogram into a store, chunked, with its resolution levels and statistics."
+    assert commands.count(whole) == 2  # in the list and in its section
+    assert 'href="#cryosam-benchmark-czii"' in commands
 
 
 def shown_commands(text: str) -> list[list[str]]:
@@ -110,6 +114,18 @@ def unknown(words: list[str]) -> str | None:
 def test_commands_of_a_page_exist(page: Path) -> None:
     for words in shown_commands(page.read_text(encoding="utf-8")):
         assert unknown(words) is None, f"{page}: cryosam {shlex.join(words)}: no {unknown(words)}"
+
+
+def test_examples_of_the_help_exist() -> None:
+    examples = [words for command in get_command(cli.app).commands.values() for words in of_help(command)]
+    assert len(examples) > 5
+    for words in examples:
+        assert unknown(words) is None, shlex.join(words)
+
+
+def of_help(command: Any) -> list[list[str]]:
+    """The examples at the end of a command's help."""
+    return [shlex.split(line)[1:] for line in (command.epilog or "").splitlines() if line.startswith("    cryosam ")]
 
 
 def test_the_check_of_commands_can_fail() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import tracemalloc
 from random import Random
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import optimize, sparse
 from scipy.sparse import csgraph
 
 from cryosam_dask.errors import InputError
@@ -224,6 +225,33 @@ def test_masks_are_matched_for_the_largest_sum() -> None:
     result = evaluate_masks(found, truth)
     assert a15 + a26 > a25
     assert result.mean_iou == pytest.approx((a15 + a26) / 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 9999), st.sampled_from([0.1, 0.5, 1.0]))
+def test_pairs_are_those_of_the_best_assignment(seed: int, noise: float) -> None:
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(rng.integers(0, 6, (4, 4, 3)), 2, axis=2)
+    found = np.where(rng.random(truth.shape) < noise, rng.integers(0, 7, truth.shape), truth)
+    ids = [np.unique(volume[volume > 0]) for volume in (truth, found)]
+    iou = np.array([[((truth == t) & (found == f)).sum() / ((truth == t) | (found == f)).sum() for f in ids[1]]
+                    for t in ids[0]])  # fmt: skip
+    best = iou[optimize.linear_sum_assignment(iou, maximize=True)].sum()
+    result = evaluate_masks(found, truth)
+    assert sum(one[2] for one in result.ious) == pytest.approx(best)
+    assert len({one[0] for one in result.ious}) == len({one[1] for one in result.ious}) == result.matched
+
+
+def test_thousands_of_instances_that_all_touch_take_little_memory() -> None:
+    count = 3000
+    x = np.arange(1, 2 * count + 1).reshape(1, 1, -1)
+    tracemalloc.start()
+    result = evaluate_masks(x // 2 + 1, (x + 1) // 2)  # each true one is half of two found ones: one chain of all
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (result.matched, result.found) == (count, count + 1)
+    assert result.mean_iou == pytest.approx(((count - 2) / 3 + 1) / count)  # a half at each end
+    assert peak < 20e6  # all pairs would be 72 MB
 
 
 def test_masks_read_slab_by_slab_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,15 @@ def test_voxels_that_are_no_numbers_are_named_and_nothing_is_left(tomogram: Arra
     assert not (tmp_path / "run.zarr").exists()
 
 
+def test_doubles_beyond_single_precision_are_named_as_such(tomogram: Array, tmp_path: Path) -> None:
+    values = tomogram.astype(np.float64)
+    values[40, 5, 6] = -1e39
+    np.save(tmp_path / "t.npy", values)
+    with pytest.raises(InputError, match=r"1 voxels .* too large for single precision, the first at z,y,x = 40,5,6"):
+        ingest(tmp_path / "t.npy", tmp_path / "run.zarr", voxel_size=10)
+    assert not (tmp_path / "run.zarr").exists()
+
+
 def test_a_constant_volume_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     path = write(tmp_path / "t.mrc", np.full((8, 9, 10), 7, np.float32))
     with pytest.raises(InputError, match="expected a tomogram with contrast"):

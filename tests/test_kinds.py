@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ import cryosam_dask as cs
 from cryosam_dask import outputs, planning
 from cryosam_dask.batch import run_many
 from cryosam_dask.cli import app
+from cryosam_dask.cli.prompts import Prompts
 from cryosam_dask.errors import CryosamError, InputError, SettingsError, StoreError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.picks import read_points
@@ -26,7 +29,7 @@ from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import merging, verify
 from cryosam_dask.pipeline import Driver, kinds_of, settings_for, take
 from cryosam_dask.settings import preset
-from cryosam_dask.stages import borrow, label, negative, query_file, segment, select
+from cryosam_dask.stages import borrow, label, negative, propose, query_file, segment, select
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import integrity, layout, marks, origin, picks
@@ -169,21 +172,35 @@ def test_other_kinds_or_clicks_are_other_settings(copied: Path, tomogram: Path) 
         go(tomogram, copied, points=CLICKS | {"small": SMALL[:2]})
     with pytest.raises(StoreError, match=r"negatives"):
         go(tomogram, copied, points=BIG[:1], name="big")
+    with pytest.raises(StoreError, match=r"queries/big was made with other settings \(points: 12,11,11 → 13,30,12\)"):
+        go(tomogram, copied, points=CLICKS | {"big": BIG[1:]})
+    with pytest.raises(StoreError, match=r"negatives: 12,12,32 → 9,24,28; 12,12,32\).*clicks on one are negatives"):
+        go(tomogram, copied, points={"third": SMALL[2:], **CLICKS})
     with pytest.raises(StoreError, match=r"label/big was made with other .*kinds: \['big', 'small'\] → None"):
         Driver(copied, SerialExecutor()).segment("big")
     assert contents(copied) == before
 
 
-def test_one_kind_alone_takes_the_place_of_both_on_request(copied: Path, tomogram: Path) -> None:
-    driver = Driver(copied, SerialExecutor(), overwrite=True)
+def test_one_kind_alone_takes_the_place_of_both_on_request(
+    copied: Path, tomogram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, store = Driver(copied, SerialExecutor(), overwrite=True), RunStore.open(copied)
+    with monkeypatch.context() as patch:
+        patch.setattr(picks, "write", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            driver.segment("big")
+    assert marks.found_stage(store, "label/big") is None  # labels of other picks are not taken for done
     driver.segment("big")
-    store = RunStore.open(copied)
     assert layout.labels(layout.KINDS) not in store
     assert picks.kinds(store, "big") == []
     assert set(ran(driver)) == {"label/big"}
     go(tomogram, copied, overwrite=True)
     assert places(copied, "small") == centres(SMALL)
     assert integrity.verify(copied).sound
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
@@ -253,6 +270,8 @@ def test_what_is_lost_is_noticed_and_made_again(path: str, copied: Path, togethe
         ({"../a": [[1, 2, 3]]}, None, None, None, "can't be used"),
         ({"a": [[1, 2, 3]], "b": [[1, 2, 3]]}, None, None, None, "1,2,3 is a point of a and of b"),
         ([[1, 2, 3]], [[0, 0, 0], [1, 2, 3]], None, "a", "1,2,3 is a point of a and of what is not wanted"),
+        ([[[1, 2, 3]]], None, None, None, r"points of shape \(1, 1, 3\): expected three numbers"),
+        ({"a": 5}, None, None, None, r"points of shape \(1, 1\): expected three numbers"),
         ({f"k{i}": [[1, 2, i]] for i in range(255)}, None, None, None, "255 kinds: expected 1 to 254"),
     ],
 )
@@ -267,6 +286,8 @@ def test_clicks_on_other_kinds_are_negatives() -> None:
     kinds = kinds_of({"a": [[1, 2, 3]], "b": [[4, 5, 6], [7, 8, 9]]}, [[0, 0, 0]], None, None)
     assert kinds.unlike("a") == [[0, 0, 0], [4, 5, 6], [7, 8, 9]]
     assert kinds.unlike("b") == [[0, 0, 0], [1, 2, 3]]
+    table = pd.DataFrame({"x": [3.0], "y": [2.0], "z": [1.0], "score": [0.5]})
+    assert kinds_of(table, None, None, "a").points == {"a": [[1, 2, 3]]}
     with pytest.raises(InputError, match="outside the tomogram"):
         kinds.check((5, 20, 20))
 
@@ -373,6 +394,11 @@ def test_in_the_published_ranking_the_mean_feature_decides(bare: Callable[..., D
     assert (rival > own).any()
     assert kept <= set(np.flatnonzero((own >= rival) | prompted))
     assert any("more similar to a negative" in note for note in driver.notes)
+    # of the best K, some went to what is not wanted
+    words = "they were among the best 8 places (match.count); with more, others may be found"
+    assert words in driver.notes
+    store.group(layout.proposals("small")).attrs[propose.FULL] = False
+    assert words not in select.select(store, "small", 1, SIMILAR).notes
 
 
 def test_a_negative_where_nothing_can_be_segmented_is_said_and_used(bare: Callable[..., Driver]) -> None:
@@ -500,9 +526,28 @@ def test_a_file_is_the_query(files: dict[str, Path], together: Path) -> None:
     assert files["big"].stat().st_size < 100_000
 
 
-def test_files_find_both_kinds_in_another_tomogram(files: dict[str, Path], together: Path, tmp_path: Path) -> None:
+def test_what_a_file_says_of_itself_is_one_line(files: dict[str, Path], tmp_path: Path) -> None:
+    about = json.loads(files["big"].read_text())
+    about["origin"]["tomogram"] = "a.mrc\n\x1b[2J"
+    del about["sha256"]
+    about["sha256"] = query_file._digest(about)
+    (tmp_path / "q.json").write_text(json.dumps(about))
+    assert query_file.read(tmp_path / "q.json").origin["tomogram"].isprintable()
+    (tmp_path / "q.json").write_text(json.dumps(about | {"version": "1\n\x1b[2J"}))
+    with pytest.raises(InputError) as error:
+        query_file.read(tmp_path / "q.json")
+    assert str(error.value).isprintable()
+
+
+def test_files_find_both_kinds_in_another_tomogram(
+    files: dict[str, Path], together: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other, out = write_balls(tmp_path / "other.mrc", seed=5), tmp_path / "other.zarr"
-    go(other, out, query=list(files.values()), settings=None)
+    loans = take(list(files.values()), None)
+    loans["small"] = replace(loans["small"], settings=BUILTIN.replace({"match.tau_sim": 0.1}))
+    made = go(other, out, query=loans, settings=None)
+    differing = "(match.tau_sim: 0.1 → 0.0)"
+    assert f"small: searched for as the others, not as where the query is from {differing}" in made.notes
     assert places(out, "big") == centres(BIG)
     assert places(out, "small") == centres(SMALL)
     assert ran(go(other, out, query=together, name=["big", "small"], settings=None)) == {}
@@ -510,6 +555,11 @@ def test_files_find_both_kinds_in_another_tomogram(files: dict[str, Path], toget
     assert described["queries"]["big"]["from"]["negatives"] == CLICKS["small"]
     lent_on = borrow.take(RunStore.open(out), "small")
     assert np.allclose(lent_on.params["negative_profiles"], query_file.read(files["small"]).params["negative_profiles"])
+    assert not caplog.messages
+    # a negative point that was added here is not of the query, and whoever takes it is told
+    Driver(out, SerialExecutor(), overwrite=True).borrow("small", files["small"], None, BIG[1:])
+    assert borrow.take(RunStore.open(out), "small").params == lent_on.params
+    assert "negative points that it was given there are not lent on" in caplog.text
 
 
 def test_a_query_whose_negatives_are_not_finished_is_not_lent(copied: Path) -> None:
@@ -526,8 +576,11 @@ def test_names_of_borrowed_queries(files: dict[str, Path], together: Path) -> No
     assert list(take(together, ["small", "big"])) == ["small", "big"]
     with pytest.raises(StoreError, match="no finished query called 'particle'"):
         take(together, None)
-    with pytest.raises(InputError, match="two queries called 'big'"):
+    with pytest.raises(InputError, match="two queries called 'big'; take both from files"):
         take([files["big"], files["big"]], None)
+    assert list(take([files["big"], files["big"]], ["mine", "yours"])) == ["mine", "yours"]
+    with pytest.raises(InputError, match="3 names of 2 files"):
+        take(list(files.values()), ["a", "b", "c"])
 
 
 def _change(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -561,6 +614,7 @@ def _change(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_change("params.feature", [1, [2]]), "feature is not made of numbers"),
         (_change("params.sizes", [0.5]), "sizes are not whole"),
         (_change("params.radius", -1), "profiles are not complete"),
+        (_change("params.radius", 1), "profiles are not of particles of its radius"),
         (_change("params.profiles", [[1.0, 2.0]]), "profiles have 2 numbers"),
         (_change("params.negative_profiles", [[1.0]]), "negative_profiles have 1 numbers"),
         (_change("params.negative_features", [[1.0]]), "other channels"),
@@ -605,8 +659,17 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
     with pytest.raises(InputError, match="a query has at most"):
         query_file.read(tmp_path / "q.json")
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="no such file"):
         query_file.read(tmp_path / "none.json")
+
+
+def test_a_signed_link_to_a_file_is_read_and_its_signature_never_shown(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = files["big"].read_text()
+    monkeypatch.setattr(query_file, "_text", lambda url: text)
+    (loan,) = take("https://host/big.json?signature=secret", None).values()
+    assert (loan.name, loan.url) == ("big", "https://host/big.json")
 
 
 # --- commands ---
@@ -641,6 +704,12 @@ def test_wrong_words_are_one_line(words: list[str], message: str, tomogram: Path
     assert isinstance(result.exception, CryosamError)
     assert message in str(result.exception)
     assert not out.exists()
+
+
+def test_a_point_without_a_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "clicks.csv").write_text("z,y,x,kind\n12,11,11,big\n12,12,32,\n")
+    with pytest.raises(InputError, match=r"clicks.csv: the point 12,12,32 has no kind"):
+        Prompts(kinds=tmp_path / "clicks.csv").by_kind()
 
 
 def test_kinds_of_a_file_in_several_tomograms(tomogram: Path, tmp_path: Path) -> None:

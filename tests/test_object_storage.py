@@ -193,12 +193,12 @@ def test_stopped_by_expired_credentials_and_an_outage_it_goes_on_with_workers(
     assert re.search(r"access denied: .*token has expired.* ExpiredToken.*same command again", str(denied.value))
     assert "\n" not in str(denied.value)
     assert 0 < injected["expired"] < 30
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < filesystem.PATIENCE
     filesystem.forget()  # a new process
     monkeypatch.setenv("CRYOSAM_STORAGE_PATIENCE", "1")
     with s3.failing(after(250, "slow down")) as injected, pytest.raises(StoreError) as outage:
         go()
-    assert re.search(r"for \d s: .*reduce your request rate.*503 SlowDown.*finished units are kept", str(outage.value))
+    assert re.search(r"for \d+ s: .*reduce your request rate.*503 SlowDown.*finished units are kept", str(outage.value))
     assert injected["slow down"] > 2
     monkeypatch.delenv("CRYOSAM_STORAGE_PATIENCE")
     filesystem.forget()
@@ -323,7 +323,7 @@ def test_an_array_takes_few_requests(s3: Storage) -> None:
     def requests(action: Callable[[], Any]) -> int:
         before = s3.requests
         action()
-        return s3.requests - before
+        return sum("few.zarr" in path for path in s3.asked[before:])  # others may still be trying
 
     assert requests(lambda: store.put("instances/p/group0/bits", np.arange(6), ("n",))) <= 4
     assert requests(lambda: RunStore.open(store.url).read("instances/p/group0/bits")) <= 3
@@ -335,7 +335,7 @@ def test_an_array_takes_few_requests(s3: Storage) -> None:
     [
         ("denied", r"can't read it: access denied: Access Denied \(403 AccessDenied\); check the credentials", 1),
         ("expired", r"access denied: .*\(403 ExpiredToken\)", 1),
-        ("error", r"can't read it for \d s: .*internal error.*500 InternalError.*finished units are kept", 40),
+        ("error", r"can't read it for \d+ s: .*internal error.*500 InternalError.*finished units are kept", 40),
     ],
 )
 def test_it_ends_in_words(s3: Storage, monkeypatch: pytest.MonkeyPatch, kind: str, message: str, most: int) -> None:
@@ -372,7 +372,7 @@ def test_nobody_there(
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"no answer: .*127\.0\.0\.1:9.*check the address, AWS_ENDPOINT_URL") as caught:
         RunStore.exists(address) if address.endswith("run.zarr") else open_tomogram(address)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < filesystem.PATIENCE
     assert "\n" not in str(caught.value)
     no_secret_in(str(caught.value) + caplog.text)
 
@@ -384,7 +384,7 @@ def test_a_worker_waits_for_storage_that_its_driver_has_used(s3: Storage, monkey
     began = time.monotonic()
     with pytest.raises(StoreError, match="no answer"):
         RunStore.exists(f"s3://{BUCKET}/run.zarr")
-    assert 3.5 < time.monotonic() - began < 9
+    assert 3.5 < time.monotonic() - began < filesystem.PATIENCE
 
 
 def test_no_credentials(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,8 +593,11 @@ def test_only_what_is_asked_for_is_read(s3: Storage, tmp_path: Path) -> None:
     files, _ = filesystem.filesystem(url)
     cat = type(files)._cat_file
 
-    async def spy(self: Any, where: str, start: int, end: int, **kwargs: Any) -> Any:
-        asked.append((start, end))
+    async def spy(self: Any, where: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> Any:
+        if where.endswith("large.mrc"):
+            assert start is not None
+            assert end is not None
+            asked.append((start, end))
         return await cat(self, where, start, end, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:

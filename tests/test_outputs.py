@@ -157,9 +157,14 @@ def test_relion5_is_centred_ångström_and_names_the_tomogram(store: RunStore, t
 @pytest.mark.parametrize(
     ("file", "options", "message"),
     [
-        ("p.txt", {}, r"the suffix '\.txt' tells no format"),
+        ("p.txt", {}, r"the suffix '\.txt' tells no format: picks go to \.csv, .* labels to \.mrc, .* meshes to \.glb"),
+        ("p.txt", {}, r"--format: csv, .*, relion5, .*, mrc, .*, ome-zarr-0\.4, glb, ply$"),
         ("p", {}, "the suffix '' tells no format"),
-        ("p.csv", {"format": "pdf"}, "unknown format 'pdf'"),
+        ("p.csv", {"format": "pdf"}, "unknown format 'pdf'; expected .* parquet, mrc, .* ply"),
+        ("l.mrc", {"what": "instances"}, "--what instances: expected picks, labels"),
+        ("l.mrc", {"what": "kinds", "name": "a"}, "no kinds were told apart"),
+        ("s3://bucket/l.zarr", {}, "an address; files are exported to a disk"),
+        ("project", {"format": "copick", "what": "picks"}, "said with --contents"),
         ("p.csv", {"what": "labels"}, r"\.csv can't hold labels"),
         ("p.star", {"what": "semantic"}, r"\.star can't hold semantic"),
         ("l.mrc", {"what": "picks"}, r"\.mrc can't hold picks"),
@@ -173,8 +178,49 @@ def test_what_can_not_be_exported_is_said_and_nothing_is_written(
 ) -> None:
     segmented(store, "a", PLACES)
     with pytest.raises(InputError, match=message):
-        outputs.export(store.url, tmp_path / file, **options)  # type: ignore[arg-type]
+        outputs.export(store.url, file if "://" in file else tmp_path / file, **options)  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_the_tomogram_itself_is_not_replaced(store: RunStore, tmp_path: Path) -> None:
+    segmented(store, "a", PLACES)
+    source = write_mrc(tmp_path / "tomo.mrc", np.zeros(SHAPE, np.float32))
+    store.root.attrs["cryosam"] = {**store.info, "input": {"path": str(source)}}
+    before = source.read_bytes()
+    (tmp_path / "link.mrc").symlink_to(source)
+    for file, options in (("tomo.mrc", {}), ("link.mrc", {}), ("tomo.mrc", {"format": "csv", "what": "picks"})):
+        with pytest.raises(InputError, match=r"mrc: the run's own tomogram, which no export replaces"):
+            outputs.export(RunStore.open(store.url).url, tmp_path / file, **options)  # type: ignore[arg-type]
+    assert source.read_bytes() == before
+    for file in ("run.zarr", "run.zarr/labels", "run.zarr/mine/l.zarr"):
+        with pytest.raises(InputError, match=r"run\.zarr.*: a run, which no export replaces or adds to"):
+            outputs.export(store.url, tmp_path / file, what="labels", format="ome-zarr", overwrite=True)
+
+
+def test_kinds_of_a_query_that_is_none_of_them(store: RunStore, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picks.write(store, name, table(PLACES), {"kinds": [] if name == "c" else ["a", "b"]})
+    with pytest.raises(InputError, match="'c' was not told apart from others; there are: a, b"):
+        outputs.export(store.url, tmp_path / "k.mrc", what="kinds", name="c")
+
+
+def test_true_points_beyond_the_border_count(store: RunStore, tmp_path: Path) -> None:
+    """A pick at the border finds the particle whose middle is outside; of far points the user is told more."""
+    segmented(store, "a", np.vstack([PLACES, [[0.0, 10.0, 12.0]]]))
+    path = tmp_path / "truth.csv"
+    true = np.vstack([PLACES, [[-2.5, 10.0, 12.0]]])
+    pd.DataFrame(true, columns=list("zyx")).to_csv(path, index=False)
+    figures = outputs.evaluate(store.url, path, 3)
+    assert (figures["precision"], figures["recall"]) == (1, 1)
+    note = "true points outside of their tomogram, by up to 2 voxels, count as all others: 1 of 4 in run"
+    assert figures["notes"] == [note]
+    assert list(outputs.evaluate_runs(store.url, path, 3).dataset.notes) == [note]
+    pd.DataFrame(PLACES, columns=list("zyx")).to_csv(path, index=False)
+    assert "notes" not in outputs.evaluate(store.url, path, 3)
+    turned = [[5.0, 19.0, 32.0], [20.0, 10.0, 31.0], [23.0, 3.0, 30.0]]
+    pd.DataFrame(turned, columns=list("zyx")).to_csv(path, index=False)
+    with pytest.raises(InputError, match=r"3 of 3 points are outside of run .*: are they in x,y,z order, or another"):
+        outputs.evaluate(store.url, path, 3)
 
 
 def test_a_folder_that_is_not_there_is_one_line(store: RunStore, tmp_path: Path) -> None:

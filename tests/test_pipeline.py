@@ -16,7 +16,7 @@ import zarr
 import cryosam_dask as cs
 from cryosam_dask import outputs, planning
 from cryosam_dask.demo import write_simulation
-from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
+from cryosam_dask.errors import InputError, MemoryLimitError, SettingsError, StoreError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels.propagation import Propagation
@@ -335,6 +335,9 @@ def test_a_plan_goes_by_what_a_run_took(finished: Path, simulation: dict[str, An
         assert planned[kind] == pytest.approx(took[kind], rel=0.05), kind
     assert str(finished) in planning.in_words(made)
     assert made.prompts == 1 + len(picks.read(RunStore.open(finished), NAME))
+    assert like.settings.features.encoder == "texture"
+    with pytest.raises(SettingsError, match=r"was made with texture\+random-walker, and says nothing of what dinov2"):
+        planning.plan_run(source, settings_for("paper"), planning.Options(like=like))
 
 
 def test_exports_carry_the_picks_and_labels(finished: Path, tmp_path: Path) -> None:
@@ -342,6 +345,7 @@ def test_exports_carry_the_picks_and_labels(finished: Path, tmp_path: Path) -> N
     cs.export(finished, tmp_path / "p.csv")
     text = (tmp_path / "p.csv").read_text().splitlines()
     assert text[0] == "z,y,x,score,instance"
+    assert list(cs.open_run(finished)[f"picks/{NAME}"].data_vars)[:5] == ["z", "y", "x", "score", "instance"]
     assert len(text) == len(table) + 1
     assert [float(v) for v in text[1].split(",")[:3]] == pytest.approx(table.loc[0, ["z", "y", "x"]].tolist())
     cs.export(finished, tmp_path / "p.star")

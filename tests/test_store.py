@@ -242,6 +242,7 @@ def test_differences_are_named_by_their_whole_path() -> None:
     new = {"a": 1.5, "b": {"c": 2, "d": {"e": 4}}, "new": True, "same": [1, 2]}
     assert marks.differences(old, new) == ["a: 1 → 1.5", "b.d.e: 3 → 4", "gone: 0 → None", "new: None → True"]
     assert marks.differences(old, old) == []
+    assert marks.differences({"points": "0a" * 32}, {"points": "0b" * 32}) == ["other points"]
 
 
 @given(sides, sides, sides)

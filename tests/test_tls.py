@@ -61,7 +61,7 @@ def started(log: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[byte
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(120)
 
 
 def tls_options(paths: Paths) -> list[str | Path]:
@@ -72,7 +72,7 @@ def worker_options(folder: Path) -> list[str | Path]:
     return ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard", "--local-directory", folder]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -101,7 +101,7 @@ def test_who_has_a_certificate_of_the_authority_runs_units(scheduler, ours, tmp_
     security = security_from(ours["ca"], ours["cert"], ours["key"])
     for address in (scheduler, scheduler.removeprefix("tls://")):  # encrypted is what certificates are for
         with make_executor(scheduler=address, device="cpu", security=security) as executor:
-            assert executor.client.submit(pow, 2, 5).result(timeout=60) == 32
+            assert executor.client.submit(pow, 2, 5).result() == 32
 
 
 def test_certificates_may_stand_in_the_configuration(scheduler, ours):
@@ -137,9 +137,9 @@ def test_workers_without_a_certificate_are_turned_away(scheduler, ours, theirs, 
             )
             for name, where in refused
         ]  # fmt: skip
-        eventually(lambda: all(process.poll() is not None for process in processes), 60)
+        eventually(lambda: all(process.poll() is not None for process in processes))
     security = security_from(ours["ca"], ours["cert"], ours["key"])
-    with DaskExecutor(scheduler, "cpu", security=security) as executor:
+    with DaskExecutor(scheduler, "cpu", security=security, timeout=60) as executor:
         assert not {"without", "stranger"} & {str(worker["name"]) for worker in executor.workers().values()}
 
 
@@ -154,7 +154,7 @@ def test_nobody_else_gets_into_the_local_workers(scheme, two_workers, theirs):
         for security in strangers:
             with pytest.raises((OSError, TimeoutError)):
                 Client(address.replace("tls://", f"{scheme}://"), timeout=1, security=security, set_as_default=False)
-    assert two_workers.submit(pow, 2, 5).result(timeout=30) == 32
+    assert two_workers.submit(pow, 2, 5).result() == 32
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_web_pages_of_local_workers_show_nothing(two_workers):
     port = two_workers.cluster.scheduler.http_server.port
     for page in ("status", "info/main/workers.html", "json/counts.json", "metrics"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=60)
 
 
 # the options

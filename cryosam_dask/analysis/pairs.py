@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from cryosam_dask.analysis.volumes import checked_box
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.outputs.results import single_name
@@ -61,16 +62,18 @@ def pair_correlation(
 
     store = RunStore.open(run)
     chosen = single_name(store, name)
-    if not (math.isfinite(longest) and longest > 0 and 0 < bins <= _MOST_BINS):
+    if not (math.isfinite(longest) and longest > 0 and bins in range(1, _MOST_BINS + 1)):
         raise InputError(f"longest {longest!r} nm in {bins!r} bins: expected a length above 0 and 1 to {_MOST_BINS}")
-    window = _sides(store, box)
+    # sides of the window: the first voxel, and the one after the last
+    window = np.array([(0, n) for n in store.shape] if box is None else checked_box(store, "box", box))
     one = _places(store, chosen, window)
-    two = one if other is None else _places(store, single_name(store, other), window)
-    possible = len(one) * (len(one) - 1) / 2 if other is None else len(one) * len(two)
+    two = None if other in (None, chosen) else _places(store, single_name(store, other), window)
+    possible = len(one) * (len(one) - 1) / 2 if two is None else len(one) * len(two)
     if possible < 1:
-        raise InputError(f"{store.url}: {len(one)} and {len(two)} picks in the window make no pair")
-    edges = np.linspace(0, longest, bins + 1)
-    pairs = _counted(one, None if other is None else two, edges)
+        found = len(one) if two is None else f"{len(one)} and {len(two)}"
+        raise InputError(f"{store.url}: {found} picks in the window make no pair")
+    edges = np.linspace(0, longest, int(bins) + 1)
+    pairs = _counted(one, two, edges)
     sides = (window[:, 1] - window[:, 0]) * store.voxel_size / 10
     expected = possible / np.prod(sides) ** 2 * _shared(sides, edges)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -79,19 +82,6 @@ def pair_correlation(
     names = {"run": store.url, "query": chosen, "other": other or chosen, "bin_width": longest / bins}
     middle = xr.Variable("distance", (edges[1:] + edges[:-1]) / 2, {"units": "nm"})
     return xr.Dataset({key: ("distance", v) for key, v in values.items()}, {"distance": middle}, names)
-
-
-def _sides(store: RunStore, box: Box | None) -> NDArray[np.int64]:
-    """(3, 2) first voxel and the one after the last of the window."""
-    whole = np.array([(0, n) for n in store.shape])
-    if box is None:
-        return whole
-    found = np.asarray(box)
-    if found.shape != (3, 2) or (found[:, 0] < 0).any() or (found[:, 0] >= found[:, 1]).any() or (
-        found[:, 1] > store.shape
-    ).any():  # fmt: skip
-        raise InputError(f"box {box!r}: expected ((z0, z1), (y0, y1), (x0, x1)) inside the tomogram of {store.shape}")
-    return found
 
 
 def _places(store: RunStore, name: str, window: NDArray[np.int64]) -> Float64:

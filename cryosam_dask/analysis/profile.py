@@ -59,7 +59,8 @@ def similarity_profile(
     known = ratios(store, chosen)
     if not known or (ratio is not None and ratio not in known):
         words = ", ".join(map(str, known)) or "none yet"
-        raise InputError(f"{store.url}: no similarity of {chosen!r} at ratio {ratio}; there are: {words}")
+        at = "" if ratio is None else f" at ratio {ratio}"
+        raise InputError(f"{store.url}: no similarity of {chosen!r}{at}; there are: {words}")
     chosen_ratio = known[-1] if ratio is None else ratio
     cells = open_group(store, layout.similarity_group(chosen, chosen_ratio))["similarity"]
     rest: list[str] = [a for a in AXES if a != axis]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.analysis.instances import compute
-from cryosam_dask.analysis.volumes import BLOCK, RunVolume, Volume, inside, labels_of, named_volume
+from cryosam_dask.analysis.volumes import BLOCK, RunVolume, Volume, checked_box, inside, labels_of, named_volume
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.outputs.results import single_name
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Counts = NDArray[np.int64]
 _COUNTED = 1 << 20  # numbers of regions that are counted by place, which is quicker than by sorting
+_LARGEST = 2.0**53  # numbers of regions in floating point
 
 
 def slabs(run: str | Path, axis: Axis = "z", thickness: float = 20.0) -> dict[str, Box]:
@@ -87,8 +88,8 @@ def density(run: str | Path, regions: Any = None, *, name: str | None = None, ma
     regions = {"all": _whole(store)} if regions is None else regions
     keys: Any
     if isinstance(regions, Mapping):
-        keys, counts = _in_boxes({str(k): _checked(store, str(k), box) for k, box in regions.items()},
-                                 window, places, filled)  # fmt: skip
+        boxes = {str(key): checked_box(store, f"region {key}", box) for key, box in regions.items()}
+        keys, counts = _in_boxes(boxes, window, places, filled)
     else:
         _, volume = named_volume(store, regions, "regions")
         keys, counts = _in_labels(volume, window, places, filled)
@@ -139,20 +140,6 @@ def _window(store: RunStore, margin: float) -> Box:
     return sides[0], sides[1], sides[2]
 
 
-def _checked(store: RunStore, key: str, given: Any) -> Box:
-    try:
-        box = np.asarray(given)
-        whole = box.astype(np.int64)
-        if box.shape != (3, 2) or (whole != box).any():
-            raise ValueError
-    except (TypeError, ValueError):
-        raise InputError(f"region {key}: expected ((z0, z1), (y0, y1), (x0, x1)) in voxels, found {given!r}") from None
-    if (whole[:, 0] < 0).any() or (whole[:, 0] >= whole[:, 1]).any() or (whole[:, 1] > store.shape).any():
-        raise InputError(f"region {key}: {given!r} is not inside the tomogram of {store.shape} voxels (z, y, x)")
-    z, y, x = ((int(a), int(b)) for a, b in whole)
-    return z, y, x
-
-
 def _in_boxes(regions: dict[str, Box], window: Box, places: Counts, filled: RunVolume) -> tuple[list[str], Counts]:
     counts = np.zeros((len(regions), 3), np.int64)
     jobs, owners = [], []
@@ -193,9 +180,11 @@ def _of_block(volume: Volume, filled: RunVolume, box: Box, places: Counts) -> tu
     """Numbers of the regions in a block, and for each its voxels, those that are filled, and the instances."""
     values = volume.read(box)
     held = inside(values)
+    if values.dtype.kind == "f":
+        given = values[held]
+        if (odd := given[~((np.abs(given) < _LARGEST) & (given == np.rint(given)))]).size:
+            raise InputError(f"regions: expected whole numbers, one for each region, found {odd[0]:g}")
     regions = np.where(held, values, 0).astype(np.int64)
-    if values.dtype.kind == "f" and not np.array_equal(regions[held], values[held]):
-        raise InputError("regions: expected whole numbers, one for each region, found fractions")
     if not regions.any():
         return np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
     if regions.min() >= 0 and regions.max() < _COUNTED:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import OrderedDict
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,10 +96,10 @@ class Cached:
 
     def read(self, box: Box) -> Array:
         grid = [range(a // n, -(-b // n)) for (a, b), n in zip(box, self._block, strict=True)]
-        if sum(1 for _ in _product(grid)) * np.prod(self._block) > self._limit // 8:
+        if math.prod(map(len, grid)) * math.prod(self._block) > self._limit // 8:
             return self._volume.read(box)
         out: Array | None = None
-        for index in _product(grid):
+        for index in itertools.product(*grid):
             values, own = self._get(index)
             common = geometry.intersect(own, box)
             assert common is not None
@@ -122,10 +123,6 @@ class Cached:
         return self._kept[index], (z, y, x)
 
 
-def _product(grid: list[range]) -> Iterator[tuple[int, ...]]:
-    return ((z, y, x) for z in grid[0] for y in grid[1] for x in grid[2])
-
-
 def _from(box: Box, start: Box) -> Box:
     """A box counted from where another begins."""
     z, y, x = ((a - s, b - s) for (a, b), (s, _) in zip(box, start, strict=True))
@@ -135,6 +132,21 @@ def _from(box: Box, start: Box) -> Box:
 def inside(values: Array) -> Bool:
     """Which voxels a mask or labels hold: all but 0 and NaN."""
     return np.asarray((values != 0) & (values == values), bool)
+
+
+def checked_box(store: RunStore, role: str, given: Any) -> Box:
+    """A box ((z0, z1), (y0, y1), (x0, x1)) that a user gave, voxels; `InputError` where it is none in the tomogram."""
+    try:
+        box = np.asarray(given)
+        whole = box.astype(np.int64)
+        if box.shape != (3, 2) or (whole != box).any():
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(f"{role}: expected ((z0, z1), (y0, y1), (x0, x1)) in voxels, found {given!r}") from None
+    if (whole[:, 0] < 0).any() or (whole[:, 0] >= whole[:, 1]).any() or (whole[:, 1] > store.shape).any():
+        raise InputError(f"{role}: {given!r} is not inside the tomogram of {store.shape} voxels (z, y, x)")
+    z, y, x = ((int(a), int(b)) for a, b in whole)
+    return z, y, x
 
 
 def labels_of(store: RunStore, image: str) -> RunVolume:
@@ -154,8 +166,10 @@ def named_volume(store: RunStore, what: Any, role: str) -> tuple[str, Volume]:
     if isinstance(what, str | PathLike):
         name, volume = _by_name(store, str(what), role)
     else:
-        name, array = str(getattr(what, "name", None) or "mask"), what
-        if set(getattr(array, "dims", ())) == set(AXES):
+        # only xarray's names are the user's: Dask's are hashes
+        dims, array = getattr(what, "dims", ()), what
+        name = str((dims and what.name) or "mask")
+        if set(dims) == set(AXES):
             array = array.transpose(*AXES)
         if len(getattr(array, "shape", ())) != 3:
             raise InputError(

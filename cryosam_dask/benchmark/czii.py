@@ -55,7 +55,8 @@ def with_classes(entries: Sequence[Entry], only: Sequence[str] = ()) -> list[Ent
         kept = {kind: truth for kind, truth in named.items() if kind in known}
         error = entry.error
         if not error and not kept:
-            error = f"{entry.name}: positions of none of the classes, but of {_some(named)}"
+            kinds = f"of {_some(named)}" if set(named) != {""} else "that name no class"
+            error = f"no positions of the classes, but such {kinds}"
         chosen = {kind: truth for kind, truth in kept.items() if kind in wanted}
         if chosen or error:
             out.append(replace(entry, truths=chosen, error=error))

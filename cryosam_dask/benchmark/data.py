@@ -20,9 +20,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from cryosam_dask.benchmark.names import plain_name, same_tomogram, star_names
+from cryosam_dask.benchmark.names import same_tomogram, star_names
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.listing import find_tomograms, natural
+from cryosam_dask.io.points.base import plain_name
+from cryosam_dask.outputs.truth_files import files_under
 
 POINT_SUFFIXES = (".star", ".csv", ".json", ".ndjson")
 _SHOWN = 4
@@ -40,7 +42,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tomogram of a data set. `truths` : by kind of particle; `error` : why it can't be used, in one line."""
+    """A tomogram of a data set. `truths` : by kind of particle; `error` : why it can't be used, without its name."""
 
     name: str
     tomogram: str
@@ -101,7 +103,7 @@ def _of_kind(entry: Entry, kind: str | None) -> Entry:
         return replace(entry, truths={kind: entry.truths[exact[0]]})
     there = _some(sorted(entry.truths)) or "none"
     what = f"several kinds are called {kind!r}" if exact else f"no positions of {kind!r}"
-    return replace(entry, truths={}, error=f"{entry.name}: {what} (there are: {there})")
+    return replace(entry, truths={}, error=f"{what} (there are: {there})")
 
 
 def _chosen(entries: list[Entry], only: str | None) -> list[Entry]:
@@ -174,9 +176,9 @@ def _one_image(name: str, images: Iterable[Path], which: str | None) -> Entry:
         return Entry(name, str(found[0]))
     if not found:
         there = f"; there are {_some([str(p) for p in all_of_it])}" if all_of_it else ""
-        return Entry(name, "", error=f"{name}: no tomogram{f' matches {which}' if which else ''}{there}")
+        return Entry(name, "", error=f"no tomogram{f' matches {which}' if which else ''}{there}")
     shown = _some([str(path) for path in found])
-    return Entry(name, "", error=f"{name}: {len(found)} tomograms ({shown}); say which with --which PATTERN")
+    return Entry(name, "", error=f"{len(found)} tomograms ({shown}); say which with --which PATTERN")
 
 
 def _with_truths(entry: Entry, named: Sequence[tuple[str, Path]], format: str, where: str) -> Entry:
@@ -188,11 +190,9 @@ def _with_truths(entry: Entry, named: Sequence[tuple[str, Path]], format: str, w
     several = next((kind for kind, paths in by_kind.items() if len(paths) > 1), None)
     if several is not None:
         shown = _some([str(path) for path in by_kind[several]])
-        return replace(
-            entry, error=f"{entry.name}: several files of positions of {several} ({shown}); keep one of them"
-        )
+        return replace(entry, error=f"several files of positions of {several} ({shown}); keep one of them")
     if not by_kind:
-        return replace(entry, error=f"{entry.name}: no positions under {where}")
+        return replace(entry, error=f"no positions under {where}")
     return replace(entry, truths={kind: Truth(paths[0], format) for kind, paths in by_kind.items()})
 
 
@@ -209,9 +209,9 @@ def _flat(data: Path, truth: Path | None, truth_format: str | None, which: str |
     by_name = {path: _own_file(path, points) for path in tomograms}
     if not any(by_name.values()):
         if not points:
-            raise InputError(f"{data}: no file of positions (.star) in it; give it with --truth FILE")
+            raise InputError(f"{place}: no file of positions (.star) in it; give it with --truth FILE")
         some = [str(path) for path in stars or points]
-        raise InputError(f"{data}: {len(some)} files of positions ({_some(some)}); say which with --truth FILE")
+        raise InputError(f"{place}: {len(some)} files of positions ({_some(some)}); say which with --truth FILE")
     entries = []
     for path, own in by_name.items():
         name = plain_name(path.name)
@@ -219,7 +219,7 @@ def _flat(data: Path, truth: Path | None, truth_format: str | None, which: str |
             entries.append(Entry(name, str(path), {"": Truth(own[0], truth_format)}))
         else:
             what = f"{len(own)} files of positions ({_some(map(str, own))})" if own else "no file of positions"
-            entries.append(Entry(name, str(path), error=f"{name}: {what}"))
+            entries.append(Entry(name, str(path), error=what))
     return entries
 
 
@@ -237,7 +237,7 @@ def _of_one_star(tomograms: Sequence[Path], star: Path, format: str | None) -> l
             entries.append(Entry(name, str(path), {"": Truth(star, format, found[0])}))
         else:
             what = f"several names of {star} may be its ({_some(found)})" if found else f"{star} has no rows of it"
-            entries.append(Entry(name, str(path), error=f"{name}: {what} (names there: {_some(names) or 'none'})"))
+            entries.append(Entry(name, str(path), error=f"{what} (names there: {_some(names) or 'none'})"))
     if not any(entry.truths for entry in entries):
         shown = _some([entry.name for entry in entries])
         raise InputError(f"{star}: names none of the tomograms ({shown}); it has {_some(names) or 'no names'}")
@@ -247,8 +247,7 @@ def _of_one_star(tomograms: Sequence[Path], star: Path, format: str | None) -> l
 def _tomograms(data: Path, which: str | None, out: Path | None) -> list[str]:
     """The tomograms of `data`, or else of the one folder under it that has any."""
     places: dict[Path, list[str]] = {}
-    below = (path for path in data.rglob("*") if path.is_dir() and not _aside(path, data, out))
-    for folder in (data, *sorted(below)):
+    for folder, _ in files_under(data, out):
         try:
             found = find_tomograms([folder])
         except InputError:
@@ -267,15 +266,8 @@ def _tomograms(data: Path, which: str | None, out: Path | None) -> list[str]:
 
 
 def _point_files(folder: Path, out: Path | None) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in POINT_SUFFIXES and path.is_file())
-    return sorted(path for path in files if not _aside(path, folder, out))
-
-
-def _aside(path: Path, above: Path, out: Path | None) -> bool:
-    """Whether a path below `above` is, or is in, a Zarr store, a hidden folder, or the folder of results."""
-    if out is not None and path.resolve().is_relative_to(out.resolve()):
-        return True
-    return any(".zarr" in part or part.startswith(".") for part in path.relative_to(above).parts)
+    every = (path for _, paths in files_under(folder, out) for path in paths)
+    return sorted(path for path in every if path.suffix.lower() in POINT_SUFFIXES and path.is_file())
 
 
 def _own_file(tomogram: Path, points: Sequence[Path]) -> list[Path]:

@@ -96,14 +96,15 @@ def footnotes(asked: Asked, tables: Sequence[Table], radius: float, results: Seq
         "too, and are found when they are proposed (not stated in the paper, whose recall of 79 % with 70 % prompted "
         "leaves little else). “Recall of the rest” is that of the annotations that were no prompts.",
         f"Encoders: {specs}; segmenter: {', '.join(segmenters)}; K = {', '.join(counts)} where no other is named"
-        + (" (DINO's backbone is not stated in the paper)." if "DINO" in used else "."),
+        + (" (DINO's backbone, and that of SAM as an encoder, are not stated in the paper)." if len(used) > 1 else "."),
         "Minutes are wall time of a tomogram, from the journals of the runs: ingest, features and embeddings, which "
         "configurations share and which are counted for each, query, matching and segmentation; “matching” is a part "
         "of them.",
     ]
     if any(table.limit is not None for table in tables):
         limit = next(t.limit for t in tables if t.limit is not None)
-        out.append(f"Tables 2 and 3 and Figure 5 are of the first {limit} tomograms by name (the paper: the first 20).")
+        first = "first tomogram" if limit == 1 else f"first {limit} tomograms"
+        out.append(f"Tables 2 and 3 and Figure 5 are of the {first} by name (the paper: the first 20).")
     if any(table.name == "fig5" for table in tables):
         out.append(
             "Figure 5: each K is taken from one run with the largest, whose minutes are given; the paper's shares of "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from cryosam_dask.benchmark.paper import Config
 from cryosam_dask.benchmark.records import Record, Records
 from cryosam_dask.benchmark.sampling import prompt_count, prompt_order
 from cryosam_dask.benchmark.truth import Positions, read_positions
-from cryosam_dask.errors import InputError
+from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import ingest
@@ -52,9 +54,24 @@ class Asked:
         return Records(self.out / "results")
 
     def record(self, tomogram: str, kind: str, config: Config) -> Record | None:
-        """The record of a configuration, if it was made with these settings and this seed."""
+        """The record of a configuration, if it was made with these settings and this seed, and of what is asked now.
+
+        Of a tomogram that can't be read now, only the former is known.
+        """
         found = self.records.read(tomogram, kind, config.key)
-        return found if found is not None and found.recipe == self.recipe(config) else None
+        if found is None or found.recipe != self.recipe(config):
+            return None
+        return found if self._requests.get((tomogram, kind, config.key), found.request) == found.request else None
+
+    @cached_property
+    def _requests(self) -> dict[tuple[str, str, str], str]:
+        """The requests of all jobs of the tomograms that can be read, by tomogram, kind and configuration."""
+        found: dict[tuple[str, str, str], str] = {}
+        for index, entry in enumerate(self.entries):
+            with contextlib.suppress(CryosamError, OSError):
+                for job in jobs_of(self, entry, self.configs(index)):
+                    found[entry.name, job.kind, job.config.key] = job.request
+        return found
 
     def recipe(self, config: Config) -> str:
         """Fingerprint of all that a configuration is made with besides the tomogram and its positions."""
@@ -127,10 +144,10 @@ def jobs_of(asked: Asked, entry: Entry, configs: Sequence[Config]) -> list[Job]:
 
     Raises InputError for a tomogram or positions that can't be used.
     """
-    if entry.error:
-        raise InputError(entry.error)
     if not configs:
         return []
+    if entry.error:
+        raise InputError(entry.error)
     source = open_tomogram(entry.tomogram, **asked.reading)
     content = ingest.plan(source, entry.tomogram, {}).fingerprint
     size = [float(v) for v in source.voxel_size]

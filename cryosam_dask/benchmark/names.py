@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cryosam_dask.io.points.base import plain_name
 from cryosam_dask.io.star import read_tables
 
 NAME_COLUMNS = ("rlnTomoName", "rlnMicrographName", "wrpSourceName")
 """Columns of STAR files that name a row's tomogram: RELION's, of RELION 3 and Warp, and M's."""
-
-_ENDING = re.compile(
-    r"(\.(tomostar|mrc|mrcs|rec|map|st|ali|ccp4|ome|zarr|star|csv|json|ndjson|xml)|_\d+(\.\d+)?a(px)?)$", re.IGNORECASE
-)
-
-
-def plain_name(name: str) -> str:
-    """A name without its folder, its suffixes and the voxel size that Warp appends."""
-    name = re.split(r"[/\\]", name.strip().rstrip("/"))[-1]
-    while (shorter := _ENDING.sub("", name)) and shorter != name:
-        name = shorter
-    return name
 
 
 def same_tomogram(name: str, others: Sequence[str]) -> list[str]:

@@ -28,8 +28,8 @@ COUNTS = (128, 256, 512, 1024, ALL)
 """Values of K for Figure 5, whose legend has 512, 1024 and "All"; its figures are not published as numbers."""
 
 ENCODERS = {"SAM": "sam-vith", "DINO": "dino-vitb16", "DINOv2": "dinov2-vitl14"}
-"""Encoders of Table 2. The paper names the backbone of DINOv2 and of the SAM that segments, and not DINO's: this one
-is the largest that DINO was published with at the patch size that SAM and DINOv2 come nearest to."""
+"""Encoders of Table 2. The paper names the backbones of DINOv2 and of the SAM that segments, not those of DINO and of
+SAM as an encoder: here that SAM too, and the largest DINO at the patch size that SAM and DINOv2 come nearest to."""
 
 DEFAULT = "DINOv2"
 """The encoder of Tables 1 and 3 and of Figure 5."""

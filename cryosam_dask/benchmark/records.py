@@ -6,6 +6,7 @@ Figures are not in it: they follow from the picks, the positions and the radius,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,9 +57,10 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def make(self) -> None:
-        """Make the folder."""
-        make_folder(self._folder)
+    def make(self, tomograms: Iterable[str]) -> None:
+        """Make a folder for each tomogram, before anything is run that could then not be written."""
+        for tomogram in tomograms:
+            make_folder(self._folder / tomogram)
 
     def _file(self, tomogram: str, kind: str, config: str, suffix: str) -> Path:
         return self._folder / tomogram / f"{kind}-{config}{suffix}"

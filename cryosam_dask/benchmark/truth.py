@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +14,14 @@ from cryosam_dask.benchmark.data import Truth
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.picks import ALL, read_points
+from cryosam_dask.outputs.truth import in_a_corner
 from cryosam_dask.types import Point, Shape3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OUTSIDE = 0.05
 """Share of the positions that may lie outside of the tomogram, and are left out: what refinement has moved there."""
-
-CORNER = 0.5
-"""Positions within this share of both long sides may be in pixels that are larger than the tomogram's voxels."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def read_positions(truth: Truth, source: TomogramSource, pixel_size: float | Non
     if left_out:
         notes.append(f"{left_out} of {len(points)} positions lie outside of the tomogram and are left out")
     points = points[inside]
-    if len(points) >= 20 and (points.max(axis=0)[1:] < CORNER * np.asarray(source.shape[1:])).all():
+    if in_a_corner(points, source.shape):
         notes.append(
             f"all positions lie in the corner y < {points[:, 1].max():.0f}, x < {points[:, 2].max():.0f} of "
             f"{source.shape[1]} × {source.shape[2]}: if they are in larger pixels, give --truth-pixel-size"
@@ -67,12 +71,23 @@ def _read(truth: Truth, voxel_size: float | Point, shape: Shape3) -> NDArray[np.
     All tomograms of a file are read: then refinement may have moved some positions to below 0.
     """
     named = truth.tomogram_name is not None
-    options = {"format": truth.format, "tomogram_name": ALL if named else None}
-    table = read_points(truth.path, voxel_size=voxel_size, shape=shape, **options)
+    try:
+        stamp = truth.path.stat().st_mtime_ns
+    except OSError:
+        stamp = 0  # the reader says why
+    table = _table(truth.path, stamp, voxel_size, shape, truth.format, ALL if named else None)
     if named and "tomogram" in table.columns:
         table = table[table["tomogram"] == truth.tomogram_name]
     points: NDArray[np.float64] = table[["z", "y", "x"]].to_numpy(float)
     return points
+
+
+@lru_cache(maxsize=2)
+def _table(
+    path: Path, stamp: int, voxel_size: float | Point, shape: Shape3, format: str | None, name: str | None
+) -> pd.DataFrame:
+    """The points of a file as it was at `stamp`: one of all tomograms of a data set is read once, not for each."""
+    return read_points(path, voxel_size=voxel_size, shape=shape, format=format, tomogram_name=name)
 
 
 def _outside(truth: Truth, source: TomogramSource, points: NDArray[np.float64], count: int) -> str:

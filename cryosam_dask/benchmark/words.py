@@ -17,7 +17,7 @@ HEAD = (
 def table_in_words(table: Table, results: Sequence[Result]) -> str:
     """A table: our mean ± deviation over tomograms beside the paper's figure, in percent."""
     rows = [_row(result) for result in results]
-    limit = "" if table.limit is None else f" (the first {table.limit} tomograms)"
+    limit = "" if table.limit is None else f" (first {table.limit} of the tomograms)"
     parts = [f"## {table.title}{limit}", grid(HEAD, rows)]
     for name, errors in failures(results).items():
         parts.append("\n".join(f"{name} failed: {error}" for error in errors))

@@ -61,8 +61,10 @@ def run(
     running at all.
     """
     if all(entry.error for entry in asked.entries):
-        raise InputError(f"none of {len(asked.entries)} tomograms can be used; {asked.entries[0].error}")
-    asked.records.make()
+        raise InputError(
+            f"none of {len(asked.entries)} tomograms can be used; {asked.entries[0].name}: {asked.entries[0].error}"
+        )
+    asked.records.make(entry.name for entry in asked.entries)
     with contextlib.ExitStack() as opened:
 
         def drive(url: str) -> Driver:

@@ -39,6 +39,8 @@ def main() -> None:
         if show is None:
             raise
         show()
+        if getattr(error, "option_name", None) in ("-v", "--verbose"):
+            print("It goes before the command: cryosam -v run …", file=sys.stderr)  # noqa: T201
         sys.exit(getattr(error, "exit_code", 2))
     if isinstance(code, int) and code:
         sys.exit(code)

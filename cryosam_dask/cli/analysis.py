@@ -9,15 +9,21 @@ from typing import Annotated
 
 import typer
 
-from cryosam_dask.cli.app import RESULTS, app
+from cryosam_dask.cli.app import RESULTS, app, examples
 from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption
 
 TableOption = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="FILE", help="table.csv, table.parquet or table.nc.")
+    Path | None, typer.Option("--out", "--output", "-o", metavar="FILE", help="table.csv, table.parquet or table.nc.")
 ]
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog=examples(
+        "cryosam table run.zarr -o instances.csv",
+        "cryosam table run.zarr --name ribosome --distance-to membrane -o instances.parquet",
+    ),
+)
 def table(
     run: RunArgument,
     output: TableOption = None,
@@ -40,9 +46,7 @@ def table(
 
     if output is not None:
         check_path(output)
-    found = analysis.instance_table(
-        run, name, distance_to=distance_to or None, masks="whole" if whole else "painted"
-    )  # fmt: skip
+    found = analysis.instance_table(run, name, distance_to=distance_to, masks="whole" if whole else "painted")
     if output is None:
         found.to_dataframe().to_csv(sys.stdout)
         return
@@ -50,7 +54,12 @@ def table(
     typer.echo(f"{output}: {found.sizes['instance']} instances")
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog=examples(
+        "cryosam compare run.zarr other.zarr --radius 10 -o both.csv",
+    ),
+)
 def compare(
     run_a: RunArgument,
     run_b: Annotated[str, typer.Argument(metavar="OTHER.zarr", help="A run of the same tomogram.")],

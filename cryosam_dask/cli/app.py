@@ -23,7 +23,13 @@ LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 @app.callback(invoke_without_command=True)
 def _options(
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log each stage; -vv: and each unit.")
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            help="Log each stage; -vv: and each unit. Before the command: cryosam -v run …",
+        ),
     ] = 0,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -32,6 +38,11 @@ def _options(
     if version:
         typer.echo(f"cryosam_dask {__version__}")
         raise typer.Exit
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help: a line for each; the site shows them as code."""
+    return "\n\n".join(["Examples:", *(f"    {command}" for command in commands)])
 
 
 def _log(level: int) -> None:

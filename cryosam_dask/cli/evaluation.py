@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryosam_dask.cli.app import RESULTS, app
+from cryosam_dask.cli.app import RESULTS, app, examples
 from cryosam_dask.cli.options import JsonOption, WhichOption, say
 from cryosam_dask.errors import InputError
 
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 _RADIUS_FILES = (".yaml", ".yml", ".json")
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog=examples(
+        "cryosam evaluate run.zarr --truth picks_by_hand.csv --radius 60A",
+        "cryosam evaluate runs/ --truth 'truth/*.star' --radius 60A --out figures.csv",
+    ),
+)
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN.zarr|FOLDER", help="A run's store, or a folder of runs.")],
     truth: Annotated[

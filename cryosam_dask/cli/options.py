@@ -43,7 +43,10 @@ WhichOption = Annotated[str | None, typer.Option("--name", help="Which query; no
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what was made with other settings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="Local worker processes; 0: none, all in this process.")
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", help="Local worker processes, else one for each GPU or core; 0: all in this process."
+    ),
 ]
 
 
@@ -55,16 +58,28 @@ class Choice:
         str | None,
         typer.Option(
             metavar="MODELS",
-            help="'paper' (default), 'builtin' (no download, no GPU) or ENCODER+SEGMENTER, each also =PATH.",
+            help="'paper' (default; 3.8 GB of weights, better a GPU), 'builtin' (no download, no GPU) or "
+            "ENCODER+SEGMENTER, each also NAME=PATH.",
         ),
     ] = None
-    count: Annotated[str | None, typer.Option("--count", "-k", metavar="K|auto", help="Prompts to keep (K).")] = None
+    count: Annotated[
+        str | None,
+        typer.Option(
+            "--count", "-k", metavar="K|auto", help="Prompts to keep (K). paper: 512; builtin: auto, from the scores."
+        ),
+    ] = None
     ratios: Annotated[
-        str | None, typer.Option(metavar="R,R,…", help="Matching ratios, coarse to fine; 1 is naive matching.")
+        str | None,
+        typer.Option(
+            metavar="R,R,…", help="Matching ratios, coarse to fine; 1 is naive matching. paper: 16,8,4; builtin: 4."
+        ),
     ] = None
     set: Annotated[
         list[str] | None,
-        typer.Option(metavar="SECTION.NAME=VALUE", help="Change a setting, e.g. match.tau_sim=0.4."),
+        typer.Option(
+            metavar="SECTION.NAME=VALUE",
+            help="Change a setting, e.g. match.tau_sim=0.4. May be given again; a wrong name lists them all.",
+        ),
     ] = None
 
     def settings(self, like: Settings | None = None) -> Settings:
@@ -80,7 +95,7 @@ class Choice:
         if self.count is not None:
             values["match.count"] = _value(self.count)
         if self.ratios is not None:
-            values["match.ratios"] = [int(v) for v in numbers(self.ratios, "--ratios")]
+            values["match.ratios"] = whole_numbers(self.ratios, "--ratios")
         if like is not None and self.models is None:
             return like.replace(values)
         return settings_for(self.models or "paper", values)
@@ -91,7 +106,7 @@ class Reading:
     """How to read the tomogram, where its file is wrong or silent."""
 
     voxel_size: Annotated[
-        str | None, typer.Option(metavar="Å", help="Instead of the file's: one number, or Z,Y,X.")
+        str | None, typer.Option(metavar="Å", help="Å, instead of the file's: one number, or Z,Y,X.")
     ] = None
     unsigned: Annotated[
         bool | None,
@@ -131,7 +146,9 @@ class Workers:
     """Where units run that need no GPU."""
 
     workers: WorkersOption = None
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler.")] = None
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, e.g. tls://host:8786.")
+    ] = None
     cluster: Annotated[
         str | None, typer.Option(metavar="FILE", help="Start a cluster: a YAML file as in deploy/, or 'cuda'.")
     ] = None
@@ -156,7 +173,7 @@ class Workers:
 class Where(Workers):
     """Where units run, and what models run on."""
 
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU if there is one.")] = "auto"
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "device": self.device}
@@ -224,6 +241,14 @@ def numbers(text: str, option: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{option} {text}: expected numbers separated by commas") from None
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: expected whole numbers separated by commas") from None
 
 
 def say(notes: list[str]) -> None:

@@ -31,11 +31,11 @@ class Prompts:
     ] = None
     points_format: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help="Of that file, where its suffix does not tell it, e.g. relion5, warp."),
+        typer.Option(metavar="FORMAT", help="Of the file, where its suffix does not tell it, e.g. relion5, warp."),
     ] = None
     points_tomogram: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whose points, of several tomograms in that file; else this one's."),
+        typer.Option(metavar="NAME", help="Whose points, of several tomograms in the file; else this one's."),
     ] = None
     points_kind: Annotated[
         str | None,
@@ -75,10 +75,12 @@ class Prompts:
         if self.kinds is not None:
             from cryosam_dask.io.picks import ALL, read_points
 
-            table = read_points(self.kinds, **({} if tomogram is None else tomogram()), kind=ALL)
+            table = read_points(self.kinds, **self._frame(tomogram), kind=ALL)
             if "kind" not in table:
                 raise InputError(f"{self.kinds}: no column kind; expected z,y,x,kind")
             for name, place in zip(table["kind"], table[["z", "y", "x"]].to_numpy().tolist(), strict=True):
+                if name == "":
+                    raise InputError(f"{self.kinds}: the point {','.join(f'{v:g}' for v in place)} has no kind")
                 found.setdefault(str(name), []).append(place)
         if found and (self.point or self.points is not None):
             raise InputError("--kind and --kinds name what is clicked; give these or --point and --points, not both")
@@ -93,12 +95,16 @@ class Prompts:
         if self.points is not None:
             from cryosam_dask.io.picks import read_points
 
-            known: dict[str, Any] = {} if tomogram is None else tomogram()
-            if self.points_tomogram is not None:
-                known["tomogram_name"] = self.points_tomogram
-            known |= {"format": self.points_format, "kind": self.points_kind, "tomograms": self.points_tomograms}
-            found += read_points(self.points, **known)[["z", "y", "x"]].to_numpy().tolist()
+            table = read_points(self.points, **self._frame(tomogram), kind=self.points_kind)
+            found += table[["z", "y", "x"]].to_numpy().tolist()
         return found
+
+    def _frame(self, tomogram: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+        """What `read_points` is told of a file."""
+        known: dict[str, Any] = {} if tomogram is None else tomogram()
+        if self.points_tomogram is not None:
+            known["tomogram_name"] = self.points_tomogram
+        return known | {"format": self.points_format, "tomograms": self.points_tomograms}
 
     def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
         """All points, at least one."""

@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
-from cryosam_dask.cli.app import RESULTS, app
+from cryosam_dask.cli.app import RESULTS, app, examples
 from cryosam_dask.cli.options import WhichOption
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog=examples(
+        "cryosam report run.zarr -o report.html",
+        "cryosam report run.zarr --truth picks_by_hand.csv --radius 60A",
+    ),
+)
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN.zarr|FOLDER", help="A run's store, or a folder of runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page, one HTML file.")] = Path(

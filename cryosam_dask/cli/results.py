@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cryosam_dask.cli.app import RESULTS, app
-from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption, with_options
-from cryosam_dask.errors import InputError
+from cryosam_dask.cli.app import RESULTS, app, examples
+from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption, say, with_options
+
+if TYPE_CHECKING:
+    from cryosam_dask.outputs.labels import What
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,15 @@ class Copick:
     )
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog=examples(
+        "cryosam export run.zarr picks.star",
+        "cryosam export run.zarr labels.mrc",
+        "cryosam export run.zarr meshes.glb --smooth 1",
+        "cryosam export runs/ picks.csv",
+    ),
+)
 @with_options
 def export(
     run: RunArgument,
@@ -69,8 +79,6 @@ def export(
     """
     from cryosam_dask import outputs
 
-    if what not in (None, *outputs.WHATS):
-        raise InputError(f"--what {what}: expected {', '.join(outputs.WHATS)}")
     choice = outputs.CopickChoice(
         run=copick.copick_run,
         object=copick.copick_object,
@@ -79,11 +87,11 @@ def export(
         contents=tuple(part.strip() for part in copick.contents.split(",")),
         tomogram=copick.tomogram_type,
     )
-    outputs.export(
+    notes = outputs.export(
         run,
         path,
         name=name,
-        what=what,
+        what=cast("What | None", what),  # it looks whether this is one
         format=format_,
         smooth=smooth,
         overwrite=overwrite,
@@ -91,6 +99,7 @@ def export(
         tomogram=tomogram,
         tomograms=tomograms,
     )
+    say(notes)
     typer.echo(f"{path}: written")
 
 

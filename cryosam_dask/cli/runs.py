@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cryosam_dask.cli.app import RUNS, app
+from cryosam_dask.cli.app import RUNS, app, examples
 from cryosam_dask.cli.options import (
     Choice,
     NamesOption,
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from cryosam_dask.summary import Row
 
 
-@app.command(rich_help_panel=RUNS)
+@app.command(
+    rich_help_panel=RUNS,
+    epilog=examples(
+        "cryosam run tomo.mrc --point 92,410,388 --out run.zarr --name ribosome --models builtin",
+        "cryosam run tomo.mrc --kind ribosome=92,410,388 --kind proteasome=40,120,210 --out run.zarr",
+        "cryosam run tomograms/ --in tomograms/TS_026.mrc --point 92,410,388 --out runs/ --name ribosome",
+        "cryosam run TS_027.mrc --query-from runs/TS_026.zarr --out TS_027.zarr --name ribosome",
+    ),
+)
 @with_options
 def run(
     tomograms: Annotated[
@@ -135,8 +143,8 @@ def query(
 ) -> None:
     """Segment the prompted particle(s) and pool their features into a query.
 
-    The settings given here also hold for this query's `match` and `segment`. Of several kinds, each one's clicks are
-    negative points of the others.
+    Give the same --models as to `features`. The settings given here also hold for this query's `match` and `segment`.
+    Of several kinds, each one's clicks are negative points of the others.
     """
     from cryosam_dask.pipeline import kinds_of
     from cryosam_dask.store.run_store import RunStore

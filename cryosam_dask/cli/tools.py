@@ -8,11 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
-from cryosam_dask.cli.app import RUNS, TRIALS, app
-from cryosam_dask.cli.options import Choice, JsonOption, Reading, TomogramArgument, WorkersOption, numbers, with_options
+from cryosam_dask.cli.app import RUNS, TRIALS, app, examples
+from cryosam_dask.cli.options import (
+    Choice,
+    JsonOption,
+    Reading,
+    TomogramArgument,
+    WorkersOption,
+    say,
+    whole_numbers,
+    with_options,
+)
+
+SEED = "Another one, another tomogram."
+SNR = "Variance of signal over variance of noise."
 
 
-@app.command(rich_help_panel=RUNS)
+@app.command(
+    rich_help_panel=RUNS,
+    epilog=examples(
+        "cryosam plan tomo.mrc --models builtin",
+        "cryosam plan tomo.mrc --models paper --workers 1,8 --speed a100 --bandwidth 1000",
+    ),
+)
 @with_options
 def plan(
     tomogram: TomogramArgument,
@@ -23,14 +41,18 @@ def plan(
     ] = None,
     speed: Annotated[
         str,
-        typer.Option("--speed", metavar="NAME|TFLOP/s", help="Of a worker: cpu (2 threads), a100, h100, or a number."),
+        typer.Option("--speed", metavar="NAME|TFLOP/s", help="Of a worker: cpu (2 threads), a100, h100, or TFLOP/s."),
     ] = "cpu",
     diameter: Annotated[float, typer.Option("--diameter", metavar="Å", help="Of the particles.")] = 250.0,
     bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", metavar="MB/s", help="Of the storage that all workers share.")
+        float | None,
+        typer.Option("--bandwidth", metavar="MB/s", help="Of the storage that all workers share, else no limit."),
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="RUN.zarr", help="Go by what this run's units took, by its journal.")
+        str | None,
+        typer.Option(
+            "--like", metavar="RUN.zarr", help="Go by this run: its models and settings, and what its units took."
+        ),
     ] = None,
     driver: Annotated[float, typer.Option("--driver", metavar="MS", help="Milliseconds of the driver a unit.")] = 2.0,
     kinds: Annotated[int, typer.Option("--kinds", metavar="N", help="Kinds that are clicked and told apart.")] = 1,
@@ -56,14 +78,24 @@ def plan(
         negatives=negatives,
     )
     source = open_tomogram(tomogram, **reading.options())
-    made = planning.plan_run(source, choice.settings(), options)
+    say(list(source.notes))
+    settings = choice.settings(None if options.like is None else options.like.settings)
+    made = planning.plan_run(source, settings, options)
     typer.echo(json.dumps(planning.to_json(made)) if as_json else planning.in_words(made))
 
 
-@app.command(rich_help_panel=TRIALS)
+@app.command(
+    rich_help_panel=TRIALS,
+    epilog=examples(
+        "cryosam simulate tomo.mrc --truth truth.csv",
+        "cryosam simulate tomo.mrc --shape 100,260,210 --voxel-size 13.5 --species ribosome --truth truth.csv",
+    ),
+)
 def simulate(
     path: Annotated[Path, typer.Argument(metavar="OUT.mrc", help="The tomogram to write.")],
-    truth: Annotated[Path | None, typer.Option("--truth", metavar="CSV", help="Write the positions here.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option("--truth", metavar="CSV", help="Write the positions here, in voxels.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", metavar="MRC", help="Write instance labels here.")] = None,
     species: Annotated[
         str | None, typer.Option("--species", help="Only these particles in --truth and --labels; else all.")
@@ -71,11 +103,14 @@ def simulate(
     preset: Annotated[
         str, typer.Option("--preset", help="default, large, ribosome, proteasome or tetramer.")
     ] = "default",
-    snr: Annotated[float, typer.Option("--snr", help="Variance of signal over variance of noise.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    shape: Annotated[str | None, typer.Option("--shape", metavar="Z,Y,X", help="Voxels.")] = None,
+    snr: Annotated[float, typer.Option("--snr", help=SNR)] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help=SEED)] = 0,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="Z,Y,X", help="Voxels, else 96,192,192, or 128,256,256 of 'large'.")
+    ] = None,
+    voxel_size: Annotated[float | None, typer.Option("--voxel-size", metavar="Å", help="Å, else 10.")] = None,
     contrast: Annotated[str, typer.Option("--contrast", help="Particles bright or dark.")] = "bright",
-    membranes: Annotated[int | None, typer.Option("--membranes", help="Number of vesicles.")] = None,
+    membranes: Annotated[int | None, typer.Option("--membranes", help="Number of vesicles, else 2.")] = None,
     count: Annotated[int | None, typer.Option("--count", help="Particles of the species, instead of its own.")] = None,
 ) -> None:
     """Simulate a tomogram with known particles, and say where to click."""
@@ -83,7 +118,9 @@ def simulate(
 
     changes: dict[str, Any] = {"snr": snr, "seed": seed, "contrast": contrast}
     if shape is not None:
-        changes["shape"] = tuple(int(v) for v in numbers(shape, "--shape"))
+        changes["shape"] = tuple(whole_numbers(shape, "--shape"))
+    if voxel_size is not None:
+        changes["voxel_size"] = voxel_size
     if membranes is not None:
         changes["membranes"] = membranes
     written = demo.write_simulation(path, preset, changes, count=count, truth=truth, labels=labels, species=species)
@@ -93,8 +130,8 @@ def simulate(
 @app.command(rich_help_panel=TRIALS)
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("cryosam-demo"),
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    snr: Annotated[float, typer.Option("--snr")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help=SEED)] = 0,
+    snr: Annotated[float, typer.Option("--snr", help=SNR)] = 1.0,
     species: Annotated[str, typer.Option("--species", help="ribosome, proteasome or tetramer.")] = "ribosome",
     workers: WorkersOption = None,
     as_json: JsonOption = False,

@@ -101,11 +101,12 @@ def competition_counts(found: ArrayLike, truth: ArrayLike, radius: float) -> Cou
     A particle is found when any pick is within the radius; that many are the true positives, all other picks are false
     ones. So further picks at one particle are false positives, as in a one-to-one matching. But a pick between two
     particles that are both within the radius finds both: true positives can be more than the picks, and false
-    positives below 0. Both ways of counting agree where particles are more than two radii apart.
+    positives below 0. Both ways of counting agree where particles are more than two radii apart. A particle that is
+    listed several times at the same place counts once.
     """
     from scipy.spatial import cKDTree
 
-    places, targets = positions(found, "picks"), positions(truth, "truth")
+    places, targets = positions(found, "picks"), np.unique(positions(truth, "truth"), axis=0)
     if len(places) == 0 or len(targets) == 0:
         return Counts(0, len(places), len(targets))
     near = cKDTree(places).query_ball_point(targets, radius, return_length=True)

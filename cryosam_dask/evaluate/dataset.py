@@ -187,13 +187,15 @@ def _kind(kind: str, radius: Radius, rows: Sequence[Row], parts: Sequence[Ranked
 def _intervals(parts: Sequence[Ranked]) -> dict[str, tuple[float, float]]:
     counts = [(part.hits.sum(), len(part.scores), part.truth) for part in parts]
 
-    def share(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    def share(hits: NDArray[np.float64], of: NDArray[np.float64], every: NDArray[np.float64]) -> NDArray[np.float64]:
+        shares: NDArray[np.float64] = (every == 0).astype(np.float64)  # no picks and no truth: 1, as everywhere
+        np.divide(hits, of, out=shares, where=of > 0)
+        return shares
 
     return {
-        "precision": bootstrap(counts, lambda s, n: share(s[:, 0], s[:, 1])),
-        "recall": bootstrap(counts, lambda s, n: share(s[:, 0], s[:, 2])),
-        "f1": bootstrap(counts, lambda s, n: share(2 * s[:, 0], s[:, 1] + s[:, 2])),
+        "precision": bootstrap(counts, lambda s, n: share(s[:, 0], s[:, 1], s[:, 1] + s[:, 2])),
+        "recall": bootstrap(counts, lambda s, n: share(s[:, 0], s[:, 2], s[:, 1] + s[:, 2])),
+        "f1": bootstrap(counts, lambda s, n: share(2 * s[:, 0], s[:, 1] + s[:, 2], s[:, 1] + s[:, 2])),
     }
 
 

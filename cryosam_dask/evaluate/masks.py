@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph
 
 from cryosam_dask.errors import InputError
@@ -246,20 +245,13 @@ def _sizes(ids: Int64, counts: Int64) -> tuple[Int64, Int64]:
 
 
 def _best_pairs(iou: Any) -> list[tuple[int, int]]:
-    """Row and column of each pair of the assignment with the largest sum, solved one connected part at a time."""
-    n_rows = iou.shape[0]
+    """Row and column of each pair of the assignment with the largest sum; time and memory go by the overlaps."""
+    rows, columns = iou.shape
     if iou.nnz == 0:
         return []
-    whole = sparse.bmat([[None, iou], [iou.T, None]], format="csr")
-    _, part = csgraph.connected_components(whole, directed=False)
-    order = np.argsort(part, kind="stable")
-    pairs: list[tuple[int, int]] = []
-    for members in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
-        rows, columns = members[members < n_rows], members[members >= n_rows] - n_rows
-        if len(rows) == 0 or len(columns) == 0:
-            continue
-        block = iou[rows][:, columns].toarray()
-        for r, c in zip(*linear_sum_assignment(block, maximize=True), strict=True):
-            if block[r, c] > 0:
-                pairs.append((int(rows[r]), int(columns[c])))
-    return sorted(pairs)
+    # each row may also stay alone, at the cost of a pair without any overlap: the least cost has the largest sum
+    cost = iou.copy()
+    cost.data = 2 - cost.data
+    alone = sparse.identity(rows, format="csr") * 2
+    row, column = csgraph.min_weight_full_bipartite_matching(sparse.hstack([cost, alone], format="csr"))
+    return [(int(r), int(c)) for r, c in zip(row, column, strict=True) if c < columns]

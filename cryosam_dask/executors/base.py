@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -27,6 +28,7 @@ from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.executors.threads import one_blas_thread
 from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult, Work
 from cryosam_dask.store import marks
+from cryosam_dask.store.arrays import guarded
 from cryosam_dask.store.filesystem import expect
 from cryosam_dask.store.run_store import RunStore
 
@@ -132,11 +134,13 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
     start = time.perf_counter()
     with PeakMemory() as watch:
         store = _open(context, worker)
+        still_ours = functools.partial(marks.check_same, store, stage, context.fingerprint)
         try:
-            with one_blas_thread.held():
+            with one_blas_thread.held(), guarded(still_ours):
                 result = work(context, settings, unit)
             result = UnitResult() if result is None else result
             if result.done:
+                still_ours()
                 for index in unit.marks:
                     marks.mark(store, stage, index)
         except OSError as error:
@@ -195,7 +199,7 @@ def execute(
     if not todo:
         return Execution({}, (), skipped)
     device = executor.device if stage.uses_model else "cpu"
-    context = Context(_absolute(store.url), device)
+    context = Context(_absolute(store.url), device, stage.fingerprint)
     sink = NullProgress() if progress is None else progress
     with contextlib.closing(sink.stage(stage.name, len(wanted), skipped, device)) as bar:
         ledger = Ledger(stage.name, todo, bar, executor.describe(), observer)

@@ -291,9 +291,27 @@ def _gpus(device: str) -> list[str]:
 
 def _slurm(module: str = "slurm") -> Any:
     try:
-        return importlib.import_module(f"cryosam_dask.executors.{module}")
+        with _ctrl_c_untouched():
+            return importlib.import_module(f"cryosam_dask.executors.{module}")
     except ImportError as error:
         raise _not_installed("dask-jobqueue", "slurm", error) from error
+
+
+@contextlib.contextmanager
+def _ctrl_c_untouched() -> Iterator[None]:
+    """dask-jobqueue makes Ctrl-C a normal exit, of code 0, when it is imported, which only the main thread may do."""
+    plain, here = signal.signal, threading.get_ident()
+
+    def keep(number: int, handler: Any) -> Any:
+        if number == signal.SIGINT and threading.get_ident() == here:
+            return signal.getsignal(number)
+        return plain(number, handler)
+
+    signal.signal = keep  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = plain
 
 
 def _not_installed(package: str, extra: str, error: ImportError) -> ExecutionError:

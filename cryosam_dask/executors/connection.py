@@ -27,6 +27,9 @@ CONNECT_TIMEOUT = 10.0
 CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
 _LONGEST_PAUSE = 15.0
+_INTRODUCTION = 10.0
+"""Seconds that who listens at an address has to show who it is; schedulers do at once, unless they are busy."""
+
 _TLS_OPTIONS = "--tls-ca, --tls-cert and --tls-key"
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 
@@ -111,15 +114,12 @@ def _listener(address: str) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent, only who it is asked
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), 2) as plain:
-            plain.settimeout(2)
-            with context.wrap_socket(plain):
-                return "tls"
+        where = (host.strip("[]"), int(port))
+        with socket.create_connection(where, _INTRODUCTION) as plain, context.wrap_socket(plain):
+            return "tls"
     except ssl.SSLError as error:
         return "plain" if error.reason in _NOT_TLS else "tls"
-    except TimeoutError:
-        return "plain"
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # silence as well: a stopped process, somebody else's server
         return "nobody"
 
 

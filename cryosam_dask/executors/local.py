@@ -67,11 +67,13 @@ def make_executor(
 
     Raises
     ------
-    SettingsError : arguments that contradict each other
+    SettingsError : arguments that contradict each other or can't be
     DeviceError : a GPU was asked for and there is none
     ExecutionError : the scheduler does not answer, or the cluster did not start
     """
     _agree(workers, scheduler, client, cluster, security)
+    if unit_timeout is not None and not unit_timeout > 0:
+        raise SettingsError(f"unit timeout {unit_timeout:g}: expected seconds above 0, or none")
     common: dict[str, Any] = {"uses_torch": uses_torch, "unit_timeout": unit_timeout}
     if client is not None:
         return DaskExecutor(client, device, **common)

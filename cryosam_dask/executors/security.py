@@ -74,8 +74,9 @@ def secured(address: str, security: Security | None) -> tuple[str, Security | No
 
     Raises
     ------
-    SettingsError : certificates for a connection that is not encrypted, or none for one that is
+    SettingsError : certificates for a connection that is not encrypted, none for one that is, or no address
     """
+    _check_address(address)
     if security is None:
         if not address.startswith(TLS):
             return address, None
@@ -93,6 +94,20 @@ def secured(address: str, security: Security | None) -> tuple[str, Security | No
             f"{TLS}{address.partition('://')[2]}, or no --tls-ca, --tls-cert, --tls-key"
         )
     return address, security
+
+
+def _check_address(address: str) -> None:
+    """`SettingsError` for an address without a host and a port: Dask would try it, and not close what it tried with."""
+    from distributed.comm.addressing import parse_address, parse_host_port
+
+    protocol, place = parse_address(address)
+    if protocol in ("tcp", "tls"):
+        try:
+            parse_host_port(place)
+        except ValueError:
+            raise SettingsError(
+                f"--scheduler {address}: expected tcp://HOST:PORT or tls://HOST:PORT, as the scheduler prints it"
+            ) from None
 
 
 def write_private(folder: Path, name: str, text: str) -> Path:

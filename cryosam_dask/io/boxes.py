@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.io.frame import changed
 from cryosam_dask.types import Array
 
 SCRATCH_BYTES = 1 << 20
@@ -25,7 +26,7 @@ def opened(path: Path, size: int) -> Iterator[io.FileIO]:
         with io.FileIO(path) as file:
             found = os.fstat(file.fileno()).st_size
             if found != size:
-                raise InputError(f"{path}: can't be read any more: {found} bytes, it had {size} when opened")
+                raise changed(path, f"{found} bytes", f"{size} bytes")
             yield file
     except OSError as err:
         raise InputError(f"{path}: can't be read any more, it was there when opened: {err.strerror or err}") from err

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from cryosam_dask.errors import CryosamError, InputError
-from cryosam_dask.io.frame import one_line_errors, regular_file, shown
+from cryosam_dask.io.frame import as_path, in_angstrom, one_line_errors, regular_file, shown
 from cryosam_dask.store.address import check_address, is_local, public
-from cryosam_dask.store.filesystem import filesystem, local_path
+from cryosam_dask.store.filesystem import filesystem
+from cryosam_dask.types import Point
 
 CONFIG_SUFFIX = ".json"
 _MOST_BYTES = 1 << 24  # of a configuration; some kilobytes are usual
@@ -35,6 +36,7 @@ _SPACING = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\s_]')
 SAME_SPACING = 5e-4
 """Å; folders name voxel sizes with three decimals."""
+_SAME = 1e-3  # of the spacing
 
 
 @dataclass(frozen=True)
@@ -165,21 +167,27 @@ def run_name(text: str) -> str | None:
 def folder_name(text: str) -> str:
     """What the folder is called that an address's configuration lies in."""
     config = _split(text)[0]
-    parent = (
-        Path(local_path(config)).expanduser().absolute().parent if is_local(config) else Path(public(config)).parent
-    )
+    parent = as_path(config).absolute().parent if is_local(config) else Path(public(config)).parent
     return parent.name or "root"
 
 
-def tomogram_url(text: str) -> str:
-    """Where the one tomogram is that an address stands for: the path or URL of an OME-Zarr.
+def tomogram(text: str) -> Tomogram:
+    """The one tomogram that an address stands for.
 
     Raises InputError where it stands for none or for several, with those there are.
     """
     found = matching(text)
     if len(found) > 1:
         raise InputError(f"{text}: {len(found)} tomograms; say which one: {_some(found)}")
-    return found[0].url
+    return found[0]
+
+
+def spacing_notes(known: Tomogram, voxel_size: Point) -> tuple[str, ...]:
+    """A note where a tomogram's voxel size (Å) is not the one that its folder is called by."""
+    if max(abs(size - known.spacing) for size in voxel_size) <= _SAME * known.spacing:
+        return ()
+    own, folder = in_angstrom(voxel_size), f"{known.spacing:g} Å"
+    return (f"voxels of {own} in the project's folder for {folder}, by which other tools place picks",)
 
 
 def addresses(text: str) -> list[str]:
@@ -238,7 +246,7 @@ def read_config(config: str) -> dict[str, Any]:
     shown_config = public(config)
     try:
         if is_local(config):
-            path = Path(local_path(config)).expanduser()
+            path = as_path(config)
             size = regular_file(path).st_size
             text = path.read_bytes() if size <= _MOST_BYTES else b""
         else:
@@ -327,9 +335,9 @@ def _root(config: str, root: str) -> str:
     if not is_local(root):
         check_address(root, InputError)
         return root
-    path = Path(local_path(root)).expanduser()
+    path = as_path(root)
     if not path.is_absolute() and not path.exists() and is_local(config):
-        path = Path(local_path(config)).expanduser().parent / path
+        path = as_path(config).parent / path
     return str(path.absolute())
 
 

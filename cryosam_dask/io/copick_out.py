@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_text
-from cryosam_dask.io.frame import Block
+from cryosam_dask.io.frame import Block, shown
 from cryosam_dask.io.mesh import Surface, write_glb
 from cryosam_dask.io.omezarr_out import Level, check_replaceable, write_omezarr
 from cryosam_dask.io.points import copick as picks_json
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 _EVEN = 1e-3
 """Relative difference of voxel sizes along the axes that is taken for none."""
+
+_LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def open_target(
             "overlay_fs_args": {"auto_mkdir": True},
         }
     data = json.loads(json.dumps(data))
-    label = _object_label(data, object_name, radius)
+    label = _object_label(config, data, object_name, radius)
     target = Target(config, root, run, object_name, user, session, spacing, label)
     if new_tomogram is not None:
         check_replaceable(target.tomogram(copick.check_name("tomogram type", new_tomogram)), overwrite=False)
@@ -225,18 +227,25 @@ def _spacing(voxel_size: Point) -> float:
     return sum(voxel_size) / 3
 
 
-def _object_label(data: dict[str, Any], name: str, radius: float | None) -> int:
-    """The label of an object, which is added where it is not there; `data` is changed."""
-    for entry in data["pickable_objects"]:
-        if entry["name"] == name:
-            return int(entry.get("label") or 1)
-    taken = [int(entry.get("label") or 1) for entry in data["pickable_objects"]]
-    label = max(taken, default=0) + 1
+def _object_label(config: Path, data: dict[str, Any], name: str, radius: float | None) -> int:
+    """The label of an object, which is added where it is not there; `data`, the configuration's, is changed."""
+    labels = {entry["name"]: _label(config, entry) for entry in data["pickable_objects"]}
+    if name in labels:
+        return labels[name]
+    label = max(labels.values(), default=0) + 1
     entry = {"name": name, "is_particle": True, "label": label, "color": list(ome.color_of(label))}
     if radius is not None:
         entry["radius"] = round(radius, 3)
     data["pickable_objects"] = [*data["pickable_objects"], entry]
     return label
+
+
+def _label(config: Path, entry: dict[str, Any]) -> int:
+    """An object's label, which is 1 for copick where there is none."""
+    label = entry.get("label")
+    if label is not None and (not isinstance(label, int) or not 0 < label <= _LARGEST_LABEL):
+        raise InputError(f"{config}: the object {shown(entry['name'])} has the label {shown(label)}, expected 1, 2, …")
+    return 1 if label is None else int(label)
 
 
 def _folder(path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cryosam_dask.errors import CryosamError, InputError
+from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
 Block = tuple[slice, slice, slice]
@@ -22,6 +23,7 @@ Block = tuple[slice, slice, slice]
 ASK_VOXEL_SIZE = "give it with --voxel-size ÅNGSTRÖM"
 # No microscope gives voxels outside these bounds (Å): such a number is an unset or damaged header.
 _SMALLEST, _LARGEST = 1e-2, 1e5
+_UNSET = {1.0: "1 Å", 1e4: "1 µm"}  # far too small for a tomogram, and far too large
 _MOST_VOXELS = 1 << 42  # 16,384 along each side, eight times what the largest detector gives
 _LONGEST_MESSAGE, _LONGEST_VALUE = 480, 80
 
@@ -82,10 +84,18 @@ class Described:
 
 def describe(source: TomogramSource) -> str:
     """One line for people: shape, type, voxel size."""
-    size = " x ".join(str(n) for n in source.shape)
-    voxel = sorted(set(source.voxel_size))
-    angstrom = f"{voxel[0]:g}" if len(voxel) == 1 else " x ".join(f"{v:g}" for v in source.voxel_size)
-    return f"{size} voxels (z, y, x), {source.dtype}, {angstrom} Å"
+    return f"{size_and_type(source.shape, source.dtype)}, {in_angstrom(source.voxel_size)}"
+
+
+def in_angstrom(voxel_size: Point) -> str:
+    """A voxel size (z, y, x), for people; one number where all are the same."""
+    sizes = voxel_size[:1] if len(set(voxel_size)) == 1 else voxel_size
+    return " x ".join(f"{size:g}" for size in sizes) + " Å"
+
+
+def size_and_type(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
+    """A volume's shape (z, y, x) and type, for people."""
+    return f"{' x '.join(map(str, shape))} voxels (z, y, x), {dtype}"
 
 
 def parse_voxel_size(value: float | Sequence[float] | None) -> Point | None:
@@ -111,6 +121,14 @@ def parse_voxel_size(value: float | Sequence[float] | None) -> Point | None:
 def plausible_voxel(size: float) -> bool:
     """Whether a voxel's side of `size` Å can be meant."""
     return math.isfinite(size) and _SMALLEST <= size <= _LARGEST
+
+
+def unset_voxel_size(sizes: Sequence[float]) -> tuple[str, ...]:
+    """A note where a file's voxel size (Å) is 1 Å or 1 µm along all axes, which is most likely none."""
+    if len(set(sizes)) > 1 or sizes[0] not in _UNSET:
+        return ()
+    size = _UNSET[sizes[0]]
+    return (f"voxels of {size}, as programs write that know no voxel size; if it is another, {ASK_VOXEL_SIZE}",)
 
 
 def printable(text: str, longest: int = _LONGEST_MESSAGE) -> str:
@@ -145,6 +163,22 @@ def one_line_errors() -> Iterator[None]:
         raise type(err)(text) from err
 
 
+def as_path(address: str | Path) -> Path:
+    """A local address as a path, ~ being the user's home; InputError where `~name` is nobody's."""
+    try:
+        return Path(local_path(address)).expanduser()
+    except RuntimeError as err:
+        raise InputError(f"{address}: no such user; ./{address} is a file of that name") from err
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is at `path`; InputError where that can't be known, such as for want of permission."""
+    try:
+        return path.is_dir()
+    except OSError as err:
+        raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
+
+
 def regular_file(path: Path) -> os.stat_result:
     """The status of the file at `path`; InputError where there is none, or a folder, or a pipe that could block."""
     try:
@@ -157,6 +191,19 @@ def regular_file(path: Path) -> os.stat_result:
         raise InputError(f"{path}: can't be read: Is a directory")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: can't be read: a pipe, socket or device, expected a file")
+    return status
+
+
+def changed(path: Path | str, found: str, known: str) -> InputError:
+    """The error for a file that is now something else than what was opened."""
+    return InputError(f"{path}: can't be read any more: {known} when opened, now {found}")
+
+
+def same_size(path: Path, size: int) -> os.stat_result:
+    """As `regular_file`; InputError unless the file still has `size` bytes."""
+    status = regular_file(path)
+    if status.st_size != size:
+        raise changed(path, f"{status.st_size} bytes", f"{size} bytes")
     return status
 
 

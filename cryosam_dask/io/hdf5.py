@@ -27,14 +27,18 @@ from cryosam_dask.io.frame import (
     ASK_VOXEL_SIZE,
     Block,
     Described,
+    changed,
     check_block,
     check_volume,
     one_line_errors,
     owned,
     plausible_voxel,
     regular_file,
+    same_size,
     shown,
+    size_and_type,
     squeezed,
+    unset_voxel_size,
     voxel_dtype,
 )
 from cryosam_dask.io.hdf5_chunks import check_stored, read_box
@@ -67,15 +71,12 @@ class Hdf5Source(Described):
     def read(self, slices: Block) -> Array:
         """See `TomogramSource.read`. Memory: the box, twice where its type is turned, and a few times one chunk."""
         block = check_block(slices, self.shape)
-        found = regular_file(self.path).st_size
-        if found != self.identity["bytes"]:
-            raise InputError(
-                f"{self.path}: can't be read any more: {found} bytes, it had {self.identity['bytes']} when opened"
-            )
+        same_size(self.path, self.identity["bytes"])
         with _opened(self.path) as file:
             data = _checked(self.path, file, self.dataset)
-            if data.ndim < 3 or tuple(data.shape[axis] for axis in self.spatial) != self.shape:
-                raise InputError(f"{self.path}: can't be read any more: its dataset changed since it was opened")
+            found = _volume(f"{self.path}/{self.dataset}", data)
+            if found != (self.spatial, self.shape, self.dtype):
+                raise changed(self.path, size_and_type(*found[1:]), size_and_type(self.shape, self.dtype))
             box = [slice(0, 1)] * data.ndim
             for axis, part in zip(self.spatial, block, strict=True):
                 box[axis] = part
@@ -109,12 +110,9 @@ def open_hdf5(path: Path, *, name: str = "", voxel_size: Point | None = None) ->
         name = name.strip("/") or _only_volume(path, file)
         data = _checked(path, file, name)
         where = f"{path}/{name}"
-        dtype = voxel_dtype(where, data.dtype)
-        spatial = _spatial(where, data)
-        shape: Shape3 = tuple(int(data.shape[axis]) for axis in spatial)  # type: ignore[assignment]
-        check_volume(where, shape)
+        spatial, shape, dtype = _volume(where, data)
         found = _voxel_size(file, name, data)
-        notes = _notes(file, name)
+        notes = _notes(file, name) + (() if voxel_size or not found else unset_voxel_size(found))
         z, y, x = (int(data.chunks[axis]) if data.chunks else 1 for axis in spatial)
     sizes = voxel_size or found
     if sizes is None:
@@ -212,6 +210,15 @@ def _checked(path: Path, file: Any, name: str) -> Any:
     return data
 
 
+def _volume(where: str, data: Any) -> tuple[tuple[int, int, int], Shape3, np.dtype[Any]]:
+    """The axes of a dataset that are z, y, x, their lengths, and the type that it is read in."""
+    dtype = voxel_dtype(where, data.dtype)
+    spatial = _spatial(where, data)
+    shape: Shape3 = tuple(int(data.shape[axis]) for axis in spatial)  # type: ignore[assignment]
+    check_volume(where, shape)
+    return spatial, shape, dtype
+
+
 def _spatial(where: str, data: Any) -> tuple[int, int, int]:
     """Which axes are z, y, x: by `axistags` where there are any, else the ones longer than 1, in this order."""
     tags = _attribute(data, "axistags")
@@ -251,9 +258,12 @@ def _voxel_size(file: Any, name: str, data: Any) -> Point | None:
 
 def _notes(file: Any, name: str) -> tuple[str, ...]:
     group = _node(file, name.rpartition("/")[0]) if "/" in name else None
+    notes: tuple[str, ...] = ()
     if group is not None and _attribute(group, "EMAN.stored_renderbits"):
-        return ("EMAN2 stored it as whole numbers, scaled; they are read as they are (the same up to a linear map)",)
-    return ()
+        notes = ("EMAN2 stored it as whole numbers, scaled; they are read as they are (the same up to a linear map)",)
+    if name == _EMAN and group is not None and (count := len(group.parent)) > 1:
+        notes += (f"{count} images in it; the first is read, the next would be named …/MDF/images/1/image",)
+    return notes
 
 
 def _attribute(node: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from urllib.parse import unquote
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
+from cryosam_dask.io.frame import as_path, is_folder
 from cryosam_dask.io.source import BESIDE, SUFFIXES, inside
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import local_path
@@ -35,7 +37,7 @@ def find_tomograms(what: Sequence[str | Path]) -> list[str]:
     found: dict[str, str] = {}
     for one in what:
         for path in _expand(str(one)):
-            found.setdefault(str(Path(path).resolve()) if is_local(path) else path.rstrip("/"), path)
+            found.setdefault(os.path.realpath(path) if is_local(path) else path.rstrip("/"), path)
     if not found:
         raise InputError(f"no tomograms: give {_KINDS}, folders of them, or a {LIST_SUFFIX} file with one path a line")
     return list(found.values())
@@ -47,8 +49,8 @@ def is_many(what: Sequence[str | Path]) -> bool:
         return len(copick.addresses(str(what[0]))) > 1
     if len(what) != 1 or not is_local(str(what[0])):
         return len(what) != 1
-    path = Path(local_path(what[0])).expanduser()
-    return path.suffix.lower() == LIST_SUFFIX or (path.is_dir() and not _is_zarr(path))
+    path = as_path(what[0])
+    return path.suffix.lower() == LIST_SUFFIX or (is_folder(path) and not _is_zarr(path))
 
 
 def run_names(tomograms: Sequence[str]) -> list[str]:
@@ -79,7 +81,7 @@ def _expand(one: str, listed: str = "") -> Iterator[str]:
     if not is_local(one):
         yield one
         return
-    path = Path(local_path(one)).expanduser()
+    path = as_path(one)
     try:
         if path.suffix.lower() == LIST_SUFFIX and path.is_file():
             if listed:
@@ -107,7 +109,7 @@ def _read_list(path: Path) -> Iterator[str]:
     for number, line in entries:
         if "\0" in line:
             raise InputError(f"{path}: line {number}: not a path")
-        entry = Path(local_path(line)).expanduser()
+        entry = as_path(line)
         yield from _expand(str(path.parent / entry) if is_local(line) else line, f"{path}: line {number}")
 
 
@@ -156,7 +158,7 @@ def _parts(tomogram: str) -> list[str]:
 
 def _stem(tomogram: str) -> str:
     """The name without a suffix; one array of several in a file is called by both names."""
-    if is_local(tomogram) and (named := inside(Path(local_path(tomogram)).expanduser())) is not None:
+    if is_local(tomogram) and (named := inside(as_path(tomogram))) is not None:
         return f"{_without_suffix(named[0].name)}_{named[1].replace('/', '_')}"
     return _without_suffix(_parts(tomogram)[-1])
 

@@ -27,10 +27,12 @@ from cryosam_dask.io.flat import FlatSource, check_length, first_bytes, identity
 from cryosam_dask.io.frame import (
     ASK_VOXEL_SIZE,
     check_volume,
+    in_angstrom,
     native,
     one_line_errors,
     plausible_voxel,
     regular_file,
+    unset_voxel_size,
 )
 from cryosam_dask.io.inflate import MOST_GROWTH, Inflated, Stream
 from cryosam_dask.types import Point, Shape3
@@ -57,6 +59,7 @@ _OTHER_FORMATS = {
     b"\x89HDF": "HDF5: give it a name that ends in .h5 or .hdf",
     b"\x93NUMPY": "a NumPy array: give it a name that ends in .npy",
 }
+_FARTHEST, _FARTHEST_START = 1e9, 10  # Å, and the longest side: beyond that an origin was never set
 _ODD_RATIO = 10  # between voxel sides; a sampling of 1 left in the header multiplies one side by the number of slices
 
 
@@ -160,17 +163,19 @@ def read_header(
     """Check the first `HEADER_BYTES` of a file of `found` bytes, None where nobody knows; `path` names it in errors.
     See `open_mrc`."""
     header, notes = _parse_header(path, raw)
-    stored = _voxel_dtype(path, header, unsigned)
+    stored, sign_notes = _voxel_dtype(path, header, unsigned)
     on_disk = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
     offset = HEADER_BYTES + int(header["nsymbt"])
-    notes += _check_bytes(path, on_disk, stored, offset, found)
+    notes += sign_notes + _check_bytes(path, on_disk, stored, offset, found)
     _check_kind(path, header)
     order = _axis_order(path, header)
     z, y, x = (on_disk[axis] for axis in order)
     check_volume(str(path), (z, y, x))
-    voxel_size = voxel_size or _header_voxel_size(path, header)
-    if max(voxel_size) > _ODD_RATIO * min(voxel_size):
-        notes += (f"voxels of {voxel_size} Å (z, y, x) are odd: check the header's cell and sampling",)
+    if voxel_size is None:
+        voxel_size = _header_voxel_size(path, header)
+        notes += unset_voxel_size(voxel_size)
+        if max(voxel_size) > _ODD_RATIO * min(voxel_size):
+            notes += (f"voxels of {in_angstrom(voxel_size)} (z, y, x): if the header is wrong, {ASK_VOXEL_SIZE}",)
     origin = _header_origin(header, voxel_size, order)
     return MrcHeader((z, y, x), native(stored), voxel_size, origin, notes, offset, stored, order)
 
@@ -209,8 +214,9 @@ def _plausible(header: Any) -> bool:
     )
 
 
-def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> np.dtype[Any]:
-    """The stored dtype. Mode 0 is signed (MRC2014) unless IMOD's flags say otherwise."""
+def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> tuple[np.dtype[Any], tuple[str, ...]]:
+    """The stored dtype. Mode 0 is signed (MRC2014) unless IMOD's flags, or else the header's own range, with a note,
+    say otherwise (IMOD, libcfshr/b3dutil.c, `readBytesSigned`)."""
     mode = int(header["mode"])
     extra = header["extra2"].tobytes()
     stamp, flags = np.frombuffer(extra[40:48], header.dtype["mode"])
@@ -223,10 +229,13 @@ def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> np.dty
     if mode != 0:
         if unsigned is not None:
             raise InputError(f"{path}: 'unsigned' applies to MRC mode 0 only, found mode {mode}")
-        return np.dtype(_DTYPES[mode]).newbyteorder(header.dtype["mode"].byteorder)
-    if unsigned is None:
-        unsigned = flags is not None and not flags & _IMOD_SIGNED
-    return np.dtype("u1" if unsigned else "i1")
+        return np.dtype(_DTYPES[mode]).newbyteorder(header.dtype["mode"].byteorder), ()
+    notes: tuple[str, ...] = ()
+    if unsigned is None and flags is not None:
+        unsigned = not flags & _IMOD_SIGNED
+    elif unsigned is None and (unsigned := header["dmin"] >= 0 and 127 < header["dmax"] <= 255):
+        notes = (f"8-bit voxels up to {header['dmax']:g} by the header: read as unsigned; --signed overrules that",)
+    return np.dtype("u1" if unsigned else "i1"), notes
 
 
 def _check_bytes(
@@ -279,9 +288,13 @@ def _header_voxel_size(path: Path | str, header: Any) -> Point:
 
 
 def _header_origin(header: Any, voxel_size: Point, order: tuple[int, int, int]) -> Point:
-    """Å (z, y, x): the header's `origin`, and where that is zero, its start indices times the voxel size."""
+    """Å (z, y, x): the header's `origin`, and where that is zero or can't be meant, its start indices times the voxel
+    size, unless these can't be meant either. As ChimeraX does, IMOD's sign of the origin (flag 4) is not looked at."""
     z, y, x = (float(header["origin"][axis]) for axis in "zyx")
-    if (z, y, x) == (0.0, 0.0, 0.0) or not all(map(math.isfinite, (z, y, x))):
+    if (z, y, x) == (0.0, 0.0, 0.0) or not all(abs(place) < _FARTHEST for place in (z, y, x)):
         starts = [int(header[name]) for name in ("nzstart", "nystart", "nxstart")]
+        sides = [int(header[name]) for name in ("nx", "ny", "nz", "mx", "my", "mz")]
+        if max(map(abs, starts)) > _FARTHEST_START * max(sides):  # never set
+            starts = [0, 0, 0]
         z, y, x = (starts[axis] * size for axis, size in zip(order, voxel_size, strict=True))
     return (z, y, x)

@@ -17,6 +17,8 @@ from cryosam_dask.types import AXES, Point
 
 def axes_and_units(where: str, multiscale: dict[str, Any], ndim: int) -> tuple[list[str], list[str | None]]:
     """Names and units of the array's axes; version 0.3 has names alone, earlier ones none (always t, c, z, y, x)."""
+    if "coordinateSystems" in multiscale:
+        raise InputError(f"{where}: its metadata has coordinate systems (OME-Zarr 0.6), expected version 0.5 or before")
     axes = multiscale.get("axes", list("tczyx"))
     if not isinstance(axes, list) or len(axes) != ndim:
         raise InputError(f"{where}: {ndim} dimensions, but its metadata describes the axes {shown(axes)}")

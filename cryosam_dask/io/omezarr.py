@@ -27,11 +27,14 @@ from cryosam_dask.io.codecs import guarded
 from cryosam_dask.io.frame import (
     Block,
     Described,
+    changed,
     check_block,
     check_volume,
     one_line_errors,
     regular_file,
     shown,
+    size_and_type,
+    unset_voxel_size,
     voxel_dtype,
 )
 from cryosam_dask.io.ngff import axes_and_units, spatial_axes, to_angstrom, transform
@@ -76,8 +79,14 @@ class ZarrSource(Described):
         publicly(self.url)
         node = _open(self.url)
         if not isinstance(node, zarr.Group):
-            raise InputError(f"{self.url}: can't be read any more, it was a group when opened")
-        return _read_block(_array(node, self.url, self.level), self, check_block(slices, self.shape))
+            raise changed(self.url, "an array", "a group")
+        array = _array(node, self.url, self.level)
+        sides = tuple(array.shape[axis] for axis in self.spatial if axis < array.ndim)
+        dtype, count = voxel_dtype(self.url, array.dtype), math.prod(self.shape)
+        if (sides, dtype, math.prod(array.shape)) != (self.shape, self.dtype, count):
+            found, known = size_and_type(array.shape, dtype), size_and_type(self.shape, self.dtype)
+            raise changed(f"{self.url}/{self.level}", found, known)
+        return _read_block(array, self, check_block(slices, self.shape))
 
 
 @one_line_errors()
@@ -106,6 +115,9 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     dtype = voxel_dtype(where, array.dtype)
     scale, shift = transform(where, multiscale, dataset, array.ndim)
     sizes, origin = to_angstrom(where, spatial, scale, shift, units, voxel_size)
+    notes = () if voxel_size else unset_voxel_size(sizes)
+    if (count := len(_ome(group)["multiscales"])) > 1:
+        notes += (f"{count} multiscale images in it; the first is read",)
     source = ZarrSource(
         url=url,
         level=level,
@@ -114,7 +126,7 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
         voxel_size=sizes,
         origin=origin,
         identity={},
-        notes=(),
+        notes=notes,
         spatial=spatial,
         chunk=tuple(int(array.chunks[axis]) for axis in spatial),  # type: ignore[arg-type]
     )
@@ -212,12 +224,17 @@ def _find_level(url: str) -> tuple[zarr.Group, str, dict[str, Any], dict[str, An
     )
 
 
+def _ome(group: zarr.Group) -> dict[str, Any]:
+    """OME's part of the attributes: all of them before version 0.5."""
+    attrs: dict[str, Any] = dict(group.attrs)
+    ome = attrs.get("ome", attrs)
+    return ome if isinstance(ome, dict) else {}
+
+
 def _multiscale(url: str, group: zarr.Group) -> dict[str, Any]:
     """The first multiscale of the group, checked to list at least one dataset with a path."""
     attrs: dict[str, Any] = dict(group.attrs)
-    ome = attrs.get("ome", attrs)
-    if not isinstance(ome, dict):
-        ome = {}
+    ome = _ome(group)
     if "image-label" in ome:
         raise InputError(f"{url}: a labels image, expected a tomogram: give the image it belongs to")
     if "labels" in ome or url.endswith("/labels"):
@@ -226,7 +243,11 @@ def _multiscale(url: str, group: zarr.Group) -> dict[str, Any]:
     first = scales[0] if isinstance(scales, list) and scales else None
     if not isinstance(first, dict):
         held = shown(", ".join(sorted({*attrs, *ome})) or "none")
-        raise InputError(f"{url}: not an OME-Zarr image: no 'multiscales' among its attributes ({held})")
+        several = "bioformats2raw.layout" in {*attrs, *ome}
+        raise InputError(
+            f"{url}: not an OME-Zarr image: no 'multiscales' among its attributes ({held})"
+            + (f"; it holds several, give one as {url}/0" if several else "")
+        )
     datasets = first.get("datasets")
     if not (isinstance(datasets, list) and datasets and all(_has_path(d) for d in datasets)):
         raise InputError(f"{url}: damaged OME-Zarr metadata: 'multiscales' lists no datasets with a path")

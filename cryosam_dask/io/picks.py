@@ -42,6 +42,9 @@ __all__ = [
 PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
 """Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
 
+_FAR = 0.1
+"""Share of a side, or of a file's largest coordinate: a particle less than this below 0 may be cut by the border."""
+
 
 @one_line_errors()
 def write_picks(
@@ -140,9 +143,10 @@ def read_points(
     kind : which of several kinds in a file (a column, an object, a class); `ALL`: the points of all
 
     Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then what
-    else it tells: tomogram, kind, a table's other columns. Raises InputError for a file that can't be read, has no
-    points, has those of several tomograms or kinds of which none was asked for, or holds anything but finite,
-    non-negative coordinates.
+    else it tells: tomogram, kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated
+    and refined ones do; `check_points` refuses those. Raises InputError for a file that can't be read, has no points,
+    has those of several tomograms or kinds of which none was asked for, holds anything but finite coordinates, or
+    mostly such as lie far below the first voxel, which are not counted from there.
     """
     import pandas as pd
 
@@ -159,9 +163,10 @@ def read_points(
     columns = choose(path, choose(path, columns, "tomogram", tomogram_name), "kind", kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
+    found: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
     # positions of other tomograms, in the frame of this one, may be anywhere
-    mixed = tomogram_name == ALL and len(set(columns.get("tomogram", ()))) > 1
-    found: dict[str, Any] = {axis: _coordinates(path, axis, columns.pop(axis), mixed) for axis in AXES}
+    if tomogram_name != ALL or len(set(columns.get("tomogram", ()))) < 2:
+        _check_origin(path, np.stack(list(found.values()), axis=1), shape)
     if "score" in columns:
         found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
@@ -234,12 +239,15 @@ def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
     return found
 
 
-def _coordinates(path: Path, axis: str, values: Any, anywhere: bool) -> NDArray[np.float64]:
-    found = _numbers(path, axis, values)
-    if (found < 0).any() and not anywhere:
-        row = int(np.flatnonzero(found < 0)[0])
-        raise InputError(f"{path}: row {row + 1}: {axis} is {found[row]:g}, outside the tomogram (voxels count from 0)")
-    return found
+def _check_origin(path: Path, points: NDArray[np.float64], shape: Shape3 | None) -> None:
+    """Refuse points (n, 3) most of which lie far below the first voxel, as those that count from a centre do."""
+    far = points < -_FAR * np.asarray(np.abs(points).max() if shape is None else shape, dtype=float)
+    if 2 * int(far.any(axis=1).sum()) > len(points):
+        row, axis = (int(i) for i in np.argwhere(far)[0])
+        raise InputError(
+            f"{path}: row {row + 1}: {AXES[axis]} is {points[row, axis]:g}, outside the tomogram, as most points are: "
+            "voxels count from the first one, which is 0; do these count from the tomogram's centre?"
+        )
 
 
 def _integers(path: Path, name: str, values: Any) -> NDArray[np.int64]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
-from cryosam_dask.io.frame import TomogramSource, parse_voxel_size
+from cryosam_dask.io.frame import TomogramSource, as_path, is_folder, parse_voxel_size
 from cryosam_dask.io.mrc import open_gzipped_mrc, open_mrc
 from cryosam_dask.io.mrc_remote import open_remote_mrc
 from cryosam_dask.io.npy import open_npy, open_npz
-from cryosam_dask.io.omezarr import open_omezarr
+from cryosam_dask.io.omezarr import ZarrSource, open_omezarr
 from cryosam_dask.store.address import check_address, public
 from cryosam_dask.types import Point
 
@@ -111,14 +110,12 @@ def open_tomogram(
     override = parse_voxel_size(voxel_size)
     text = str(path_or_url)
     if copick.is_address(text):
-        text = copick.tomogram_url(text)
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
-    if "://" in text:
+        return _open_copick(text, override, unsigned)
+    if "://" in text and not text.startswith("file://"):
         check_address(text, InputError)
         return _open_remote(text, override, unsigned)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = as_path(text)
+    if is_folder(path):
         return _open_zarr(str(path.absolute()), override, unsigned)
     name: dict[str, str] = {}
     if (found := inside(path)) is not None:
@@ -127,6 +124,12 @@ def open_tomogram(
         raise InputError(f"{path}: a packed file, of which only MRC with gzip (.mrc.gz) is read: unpack it first")
     known = format_of(path.name) or MRC
     return known.open(path, voxel_size=override, **name, **_sign(known, str(path), unsigned))
+
+
+def _open_copick(text: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
+    known = copick.tomogram(text)
+    source = _open_zarr(known.url, voxel_size, unsigned)
+    return replace(source, notes=source.notes + copick.spacing_notes(known, source.voxel_size))
 
 
 def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
@@ -140,6 +143,8 @@ def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> T
     if known is not None and known.open_remote is not None:
         return known.open_remote(url, voxel_size=voxel_size, **_sign(known, shown, unsigned))
     if shown != url:
+        if shown.lower().rstrip("/").endswith(".zarr"):
+            raise InputError(f"{shown}: an OME-Zarr is many files, and a signed link reaches one: give it without")
         return open_remote_mrc(url, voxel_size=voxel_size, unsigned=unsigned)
     return _open_zarr(url, voxel_size, unsigned)
 
@@ -152,7 +157,7 @@ def _sign(known: Format, shown: str, unsigned: bool | None) -> dict[str, bool | 
     return {}
 
 
-def _open_zarr(url: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
+def _open_zarr(url: str, voxel_size: Point | None, unsigned: bool | None) -> ZarrSource:
     if unsigned is not None:
         raise InputError(f"{url}: 'unsigned' applies to MRC files only; a Zarr array tells its own type")
     return open_omezarr(url, voxel_size=voxel_size)

@@ -29,12 +29,17 @@ from cryosam_dask.io.frame import (
     ASK_VOXEL_SIZE,
     Block,
     Described,
+    changed,
     check_block,
     check_volume,
+    native,
     one_line_errors,
     plausible_voxel,
     regular_file,
+    same_size,
     shown,
+    size_and_type,
+    unset_voxel_size,
     voxel_dtype,
 )
 from cryosam_dask.io.tiff_check import check_structure
@@ -52,12 +57,14 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would
 
 @dataclass(frozen=True)
 class _Stack:
-    """What the pages say. `flat` is the place of the first voxel, where all lie together; else `offsets` and `counts`
-    (pages, segments) tell where strips or tiles of `segment` (rows, columns) lie."""
+    """What the pages say; `size_notes` are about the voxel size. `flat` is the place of the first voxel, where all lie
+    together; else `offsets` and `counts` (pages, segments) tell where strips or tiles of `segment` (rows, columns) lie.
+    """
 
     shape: Shape3
     stored: np.dtype[Any]
     voxel_size: Point | None
+    size_notes: tuple[str, ...]
     notes: tuple[str, ...]
     flat: int | None
     offsets: NDArray[np.uint64]
@@ -91,8 +98,9 @@ class TiffSource(Described):
         if not out.size:
             return out
         stack = _stack(self.path, self.identity["bytes"])
-        if stack.shape != self.shape:
-            raise InputError(f"{self.path}: can't be read any more: its pages changed since it was opened")
+        found, known = size_and_type(stack.shape, native(stack.stored)), size_and_type(self.shape, self.dtype)
+        if found != known:
+            raise changed(self.path, found, known)
         z, y, x = block
         (rows, columns), across = stack.segment, -(-self.shape[2] // stack.segment[1])
         with opened(self.path, self.identity["bytes"]) as file:
@@ -120,7 +128,7 @@ def open_tiff(path: Path, *, voxel_size: Point | None = None) -> FlatSource | Ti
     sizes = voxel_size or stack.voxel_size
     if sizes is None:
         raise InputError(f"{path}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}")
-    notes = () if voxel_size else stack.notes
+    notes = stack.notes + (() if voxel_size else stack.size_notes + unset_voxel_size(sizes))
     known = identity("tiff", path.name, size, sampled_hash(path, size), stack.shape, dtype, sizes)
     common: dict[str, Any] = {"path": path.absolute(), "shape": stack.shape, "dtype": dtype, "voxel_size": sizes}
     common |= {"origin": (0.0, 0.0, 0.0), "identity": known, "notes": notes}
@@ -147,9 +155,7 @@ _lock = threading.Lock()
 
 
 def _stack(path: Path, size: int) -> _Stack:
-    status = regular_file(path)
-    if status.st_size != size:
-        raise InputError(f"{path}: can't be read any more: {status.st_size} bytes, it had {size} when opened")
+    status = same_size(path, size)
     key = (str(path), status.st_dev, status.st_ino, size, status.st_mtime_ns)
     with _lock:
         if key in _stacks:
@@ -202,7 +208,8 @@ def _described(path: Path, tiff: Any) -> _Stack:
         found = " x ".join(f"{n} {axis}" for axis, n in zip(series.axes, series.shape, strict=True))
         raise InputError(f"{path}: not one stack of pages (found {shown(found)}), expected z, y, x")
     z, y, x = (int(n) for _, n in sides)
-    sizes, notes = voxel_size_of(tiff)
+    sizes, size_notes = voxel_size_of(tiff)
+    notes: tuple[str, ...] = ()
     if axes[0] in "TC":
         notes += (f"its {z} pages are called {'time points' if axes[0] == 'T' else 'channels'}; read as z",)
     if len(tiff.series) > 1:
@@ -215,6 +222,7 @@ def _described(path: Path, tiff: Any) -> _Stack:
         shape=(z, y, x),
         stored=np.dtype(dtype).newbyteorder(tiff.byteorder),
         voxel_size=sizes if sizes and all(map(plausible_voxel, sizes)) else None,
+        size_notes=size_notes,
         notes=notes,
         flat=series.dataoffset if plain and not page.is_tiled else None,
         offsets=np.empty((0, 0), np.uint64),

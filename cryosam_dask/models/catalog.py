@@ -7,6 +7,7 @@ imports neither torch nor timm (only a `timm:NAME` outside the table is built, o
 from __future__ import annotations
 
 import difflib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -293,8 +294,9 @@ def random_walker() -> PromptedSegmenter:
     return RandomWalkerSegmenter()
 
 
+@functools.cache
 def vit_row(name: str) -> _Vit:
-    """The table's row of an encoder, or one made of the timm model built on the meta device."""
+    """The table's row of an encoder, or one made of the timm model built on the meta device, once for a process."""
     if name in VITS:
         return VITS[name]
     from cryosam_dask.models import vit

@@ -12,7 +12,7 @@ import numpy as np
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick, copick_out, listing
 from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
-from cryosam_dask.outputs.results import check_painted, single_name
+from cryosam_dask.outputs.results import check_own, check_painted, single_name
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
@@ -76,6 +76,8 @@ def export_copick(
             radius=_radius(store, picks.read(store, one)["size"].to_numpy()),
             new_tomogram=choice.tomogram if "tomogram" in contents and not overwrite else None,
         )
+    if "tomogram" in contents:
+        check_own(store, targets[names[0]].tomogram(choice.tomogram))
     written = [
         path
         for one, target in targets.items()
@@ -98,8 +100,13 @@ def _check_copick(store: RunStore, names: Sequence[str], choice: CopickChoice) -
         raise InputError(f"{store.url}: no results to export yet")
     if not choice.contents or not set(choice.contents) <= set(CONTENTS):
         raise InputError(f"--contents {','.join(choice.contents)}: expected some of {', '.join(CONTENTS)}")
+    objects: dict[str, str] = {}
     for name in names:
-        copick.check_name("object", choice.object or object_name(name))
+        one = copick.check_name("object", choice.object or object_name(name))
+        if (other := objects.setdefault(one, name)) != name:
+            raise InputError(
+                f"{store.url}: {other} and {name} would both be copick's object {one}: give --name and --object of each"
+            )
         if set(choice.contents) & {"segmentation", "multilabel", "meshes"}:
             check_painted(store, name)
 

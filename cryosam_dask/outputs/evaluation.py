@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +66,11 @@ def evaluate(
     store = RunStore.open(run)
     chosen = single_name(store, name)
     tomogram, length = tomogram_of(store), parse_radius(radius)
-    points = Truth.open(truth, truth_format, single=True).read(tomogram, Kind(chosen))
+    source = Truth.open(truth, truth_format, single=True)
+    points = source.read(tomogram, Kind(chosen))
     if points is None:
-        raise InputError(f"{truth}: no points of {tomogram.name} in it")
+        called = ", ".join(sorted({tomogram.name.casefold(), *tomogram.keys}))
+        raise InputError(f"{truth}: no points of {tomogram.name} in it, as a file or a tomogram called {called}")
     table = picks.read(store, chosen)
     figures = evaluate_picks(
         table[list(AXES)],
@@ -76,10 +79,12 @@ def evaluate(
         length.value,
         voxel_size=store.voxel_size if length.unit == "angstrom" else None,
     ).to_dict()
+    notes = source.doubts()
     if truth_labels is not None:
-        masks, notes = compare_labels(store, chosen, truth_labels)
-        figures |= masks.to_dict() | ({"notes": notes} if notes else {})
-    return figures
+        masks, said = compare_labels(store, chosen, truth_labels)
+        figures |= masks.to_dict()
+        notes += said
+    return figures | ({"notes": notes} if notes else {})
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,17 @@ def evaluate_runs(
         another name for its query
     name : the query; without it, and without kinds, runs must have one query only
     truth_labels : a folder with the instance labels of each tomogram, `NAME.mrc`, `NAME.zarr` and so on (of several
-        kinds: `NAME_KIND`, or `KIND/NAME`), or a file where there is one run
+        kinds: `NAME_KIND`, or `KIND/NAME`), or a file where there is one run and one kind
     czii : also the challenge's score; kinds that are not its classes are left out of it
 
-    Tomograms without a truth, without results, and truths without a run are in the notes. Raises InputError where
-    nothing can be compared.
+    Tomograms without a truth, without results or with damaged ones, and truths without a run are in the notes. Raises
+    InputError where nothing can be compared.
     """
     urls = find_runs(runs)
     points = Truth.open(truth, truth_format, single=len(urls) == 1)
-    labels = None if truth_labels is None else LabelFiles.open(truth_labels, single=len(urls) == 1)
-    found = _Found(points, labels, _queries(radius, name), named=isinstance(radius, Mapping))
+    queries = _queries(radius, name)
+    labels = None if truth_labels is None else LabelFiles.open(truth_labels, single=len(urls) == len(queries) == 1)
+    found = _Found(points, labels, queries, named=isinstance(radius, Mapping), single=len(urls) == 1)
     stores = found.opened(urls)
     result = evaluate_dataset(found.of_runs(stores), radius)
     if not result.rows:
@@ -136,6 +142,8 @@ def evaluate_runs(
 def find_runs(runs: str | Path | Sequence[str | Path]) -> list[str]:
     """URLs of runs: those given, or those directly in a folder. InputError where there is none."""
     if not isinstance(runs, str | Path):
+        if not runs:
+            raise InputError("no runs: expected a folder of them, one or several")
         return [str(run) for run in runs]
     url = str(runs).rstrip("/")
     if RunStore.exists(url):
@@ -176,6 +184,7 @@ class _Found:
     labels: LabelFiles | None
     queries: dict[str | None, str | None]
     named: bool
+    single: bool
     left_out: dict[str, list[str]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     positions: dict[str, dict[str, dict[str, Float64]]] = field(default_factory=lambda: {"found": {}, "truth": {}})
@@ -184,13 +193,19 @@ class _Found:
         """The runs; of several, one that can't be opened is left out."""
         stores = []
         for url in urls:
-            try:
+            with self._among_many("left out"):
                 stores.append(RunStore.open(url))
-            except StoreError as error:
-                if len(urls) == 1:
-                    raise
-                self.said.append(f"left out: {error}")
         return stores
+
+    @contextlib.contextmanager
+    def _among_many(self, what: str) -> Iterator[None]:
+        """What is wrong with one of several runs is said, and does not stop the others."""
+        try:
+            yield
+        except StoreError as error:
+            if self.single:
+                raise
+            self.said.append(f"{what}: {error}")
 
     def of_runs(self, stores: Sequence[RunStore]) -> Iterator[TomogramPicks]:
         """Each kind of each run that has a truth and results."""
@@ -208,7 +223,7 @@ class _Found:
     def notes(self) -> list[str]:
         """Who was left out and why, and what else was said."""
         notes = [f"{why}: {', '.join(names)}" for why, names in self.left_out.items()]
-        return notes + self.truth.left() + self.said
+        return notes + self.truth.left() + self.truth.doubts() + self.said
 
     def czii_score(self) -> CziiScore:
         """The challenge's score of its classes among the kinds, in the tomograms that have a run and a truth."""
@@ -231,11 +246,16 @@ class _Found:
         if points is None:
             self._leave_out(f"left out, no truth of {wanted}", tomogram)
             return
-        self._keep("truth", tomogram, wanted, points)
         if query is None or query not in known:
-            self._leave_out(f"left out, no results called {wanted if query is None else query}", tomogram)
+            self._keep("truth", tomogram, wanted, points)  # the challenge counts what nobody looked for as missed
+            self._leave_out(f"left out, no results{'' if query is None else f' called {query}'}", tomogram)
             return
-        table = picks.read(store, query)
+        table = None
+        with self._among_many("left out"):
+            table = picks.read(store, query)
+        if table is None:
+            return
+        self._keep("truth", tomogram, wanted, points)
         self._keep("found", tomogram, wanted, table)
         yield TomogramPicks(
             tomogram.name,
@@ -254,8 +274,10 @@ class _Found:
         if path is None:
             self._leave_out(f"masks left out, no true labels of {kind.name}", tomogram)
             return None
-        masks, notes = compare_labels(store, query, path)
-        self.said += notes
+        masks: MaskEvaluation | None = None
+        with self._among_many("masks left out"):
+            masks, notes = compare_labels(store, query, path)
+            self.said += notes
         return masks
 
     def _keep(self, side: str, tomogram: Tomogram, kind: str, table: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 from cryosam_dask.errors import InputError, StoreError
@@ -10,9 +11,9 @@ from cryosam_dask.io.frame import one_line_errors
 from cryosam_dask.io.picks import PICK_FORMATS, Frame, encode_picks, pick_format
 from cryosam_dask.outputs.copick import COPICK, CopickChoice, export_copick, object_name, tomogram_name
 from cryosam_dask.outputs.evaluation import find_runs
-from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, What, kinds_name, write_labels, write_meshes
+from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, WHATS, What, kinds_name, write_labels, write_meshes
 from cryosam_dask.outputs.queries import export_query
-from cryosam_dask.outputs.results import single_name
+from cryosam_dask.outputs.results import check_own, single_name
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
 
@@ -29,7 +30,7 @@ def export(
     copick: CopickChoice | None = None,
     tomogram: str | None = None,
     tomograms: str | Path | None = None,
-) -> None:
+) -> list[str]:
     """Write the picks, the labels or the meshes of a query to a file, or all of it into a copick project.
 
     Parameters
@@ -45,34 +46,58 @@ def export(
     copick : names in the copick project, and what goes there
     tomogram : what a file of picks calls the tomogram; None: as its file; tomograms : RELION's tomograms.star
 
-    Raises `InputError` for a format that does not hold `what`, `StoreError` where there is nothing to export.
+    Returns what was left out, in words. Raises `InputError` for a format that does not hold `what` and for the run's
+    own tomogram as the file, `StoreError` where there is nothing to export.
     """
-    path = Path(path)
+    path, asked = Path(path), None if format is None else format.lower()
+    if what not in (None, *WHATS):
+        raise InputError(f"--what {what}: expected {', '.join(WHATS)}")
+    if re.match(r"[a-z][a-z0-9+]+:/", str(path)):
+        raise InputError(f"{path}: an address; files are exported to a disk: copy them from there")
     if what == "query":
         export_query(run, path, name=name)
-        return
-    if format == COPICK and _is_project(path):
+        return []
+    if asked == COPICK and _is_project(path):
+        if what is not None:
+            raise InputError(f"--what {what}: of a file; what goes into a copick project is said with --contents")
         export_copick(run, path, name=name, choice=copick, smooth=smooth, overwrite=overwrite)
-        return
-    label_format, mesh_format = _format(path, format, LABEL_FORMATS), _format(path, format, MESH_FORMATS)
-    if what == "meshes" and format is None and not path.suffix:
+        return []
+    label_format, mesh_format = _format(path, asked, LABEL_FORMATS), _format(path, asked, MESH_FORMATS)
+    if what == "meshes" and asked is None and not path.suffix:
         mesh_format = "ply"
     kind: What = what or ("labels" if label_format else "meshes" if mesh_format else "picks")
-    if {"picks": label_format or mesh_format, "meshes": not mesh_format}.get(kind, not label_format):
-        raise InputError(
-            f"{path}: {format or path.suffix or 'a file without a suffix'} can't hold {kind}; "
-            f"picks go to {_suffixes()}, labels to .mrc, .tif or .zarr, meshes to .glb, .ply or a folder "
-            "(or give --format)"
-        )
+    _check_format(path, asked, kind, label_format, mesh_format)
     if kind == "picks":
-        _write_picks(run, path, name, format, copick or CopickChoice(), tomogram, tomograms)
-        return
+        return _write_picks(run, path, name, asked, copick or CopickChoice(), tomogram, tomograms)
+    if _runs_in(run) is not None:
+        raise InputError(
+            f"{run}: a folder of runs; of several at once only picks are exported: give one run for {kind}"
+        )
     store = RunStore.open(run)
-    chosen = kinds_name(store) if what == "kinds" and name is None else single_name(store, name)
+    check_own(store, path)
+    chosen = kinds_name(store, name) if kind == "kinds" else single_name(store, name)
     if mesh_format:
         write_meshes(store, chosen, path, mesh_format, smooth=smooth, overwrite=overwrite)
     elif label_format:
         write_labels(store, chosen, path, label_format, kind, overwrite=overwrite)
+    return []
+
+
+def _check_format(path: Path, format: str | None, kind: What, label: str | None, mesh: str | None) -> None:
+    """InputError unless a format is known and holds what is to be written; `label`, `mesh`: it, if it is of these."""
+    known = [*PICK_FORMATS, *LABEL_FORMATS, *MESH_FORMATS]
+    suffixes = (
+        f"picks go to {_listed(PICK_FORMATS)}, labels to {_listed(LABEL_FORMATS)}, "
+        f"meshes to {', '.join(MESH_FORMATS['glb'] + MESH_FORMATS['ply'])} or a folder"
+    )
+    formats = f"--format: {', '.join(known)}"
+    if format is not None and format not in known:
+        raise InputError(f"unknown format {format!r}; expected with {formats}")
+    if {"picks": label or mesh, "meshes": not mesh}.get(kind, not label):
+        what = format or path.suffix or "a file without a suffix"
+        raise InputError(f"{path}: {what} can't hold {kind}; {suffixes} (or give --format)")
+    if kind == "picks" and format is None and not any(path.suffix.lower() in each for each in PICK_FORMATS.values()):
+        raise InputError(f"{path}: the suffix {path.suffix!r} tells no format: {suffixes}; or give one with {formats}")
 
 
 def _write_picks(
@@ -83,23 +108,25 @@ def _write_picks(
     copick: CopickChoice,
     tomogram: str | None,
     tomograms: str | Path | None,
-) -> None:
-    """Picks of a run, or those of all runs in a folder, to one file."""
+) -> list[str]:
+    """Picks of a run, or those of all runs in a folder, to one file; which of these have none, in words."""
     chosen_format = pick_format(path, format)
     runs = _runs_in(run)
     joint = runs is not None
     if joint and tomogram is not None:
         raise InputError(f"{run}: a folder of runs, whose tomograms are called as the runs; no name for all of them")
-    parts = []
+    parts, without = [], []
     for one in runs or [str(run)]:
         store = RunStore.open(one)
+        check_own(store, path)
         if joint and name is not None and name not in picks.names(store):
+            without.append(PurePosixPath(one).stem)
             continue
         chosen = single_name(store, name)
         frame = Frame(
             voxel_size=store.voxel_size,
             shape=store.shape,
-            tomogram=PurePosixPath(one.rstrip("/")).stem if joint else tomogram or tomogram_name(store),
+            tomogram=PurePosixPath(one).stem if joint else tomogram or tomogram_name(store),
             tomograms=None if tomograms is None else Path(tomograms),
             kind=copick.object or (object_name(chosen) if chosen_format == COPICK else chosen),
             user=copick.user,
@@ -110,6 +137,7 @@ def _write_picks(
         raise StoreError(f"{run}: no picks called {name!r} in any of its runs")
     with one_line_errors():
         write_bytes(path, encode_picks(parts, chosen_format, joint=joint))
+    return [f"left out, no picks called {name!r}: {', '.join(without)}"] if without else []
 
 
 def _runs_in(run: str | Path) -> list[str] | None:
@@ -122,8 +150,9 @@ def _runs_in(run: str | Path) -> list[str] | None:
         return None
 
 
-def _suffixes() -> str:
-    known = [suffix for suffixes in PICK_FORMATS.values() for suffix in suffixes[:1]]
+def _listed(formats: dict[str, tuple[str, ...]]) -> str:
+    """The first suffix of each format."""
+    known = [suffix for suffixes in formats.values() for suffix in suffixes[:1]]
     return f"{', '.join(known[:-1])} or {known[-1]}"
 
 

@@ -102,12 +102,14 @@ def surfaces(store: RunStore, name: str, *, origin: Point, smooth: float = 0.0) 
         )
 
 
-def kinds_name(store: RunStore) -> str:
-    """A query among those that were told apart; InputError where none were."""
-    found = next((name for name in picks.names(store) if picks.kinds(store, name)), None)
-    if found is None:
+def kinds_name(store: RunStore, name: str | None = None) -> str:
+    """A query among those that were told apart, or the one named; InputError where none were, or that one was not."""
+    found = [one for one in picks.names(store) if picks.kinds(store, one)]
+    if not found:
         raise InputError(f"{store.url}: no kinds were told apart in this run")
-    return found
+    if name not in (None, *found):
+        raise InputError(f"{store.url}: {name!r} was not told apart from others; there are: {', '.join(found)}")
+    return name or found[0]
 
 
 def image_levels(store: RunStore, image: str) -> list[Level]:

@@ -1,10 +1,16 @@
-"""Which results of a run are meant, and whether they are finished."""
+"""Which results of a run are meant, whether they are finished, and where they must not go."""
 
 from __future__ import annotations
 
-from cryosam_dask.errors import InputError, StoreError
+import contextlib
+from pathlib import Path
+
+from cryosam_dask.errors import CryosamError, InputError, StoreError
+from cryosam_dask.io import copick
 from cryosam_dask.stages import label
 from cryosam_dask.store import marks, picks
+from cryosam_dask.store.address import is_local
+from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 
 
@@ -25,3 +31,17 @@ def check_painted(store: RunStore, name: str) -> None:
     stage = label.stage_name(name)
     if marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
         raise StoreError(f"{store.url}: the labels of {name!r} are not finished; run `cryosam segment` again")
+
+
+def check_own(store: RunStore, path: Path) -> None:
+    """InputError for a file in the run, and for the tomogram that the run was made of."""
+    if is_local(store.url) and path.absolute().is_relative_to(Path(local_path(store.url)).expanduser().absolute()):
+        raise InputError(f"{path}: a run, which no export replaces or adds to; choose another place")
+    source = str(store.info.get("input", {}).get("path", ""))
+    own = False
+    with contextlib.suppress(OSError, CryosamError):  # what is not there is nobody's
+        if copick.is_address(source):
+            source = copick.tomogram(source).url
+        own = is_local(source) and path.samefile(Path(local_path(source)).expanduser())
+    if source and own:
+        raise InputError(f"{path}: the run's own tomogram, which no export replaces; choose another name")

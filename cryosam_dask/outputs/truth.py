@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.copick import run_name
 from cryosam_dask.io.frame import one_line_errors, shown
+from cryosam_dask.io.listing import run_names
 from cryosam_dask.io.picks import ALL, read_points
+from cryosam_dask.io.points.base import plain_name
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3
@@ -22,8 +24,14 @@ from cryosam_dask.types import AXES, Shape3
 if TYPE_CHECKING:
     import pandas as pd
 
-TOMOGRAM, KIND = "tomogram", "kind"
-"""Columns that tell tomograms and kinds of particles apart in a file of several."""
+TOMOGRAM = "tomogram"
+KINDS = ("kind", "species")
+"""Columns that tell tomograms and kinds of particles apart in a file of several; `cryosam simulate` writes species."""
+
+_FAR = 0.1
+"""Share of a tomogram's side: a particle that is less than this beyond the border may be cut by it."""
+_MANY = 8
+"""Points that are hardly ever all in one eighth of a tomogram by chance."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,21 @@ class Tomogram:
 
 
 def tomogram_of(store: RunStore) -> Tomogram:
-    """The tomogram of a run. It goes by the run's name and by its input's; by its run's in a copick project."""
-    path = str(store.info.get("input", {}).get("path", ""))
-    parts = [part for part in re.split(r"[/\\]", path) if part]
+    """The tomogram of a run. It goes by the run's name and by what its input's path calls it."""
     name = stem_of(re.split(r"[/\\]", store.url.rstrip("/"))[-1])
-    names = {name, run_name(path) or name, *((parts[-1], stem_of(parts[-1])) if parts else ())}
-    for above, below in itertools.pairwise(parts):
-        if re.fullmatch(r"VoxelSpacing\d+(\.\d+)?", below):
-            names.add(above)
-    return Tomogram(name, frozenset(n.casefold() for n in names), store.shape, store.voxel_size)
+    names = {name, *_named_by(str(store.info.get("input", {}).get("path", "")))}
+    keys = {key for one in names for key in (one, stem_of(one), plain_name(one))}
+    return Tomogram(name, frozenset(key.casefold() for key in keys), store.shape, store.voxel_size)
+
+
+def _named_by(path: str) -> set[str]:
+    """What the path of a tomogram calls it: its file; in a copick project or a data set of the portal, its run."""
+    parts = [part for part in re.split(r"[/\\]", path) if part]
+    for place, part in enumerate(parts):
+        if re.fullmatch(r"VoxelSpacing\d+(\.\d+)?", part):
+            above = [one for one in parts[:place] if one != "Reconstructions"]  # the portal's RUN/Reconstructions/…
+            return set(above[-1:])
+    return {run_name(path) or run_names([path])[0]} if parts else set()
 
 
 @dataclass
@@ -68,6 +82,8 @@ class Truth:
     _used: set[str] = field(default_factory=set)
     _names: dict[str, None] = field(default_factory=dict)
     _tables: dict[object, pd.DataFrame] = field(default_factory=dict)
+    _outside: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    _cornered: dict[str, None] = field(default_factory=dict)
 
     @classmethod
     def open(cls, truth: str | Path, format: str | None = None, *, single: bool = False) -> Truth:
@@ -79,8 +95,9 @@ class Truth:
     def read(self, tomogram: Tomogram, kind: Kind) -> pd.DataFrame | None:
         """Points of a kind in voxels of the tomogram (columns z, y, x, …); None where there is no truth for it.
 
-        Raises InputError where several files or tomograms could be meant, for files that can't be read, and where more
-        than half of the points are outside of the tomogram, as those in voxels of another size are.
+        Points beyond the border are points: annotations and refined positions may lie there (`doubts` says how many
+        do). Raises InputError where several files or tomograms could be meant, for files that can't be read, and where
+        more than half of the points are far outside of the tomogram, as those in voxels of another size are.
         """
         self._asked |= tomogram.keys
         path: Path | None = self.path
@@ -92,8 +109,20 @@ class Truth:
         table = _of_kind(self._table(path, tomogram), path, kind)
         table = None if table is None else self._of_tomogram(table, path, tomogram)
         if table is not None:
-            _check_inside(table, tomogram, path)
+            self._look_where(table, tomogram, path)
         return table
+
+    def doubts(self) -> list[str]:
+        """Which tomograms have true points beyond their border, or all of them in one corner, in words."""
+        said = []
+        if self._outside:
+            listed = ", ".join(f"{count} of {n} in {shown(name)}" for name, (count, n, _) in self._outside.items())
+            most = max(far for _, _, far in self._outside.values())
+            said = [f"true points outside of their tomogram, by up to {most:.3g} voxels, count as all others: {listed}"]
+        if self._cornered:
+            listed = ", ".join(map(shown, self._cornered))
+            said.append(f"all true points in the first half of each side: are they in larger voxels? {listed}")
+        return said
 
     def left(self) -> list[str]:
         """What was not read, in words: truth of tomograms that nobody asked for, by name, and how many other files."""
@@ -107,6 +136,27 @@ class Truth:
         if other := len(unread) - len(strange):
             words.append(f"{other} more file{'s' * (other > 1)} of points under {self.path} not read: of other kinds")
         return words
+
+    def _look_where(self, table: pd.DataFrame, tomogram: Tomogram, path: Path) -> None:
+        """Count points that are outside of the tomogram, look for a corner with all; InputError where most are far."""
+        points, size = table[list(AXES)].to_numpy(dtype=float), np.array(tomogram.shape)
+        if not len(points):
+            return
+        far, name = _are_far(points, size), tomogram.name
+        if 2 * int(far.sum()) > len(points):
+            shape = " x ".join(map(str, tomogram.shape))
+            turned = 2 * int(_are_far(points[:, ::-1], size).sum()) <= len(points)
+            raise InputError(
+                f"{path}: {int(far.sum())} of {len(points)} points are outside of {name} ({shape} voxels z, y, x, of "
+                f"{tomogram.voxel_size[0]:g} Å): are they in {'x,y,z order' if turned else 'voxels of another size'}, "
+                "or another tomogram's?"
+            )
+        beyond = np.maximum(-0.5 - points, points - (size - 0.5)).max(axis=1)
+        if (beyond > 0).any():
+            count, n, most = self._outside.get(name, (0, 0, 0.0))
+            self._outside[name] = count + int((beyond > 0).sum()), n + len(points), max(most, float(beyond.max()))
+        if in_a_corner(points, tomogram.shape):
+            self._cornered[name] = None
 
     def _of_tomogram(self, table: pd.DataFrame, path: Path, tomogram: Tomogram) -> pd.DataFrame | None:
         """The rows of a tomogram, where the file names tomograms; None where none is this one's."""
@@ -146,11 +196,11 @@ def _points(path: Path, format: str | None, tomogram: Tomogram) -> pd.DataFrame:
 
 
 def _match(names: Sequence[str], tomogram: Tomogram, path: Path) -> str | None:
-    """Which of a file's names of tomograms is this one's: with or without folder and suffix."""
+    """Which of a file's names of tomograms is this one's: with or without folder and suffixes."""
     found = []
     for name in names:
         last = re.split(r"[/\\]", name)[-1]
-        if {name.casefold(), last.casefold(), stem_of(last).casefold()} & tomogram.keys:
+        if {one.casefold() for one in (name, last, stem_of(last), plain_name(last))} & tomogram.keys:
             found.append(name)
     if len(found) > 1:
         raise InputError(f"{path}: {' and '.join(map(shown, found[:3]))} could both be {tomogram.name}")
@@ -162,9 +212,10 @@ def _of_kind(table: pd.DataFrame, path: Path, kind: Kind) -> pd.DataFrame | None
 
     InputError where that is not clear: no other kind is looked for, and the file has several, or not the named one.
     """
-    if KIND not in table.columns:
+    column = next((column for column in KINDS if column in table.columns), None)
+    if column is None:
         return table
-    kinds = table[KIND].astype(str)
+    kinds = table[column].astype(str)
     rows = kinds.str.casefold() == kind.name.casefold()
     if rows.any():
         return table[rows]
@@ -176,13 +227,12 @@ def _of_kind(table: pd.DataFrame, path: Path, kind: Kind) -> pd.DataFrame | None
     return table
 
 
-def _check_inside(table: pd.DataFrame, tomogram: Tomogram, path: Path) -> None:
-    """Refuse points most of which are nowhere in the tomogram."""
-    points = table[list(AXES)].to_numpy(dtype=float)
-    outside = ((points < -0.5) | (points > [n - 0.5 for n in tomogram.shape])).any(axis=1)
-    if 2 * outside.sum() > len(points):
-        size = " x ".join(map(str, tomogram.shape))
-        raise InputError(
-            f"{path}: {int(outside.sum())} of {len(points)} points are outside of {tomogram.name} ({size} voxels z, y, "
-            f"x, of {tomogram.voxel_size[0]:g} Å): are they in voxels of another size, or another tomogram's?"
-        )
+def in_a_corner(points: NDArray[np.float64], shape: Shape3) -> bool:
+    """Whether points (n, 3), and not too few of them, are all in the first half of each side (z, y, x): those in
+    voxels of twice the size or more are."""
+    return len(points) >= _MANY and bool((points.max(axis=0) < np.asarray(shape) / 2).all())
+
+
+def _are_far(points: NDArray[np.float64], size: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which points are farther outside of a tomogram than a particle at its border."""
+    return np.asarray(((points < -_FAR * size) | (points > (1 + _FAR) * size)).any(axis=1))

@@ -8,7 +8,9 @@ Letters are compared without case.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import local_path
 
 _SEPARATORS = "_-."
+_PORTAL = re.compile(r"-\d+(\.\d+)*_(oriented)?point$", re.IGNORECASE)
+"""What the CryoET Data Portal appends to the kind of an annotation: its version and shape."""
 _WILD = set("*?[")
 _MOST_FILES = 100_000
 
@@ -47,7 +51,7 @@ def truth_files(truth: str | Path, format: str | None) -> tuple[Path, tuple[Path
         raise InputError(f"{public(str(truth))}: true positions are read from local files: copy them here first")
     place = Path(local_path(truth)).expanduser()
     if place.is_dir():
-        found = _kept(place, place.rglob("*"), format)
+        found = _kept(place, (path for _, paths in files_under(place) for path in paths), format)
         if not found:
             raise InputError(f"{place}: no files of points in this folder ({', '.join(suffixes())})")
         return place, found
@@ -122,8 +126,9 @@ def names_one_of(path: Path, folder: Path, keys: frozenset[str]) -> bool:
 
 
 def _words(path: Path, folder: Path) -> tuple[list[str], str]:
-    """The folders between and the name without suffix, without case."""
-    return [part.casefold() for part in path.relative_to(folder).parts[:-1]], stem_of(path.name).casefold()
+    """The folders between and the name without suffix (nor an annotation's version), without case."""
+    stem = _PORTAL.sub("", stem_of(path.name))
+    return [part.casefold() for part in path.relative_to(folder).parts[:-1]], stem.casefold()
 
 
 def _is_of(folders: Sequence[str], stem: str, keys: frozenset[str], kind: str) -> bool:
@@ -134,6 +139,21 @@ def _is_of(folders: Sequence[str], stem: str, keys: frozenset[str], kind: str) -
         return True
     ends = stem == kind or stem.endswith(tuple(f"{sign}{kind}" for sign in _SEPARATORS))
     return ends and bool(keys & set(folders))
+
+
+def files_under(folder: Path, leave: Path | None = None) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder from this one down, and the files in it. Hidden ones are passed over; Zarr stores, which have many,
+    and the folder `leave` are not entered; a folder that links lead to again is entered once."""
+    seen = {folder.resolve()} if leave is None else {folder.resolve(), leave.resolve()}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inside = {Path(place, name).resolve(): name for name in sorted(folders, reverse=True) if not _is_aside(name)}
+        folders[:] = sorted(name for real, name in inside.items() if real not in seen)
+        seen.update(inside)
+        yield Path(place), [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+
+
+def _is_aside(name: str) -> bool:
+    return name.startswith(".") or ".zarr" in name
 
 
 def stem_of(name: str) -> str:

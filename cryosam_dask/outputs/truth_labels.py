@@ -34,7 +34,8 @@ class _Sliced:
         return self.source.shape
 
     def __getitem__(self, block: Block) -> Array:
-        return self.source.read(block)
+        found = self.source.read(block)
+        return found.view(np.uint8) if found.dtype == np.int8 else found  # ids are not negative: 8-bit MRC has no sign
 
 
 def compare_labels(store: RunStore, query: str, path: str | Path) -> tuple[MaskEvaluation, list[str]]:
@@ -83,13 +84,16 @@ class LabelFiles:
 
     @classmethod
     def open(cls, path: str | Path, *, single: bool) -> LabelFiles:
-        """A folder that is no image itself is looked through; anything else is the labels of a `single` tomogram.
+        """A folder that is no image itself is looked through; anything else is the labels of a `single` tomogram and
+        kind.
 
-        InputError where one file would be those of several tomograms, and for a folder without images.
+        InputError where one file would be those of several, and for a folder without images.
         """
         found = _label_files(path)
         if not found and not single:
-            raise InputError(f"{path}: labels of one tomogram, and there are several runs: give a folder of labels")
+            raise InputError(
+                f"{path}: labels of one tomogram and kind, and there are several runs or kinds: give a folder of labels"
+            )
         return cls(str(path) if not found else str(Path(local_path(path)).expanduser()), found)
 
     def of(self, tomogram: Tomogram, kind: Kind) -> str | Path | None:

@@ -40,6 +40,8 @@ from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.store.views import query_names
 
+Points = Sequence[Sequence[float]] | NDArray[np.float64]
+
 
 class Driver(Runner):
     """Runs stages on a store. Each method is one command; all skip what is done. Attributes are those of `Runner`."""
@@ -60,7 +62,7 @@ class Driver(Runner):
         if not fresh and marks.found_stage(store, stage.name) is None:
             ingest.prepare(store, source)
         for note in source.notes:
-            self._note(f"{public(path)}: {note}")
+            self.note(f"{public(path)}: {note}")
         unfinished = "statistics" not in store.info
         try:
             self._execute(stage, store)
@@ -134,14 +136,10 @@ class Driver(Runner):
         where, upstream = layout.query(name), stage_fingerprint(store, features.NAME)
         stage = segment.plan(store.shape, settings.propagation, upstream, where, prompts, None)
         pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
-        if self._stale(stage) or self._stale(pooling):
+        if self._stale(stage) or self._stale(pooling) or (self._overwrite and borrow.origin(store, name)):
             self._forget(name)
         self._check_settings(where, settings)
-        if found := borrow.origin(store, name):
-            raise StoreError(
-                f"{self.url}: query {name!r} was taken from a run of {found['tomogram']}; "
-                "use another --name for one of these points, or --overwrite"
-            )
+        self.check_same(name, prompts, unwanted)
         self._decide_negatives(name, unwanted)
         store.group(where).attrs["settings"] = settings.model_dump(mode="json")
         self._segment(stage, settings, prompts)
@@ -149,7 +147,7 @@ class Driver(Runner):
         pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
         for result in self._execute(pooling, store).values():
             for point in result.get("missing", []):
-                self._note(f"nothing could be segmented at the prompt {_say(point)}")
+                self.note(f"nothing could be segmented at the prompt {_say(point)}")
         self._describe_negatives(name, unwanted, settings)
 
     @command
@@ -178,11 +176,43 @@ class Driver(Runner):
             self._forget(name)
         self._check_settings(layout.query(name), settings)
         borrow.check_origin(store, name, loan)
+        self.check_same(name, None, unwanted)
         self._decide_negatives(name, unwanted)
         described = {"settings": settings.model_dump(mode="json"), borrow.FROM: loan.origin}
         store.group(layout.query(name)).attrs.update(described)
         self._execute(stage, store)
         self._describe_negatives(name, unwanted, settings)
+
+    def check_same(self, name: str, points: Points | None, negatives: Points) -> None:
+        """`StoreError` where the query of that name was made from other points and is not to be replaced.
+
+        points : None for a query that is to be borrowed
+        """
+        store, where = self.store, layout.query(name)
+        if self._overwrite or where not in store:
+            return
+        found, made = borrow.origin(store, name), marks.found_stage(store, query.stage_name(name))
+        if points is not None and found:
+            raise StoreError(
+                f"{self.url}: query {name!r} was taken from a run of {found['tomogram']}; "
+                "use another --name for one of these points, or --overwrite"
+            )
+        if made is None or (points is None and not found):
+            return
+        told = {
+            "points": (made["settings"].get("points"), points),
+            "negatives": (store.group(where).attrs.get(negative.POINTS, []), negatives),
+        }
+        differing = [
+            f"{what}: {_brief(known)} → {_brief(wanted)}"
+            for what, (known, given) in told.items()
+            if given is not None and known != (wanted := np.asarray(given, float).reshape(-1, 3).tolist())
+        ]
+        if differing:
+            raise StoreError(
+                f"{self.url}: {where} was made with other settings ({'; '.join(differing)}); use the same points and "
+                "kinds (clicks on one are negatives of the others), another --name, or --overwrite"
+            )
 
     def _check_free(self, name: str) -> None:
         """`StoreError` for a name that a query can't have here."""
@@ -193,18 +223,12 @@ class Driver(Runner):
                 raise StoreError(f"{self.url}: labels/{name} is the image of all kinds here; use another name")
 
     def _decide_negatives(self, name: str, points: NDArray[np.float64]) -> None:
-        """Write down which points are not of the kind; what followed from others goes, if that was asked for."""
+        """Write down which points are not of the kind; what followed from others goes."""
         store, where = self.store, layout.query(name)
         known, wanted = store.group(where).attrs.get(negative.POINTS, []), points.tolist()
         if known == wanted:
             return
         if marks.found_stage(store, query.stage_name(name)) is not None:
-            if not self._overwrite:
-                differing = f"negatives: {_brief(known)} → {_brief(wanted)}"
-                raise StoreError(
-                    f"{self.url}: {where} was made with other settings ({differing}); "
-                    "use the same points, another --name, or --overwrite"
-                )
             self._forget_results(name)
         store.group(where).attrs[negative.POINTS] = wanted
 
@@ -225,7 +249,7 @@ class Driver(Runner):
             store.delete(layout.marks(telling.name))
         for result in self._execute(telling, store).values():
             for point in result.get("missing", []):
-                self._note(f"nothing could be segmented at the negative point {_say(point)}")
+                self.note(f"nothing could be segmented at the negative point {_say(point)}")
 
     def _with_precision(self, settings: Settings) -> Settings:
         """Settings with "auto" precisions decided: as in what is there already, else as suits the device."""
@@ -247,16 +271,26 @@ class Driver(Runner):
             return str(found["settings"]["precision"])
         return self._executor.precision if uses_torch else "float32"
 
+    def check_lender(self, name: str, settings: Settings) -> None:
+        """`StoreError` where a query that is lent to others, and goes on here itself, was made with other settings."""
+        where = layout.query(name)
+        if differing := self._other_settings(where, self._with_precision(settings)):
+            raise StoreError(
+                f"{self.url}: {where}, which others are given, was made here with other settings "
+                f"({'; '.join(differing)}); use the same settings, or leave this tomogram out"
+            )
+
     def _check_settings(self, where: str, settings: Settings) -> None:
         """Refuse to continue a query with other settings, by their names; stages know only those that concern them."""
-        found = self.store.group(where).attrs.get("settings")
-        if not isinstance(found, dict) or self._overwrite:
-            return
-        if differing := marks.differences(dict(found), settings.model_dump(mode="json")):
+        if not self._overwrite and (differing := self._other_settings(where, settings)):
             raise StoreError(
                 f"{self.url}: {where} was made with other settings ({'; '.join(differing)}); "
                 "use the same settings, another --name, or --overwrite"
             )
+
+    def _other_settings(self, where: str, settings: Settings) -> list[str]:
+        found = self.store.group(where).attrs.get("settings")
+        return marks.differences(dict(found), settings.model_dump(mode="json")) if isinstance(found, dict) else []
 
     @command
     def match(self, name: str) -> None:
@@ -273,10 +307,10 @@ class Driver(Runner):
             upstream = stage.fingerprint
             if not found.reached and borrow.origin(store, name):
                 # a click that is like nothing is a mistake; that another tomogram has none of the kind is a result
-                self._note(f"{name}: nothing here reaches match.tau_sim = {settings.match.tau_sim:g}; {found.words}")
+                self.note(f"{name}: nothing here reaches match.tau_sim = {settings.match.tau_sim:g}; {found.words}")
                 break
             if note := match.check_kept(found, this.ratio, settings.match.tau_sim):
-                self._note(note)
+                self.note(note)
         radius = propose.suppression_radius(store, name, settings.match)
         if settings.match.rank == "profile" and found.reached:
             most = propose.shortlist_length(store.shape)
@@ -287,7 +321,7 @@ class Driver(Runner):
                 store, name, ranking, lambda contrast: negative.profiles(store, name, contrast)
             )
             if left_out:
-                self._note(f"{name}: {left_out} candidates left out, nearer to a negative than to the query")
+                self.note(f"{name}: {left_out} candidates left out, nearer to a negative than to the query")
             radius, upstream = rank.query_radius(store, name), ranking.fingerprint
         else:
             count = None if settings.match.count == "auto" else settings.match.count
@@ -297,7 +331,11 @@ class Driver(Runner):
             unlike = stage_fingerprint(store, negative.stage_name(name))
             upstream = fingerprint({"match": upstream, "negatives": unlike})
         for note in propose.choose(store, name, settings.match, points, scores, radius, upstream):
-            self._note(note)
+            self.note(note)
+        if settings.match.rank == "similarity" and negative.feature_arrays(store, name):
+            proposals, full = store.group(layout.proposals(name)), len(points) == settings.match.count
+            if proposals.attrs.get(propose.FULL) != full:
+                proposals.attrs[propose.FULL] = full
 
     @command
     def segment(self, name: str | Sequence[str]) -> None:
@@ -359,9 +397,12 @@ class Driver(Runner):
             self._check_same(stage)
         if not kinds and any(self._stale(stage) for stage in stages):
             self._forget_combined(chosen[0].name)
+        for stage in stages:  # labels that belong to other picks are not done
+            if self._stale(stage):
+                store.delete(layout.marks(stage.name))
         for one in chosen:
             for note in one.notes:
-                self._note(note)
+                self.note(note)
             one.write(store)
         for stage, image in zip(stages, [*(one.name for one in chosen), layout.KINDS], strict=False):
             self._named(stage, lambda name=image: label.prepare(store, name, kinds))  # type: ignore[misc]
@@ -416,9 +457,12 @@ class Driver(Runner):
         """The store and the settings that a query was made with."""
         store = self._ingested()
         where = layout.query(check_name(name))
-        stage = query.stage_name(name)
-        if where not in store or marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
-            known = ", ".join(query_names(store)) or "none yet"
+        stages = {one: query.stage_name(one) for one in query_names(store)}
+        made = [
+            one for one, stage in stages.items() if marks.found_stage(store, stage) and marks.done(store, stage).all()
+        ]
+        if name not in made:
+            known = ", ".join(made) or "none yet"
             raise StoreError(f"{self.url}: no query called {name!r} (there are: {known}); run `cryosam query` first")
         found = store.group(where).attrs.get("settings")
         if not isinstance(found, dict):

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.picks import check_points
 from cryosam_dask.pipeline.driver import lent
-from cryosam_dask.stages import query_file
+from cryosam_dask.stages import borrow, query_file
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import check_name
-from cryosam_dask.types import Shape3
+from cryosam_dask.types import AXES, Shape3
 
 if TYPE_CHECKING:
     from cryosam_dask.pipeline.driver import Driver
@@ -52,7 +52,7 @@ class Kinds:
 
     @property
     def loan(self) -> Loan | None:
-        """The first borrowed query, if queries are borrowed: settings are the same for all."""
+        """The first borrowed query, if queries are borrowed: its settings are used for all, unless others are given."""
         return next(iter(self.loans.values()), None)
 
     def unlike(self, name: str) -> list[list[float]]:
@@ -65,8 +65,12 @@ class Kinds:
             check_points(np.asarray(points, float), shape)
 
     def query(self, driver: Driver, settings: Settings) -> None:
-        """Make, or borrow, the query of each kind."""
+        """Make, or borrow, the query of each kind. Where one can't be made so, `StoreError` before any is."""
+        for name in self.names:
+            driver.check_same(name, self.points.get(name), self.unlike(name))
         for name, loan in self.loans.items():
+            if self.several and (differing := "; ".join(borrow.searched_otherwise(loan, settings))):
+                driver.note(f"{name}: searched for as the others, not as where the query is from ({differing})")
             driver.borrow(name, loan, settings, self.negatives)
         for name, points in self.points.items():
             driver.query(name, points, settings, self.unlike(name))
@@ -99,9 +103,10 @@ def kinds_of(
     if isinstance(points, Mapping):
         if names is not None:
             raise InputError(f"names {', '.join(names)}: points by name have their names already")
-        if empty := [kind for kind, found in points.items() if not len(found)]:
+        clicked = {str(kind): _listed(found) for kind, found in points.items()}
+        if empty := [kind for kind, found in clicked.items() if not found]:
             raise InputError(f"no points of {', '.join(empty)}")
-        return _checked(Kinds({kind: _listed(found) for kind, found in points.items()}, negatives=unwanted))
+        return _checked(Kinds(clicked, negatives=unwanted))
     if names is not None and len(names) != 1:
         raise InputError(f"names {', '.join(names)}: give the points of each, by its name")
     return _checked(Kinds({(names or [PARTICLE])[0]: _listed(points)}, negatives=unwanted))
@@ -110,37 +115,46 @@ def kinds_of(
 def take(query: Source | Sequence[Source] | Mapping[str, Loan], names: Sequence[str] | None) -> dict[str, Loan]:
     """The queries of runs and files, by the names that they get here.
 
-    names : of the queries of runs, `PARTICLE` if there are none; a file has one query, which keeps its own name unless
-        just one name is given for just one file
+    names : of the queries of runs, `PARTICLE` if there are none. A file has one query, which keeps its own name unless
+        there are files only, and as many names
     """
     if isinstance(query, Mapping):
         return dict(query)
     sources = [query] if isinstance(query, str | Path | Loan) else list(query)
-    single = len(sources) == 1 and names is not None and len(names) == 1
-    out: dict[str, Loan] = {}
-    for source in sources:
-        if isinstance(source, Loan):
-            found = [query_file.renamed(source, names[0]) if single and names else source]
-        elif query_file.is_file(source) and not single:
-            found = [query_file.read(source)]
+    alone = [isinstance(source, Loan) or query_file.is_file(source) for source in sources]
+    renamed = names if names is not None and all(alone) else None
+    if renamed is not None and len(renamed) != len(sources):
+        raise InputError(f"{len(renamed)} names of {len(sources)} files of queries: give one for each, or none")
+    found: list[Loan] = []
+    for i, source in enumerate(sources):
+        if isinstance(source, Loan) or query_file.is_file(source):
+            loan = source if isinstance(source, Loan) else query_file.read(source)
+            found.append(loan if renamed is None else query_file.renamed(loan, renamed[i]))
         else:
-            found = [lent(source, name) for name in names or [PARTICLE]]
-        for loan in found:
-            if loan.name in out:
-                raise InputError(f"{loan.url}: there are two queries called {loan.name!r}; rename one with --name")
-            out[loan.name] = loan
+            found += [lent(source, name) for name in names or [PARTICLE]]
+    out: dict[str, Loan] = {}
+    for loan in found:
+        if loan.name in out:
+            raise InputError(
+                f"{loan.url}: there are two queries called {loan.name!r}; take both from files (`cryosam export --what "
+                "query`), and give each a --name"
+            )
+        out[loan.name] = loan
     return out
 
 
 def _listed(points: Points | None) -> list[list[float]]:
     """(n, 3) positions as lists; whether they lie in the tomogram is looked at later."""
-    if points is None or not len(points):
-        return []
+    if hasattr(points, "columns"):  # a table of pandas, in whatever order
+        table: Any = points
+        points = table[list(AXES)].to_numpy()
     try:
-        found: list[list[float]] = np.array(points, np.float64, ndmin=2).tolist()
+        found = np.array([] if points is None else points, np.float64, ndmin=2)
     except (TypeError, ValueError):
         raise InputError(f"points {str(points)[:60]}: expected numbers Z,Y,X") from None
-    return found
+    if found.size and (found.ndim != 2 or found.shape[1] != 3):
+        raise InputError(f"points of shape {found.shape}: expected three numbers Z,Y,X for each of one or more points")
+    return [[float(v) for v in point] for point in found.reshape(-1, 3)]
 
 
 def _checked(kinds: Kinds) -> Kinds:

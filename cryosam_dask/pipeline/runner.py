@@ -242,7 +242,8 @@ class Runner:
         RunStore.remove(self.url)
         self._journal = None
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Keep a sentence that a user should read."""
         logger.info("%s", text)
         self.notes.append(text)
 

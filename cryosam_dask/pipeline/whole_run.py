@@ -72,8 +72,8 @@ def run(
     negatives : (n, 3) voxels (z, y, x) on what is not wanted; with several kinds, on what is of none of them
     query : a run, path or URL, that has a query of that name, made with the same models and settings in a tomogram of
         the same voxel size; it need not have gone farther than that. Or a query's file (.json), or several of these
-    name : name of the query, "particle" if there is none; one store may hold several. With `query` also several names;
-        a file's query is called as the file says
+    name : name of the query, "particle" if there is none; one store may hold several. With `query` also several names,
+        of a run's queries or one for each file; a file's query is else called as the file says
     models : "builtin", "paper" or "ENCODER+SEGMENTER"; None: "paper", or with `query` the settings it was made with
     settings : instead of the models' preset
     client, workers, scheduler, device, cluster, security, unit_timeout : where to run, see

@@ -42,7 +42,7 @@ def measured(url: str | Path, worker: costs.Machine) -> Measured:
         for name, stage in planner.stages.items()
         if name in took and stage.seconds > 0
     }
-    return Measured(str(url), str(entries[-1]["executor"]), factors, count / math.prod(store.shape))
+    return Measured(str(url), str(entries[-1]["executor"]), factors, count / math.prod(store.shape), settings)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,14 @@ class Measured:
     url : of its store; where : what it ran on, for people
     factors : by stage, the seconds that a unit took over those that its plan gives
     density : prompts that its matching proposed, per voxel
+    settings : of its query, the first of several
     """
 
     url: str
     where: str
     factors: Mapping[str, float]
     density: float
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,15 @@ class Plan:
 def plan_run(source: TomogramSource, settings: Settings, options: Options | None = None) -> Plan:
     """Plan a run of one prompt for each kind. Reads the tomogram's header only; needs no weights, no torch, no store.
 
-    Raises `SettingsError` or `ModelError` for settings and models that can't be.
+    Raises `SettingsError` or `ModelError` for settings and models that can't be, and for others than those of the
+    run that is gone by.
     """
     chosen = options or Options()
+    if chosen.like is not None and _models(settings) != _models(chosen.like.settings):
+        raise SettingsError(
+            f"{chosen.like.url} was made with {_models(chosen.like.settings)}, and says nothing of what "
+            f"{_models(settings)} takes; leave --models out, or --like"
+        )
     diameter = chosen.diameter / float(np.mean(source.voxel_size))
     if diameter > max(source.shape):
         raise SettingsError(
@@ -276,6 +284,12 @@ def _time(order: list[Bulk], workers: int, options: Options) -> Time:
     stage = max(seconds, key=lambda name: seconds[name])
     what = max((pair for pair in by_limit if pair[0] == stage), key=lambda pair: by_limit[pair])[1]
     return Time(workers, sum(seconds.values()), stage, seconds[stage], what)
+
+
+def _models(settings: Settings) -> str:
+    """Their names; where a file of weights lies is of no account."""
+    specs = settings.features.encoder, settings.propagation.segmenter
+    return "+".join(spec.partition("=")[0] for spec in specs)
 
 
 def _notes(settings: Settings, options: Options, diameter: float, count: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ WORDS = {
     "embeddings": "Embedding of planes",
     "segment/queries": "Masks of the prompts",
     "query": "Query",
+    "segment/negatives": "Masks of the negative points",
+    "negative": "Negative points",
     "project": "Products with the query",
     "match": "Similarity",
     "rank": "Ranking by profiles",
@@ -32,6 +35,8 @@ WORDS = {
 
 MOST_COMMANDS = 30
 """Commands that are listed, the latest."""
+
+_HOSTS = re.compile(r"\b(tcp|tls|ucx|wss?|inproc)://[^\s,;]*[^\s,;:]")
 
 
 @dataclass(frozen=True)
@@ -198,12 +203,17 @@ def _commands(entries: list[Json]) -> tuple[Command, ...]:
             words=str(entry.get("command", "?")),
             began=str(entry.get("began") or ""),
             ended=str(entry.get("ended") or ""),
-            executor=str(entry.get("executor", "")),
-            outcome=str(entry.get("outcome", "")),
-            notes=_strings(entry.get("notes")),
+            executor=_without_hosts(str(entry.get("executor", ""))),
+            outcome=_without_hosts(str(entry.get("outcome", ""))),
+            notes=tuple(map(_without_hosts, _strings(entry.get("notes")))),
         )
         for entry in entries[-MOST_COMMANDS:]
     )
+
+
+def _without_hosts(text: str) -> str:
+    """Without the addresses of schedulers and workers: pages travel further than stores."""
+    return _HOSTS.sub("…", text)
 
 
 def _dict(value: Any) -> Json:

@@ -136,7 +136,7 @@ def read_slice(store: RunStore, path: str, axis: int, at: int, level: int, large
 def grey(values: Array, limits: tuple[float, float]) -> NDArray[np.uint8]:
     """Numbers as grey values, 0 and 255 at the limits."""
     low, high = limits
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
+    scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / max(high - low, 1e-12)
     return np.asarray(np.clip(np.round(scaled * 255), 0, 255), np.uint8)
 
 
@@ -235,9 +235,10 @@ def _painted(labels: Array, colours: Sequence[tuple[float, float, float]] | None
 def gallery(
     store: RunStore, names: Sequence[str], colours: Sequence[str], groups: Sequence[Points], largest: int, count: int
 ) -> list[Panel]:
-    """Slices across z at even distances, with the labels of all queries, each in its own colour unless there is one."""
+    """Up to `count` slices across z at even distances, with the labels of all queries, each in a colour if several."""
     level, depth = level_for(store, largest), store.shape[0]
-    places = sorted({int((i + 0.5) * depth / count) for i in range(min(count, depth))})
+    count = min(count, depth)
+    places = [int((i + 0.5) * depth / count) for i in range(count)]
     images = [read_slice(store, layout.tomogram(level), 0, at, level) for at in places]
     limits = contrast(images)
     size = sides(store)

@@ -92,7 +92,7 @@ def _read(store: RunStore, this: match.Pass, tau: float, z: float) -> _Read:
     grid = tuple(-(-n // this.ratio) for n in store.shape)
     if tuple(array.shape) != grid:
         raise StoreError(f"{store.url}: similarities of ratio {this.ratio} have shape {array.shape}, expected {grid}")
-    at = min(max(int(z) // this.ratio, 0), grid[0] - 1)
+    at = min(max(round(z) // this.ratio, 0), grid[0] - 1)
     step = max(1, -(-max(grid[1:]) // LARGEST))
     if math.prod(grid) > MOST_CELLS:
         return _Read(this.ratio, at * this.ratio, np.asarray(array[at, ::step, ::step]), None, None, "")

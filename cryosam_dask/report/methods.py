@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cryosam_dask.report import words
 from cryosam_dask.report.facts import Facts
 from cryosam_dask.report.queries import Query
-from cryosam_dask.settings import FeatureSettings, LabelSettings, MatchSettings, PropagationSettings, Settings
-from cryosam_dask.stages import segment
+from cryosam_dask.settings import FeatureSettings, MatchSettings, PropagationSettings, Settings
+from cryosam_dask.stages import segment, select
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 
@@ -166,22 +167,23 @@ def _masks(settings: PropagationSettings, weights: str, cite: _Citations) -> str
 
 
 def _query(query: Query, settings: Settings, cite: _Citations) -> str:
-    parts = [_prompts(query), _matching(query, settings.match, cite), _instances(query, settings.label)]
+    parts = [_prompts(query), _matching(query, settings.match, cite), _instances(query, settings)]
     return " ".join(part for part in parts if part)
 
 
 def _prompts(query: Query) -> str:
     if query.borrowed:
+        points = words.counted(len(query.borrowed.get("points", [])), "point")
         return (
             f"The query “{query.name}” was prompted in another tomogram, {query.borrowed.get('tomogram', '?')} "
-            f"({len(query.borrowed.get('points', []))} points), and applied to this one."
+            f"({points}), and applied to this one."
         )
     count = len(query.points)
     if not count:
         return f"The query “{query.name}” was not prompted to its end."
     shown = "; ".join(", ".join(f"{v:g}" for v in point) for point in query.points[:5])
     more = f" and {count - 5} more" if count > 5 else ""
-    points = "one point" if count == 1 else f"{count} points"
+    points = words.counted(count, "point")
     unlike = f" and {len(query.negatives)} on what is not of its kind" if len(query.negatives) else ""
     return f"The query “{query.name}” was given by {points}, z, y, x = {shown}{more} (voxels from 0){unlike}."
 
@@ -199,7 +201,11 @@ def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:
     if query.scores is None:
         return text
     if settings.rank == "profile":
-        text += " Candidates were ranked by the radial density profiles around them, calibrated by the background."
+        unlike = ", leaving out those nearer to what is not of the kind" if len(query.negatives) else ""
+        text += " Candidates were ranked by the radial density profiles around them, calibrated by the background"
+        text += f"{unlike}."
+    if not query.scores.proposals:
+        return f"{text} None of {words.counted(query.scores.candidates, 'candidate')} became a proposal."
     if settings.count == "auto":
         by = f"Otsu's method {cite('otsu')}" if settings.rank == "similarity" else "the gap in their scores"
         chosen = f"the {query.scores.proposals} best, cut by {by},"
@@ -208,21 +214,25 @@ def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:
     return f"{text} Of {query.scores.candidates} candidates, {chosen} became proposals."
 
 
-def _instances(query: Query, settings: LabelSettings) -> str:
-    if query.kept is None:
+def _instances(query: Query, settings: Settings) -> str:
+    found = query.found
+    if found is None:
         return ""
-    of = f" of {query.segmented} segmented" if query.segmented is not None else ""
-    volume = (
-        ""
-        if query.median_volume is None
-        else f"; their median volume is {float(f'{query.median_volume:.3g}'):,.5g} nm³"
-    )
+    of = f" of {found.segmented} segmented" if found.segmented is not None else ""
+    volume = "" if found.median_volume is None else f"; the median volume is {words.short(found.median_volume)} nm³"
     others = (
         f" Of instances of different kinds at one place ({', '.join((query.name, *query.kinds))}) the best was kept."
         if query.kinds
         else ""
     )
     return (
-        f"{query.kept} instances{of} were kept, leaving out those with more than {settings.overlap:.0%} of their "
-        f"voxels in a better one{volume}.{others}"
+        f"{found.kept} instances{of} were kept, leaving out {_rejected(query, settings.match)}those with more than "
+        f"{settings.label.overlap:.0%} of their voxels in a better one{volume}.{others}"
     )
+
+
+def _rejected(query: Query, settings: MatchSettings) -> str:
+    """Which instances are left out besides duplicates."""
+    if settings.rank == "profile":
+        return f"those more than {select.SIZE_FACTOR:g} times larger or smaller than the prompted masks, and "
+    return "those more similar to what is not of the kind, and " if len(query.negatives) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,9 +37,7 @@ class Row:
     """One run; what can't be read is None, and `error` says why."""
 
     name: str
-    run: str
     state: str
-    shape: tuple[int, int, int] | None = None
     seconds: float = 0.0
     cover: Picture | None = None
     found: tuple[Found | None, ...] = ()
@@ -82,13 +80,13 @@ def _row(run: str, names: Sequence[str], side: int) -> Row:
         about = facts(store)
         found = tuple(_found(store, name) for name in names)
         state = "unfinished" if about.unfinished or not about.progress else "complete"
-        row = Row(stem, run, state, about.shape, about.seconds, found=found)
+        row = Row(stem, state, about.seconds, found=found)
     except BROKEN as error:
-        return Row(stem, run, "unreadable", error=_line(error))
+        return Row(stem, "unreadable", error=_line(error))
     try:
-        return Row(**{**row.__dict__, "cover": _cover(store, names, side)})
+        return replace(row, cover=_cover(store, names, side))
     except BROKEN as error:
-        return Row(**{**row.__dict__, "error": _line(error)})
+        return replace(row, error=_line(error))
 
 
 def _line(error: BaseException) -> str:

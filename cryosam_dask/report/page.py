@@ -11,7 +11,6 @@ import datetime
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,26 +20,29 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.outputs.evaluation import find_runs
 from cryosam_dask.outputs.truth import Truth
-from cryosam_dask.report import images
+from cryosam_dask.report import images, words
 from cryosam_dask.report.against import Against
 from cryosam_dask.report.facts import facts, settings_rows
 from cryosam_dask.report.images import Panel, Points
 from cryosam_dask.report.methods import methods
 from cryosam_dask.report.queries import Budget, Query, query
 from cryosam_dask.report.reading import attempt
-from cryosam_dask.store.address import public
+from cryosam_dask.store.address import is_local, public
+from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
 COLOURS = ("#4cc9f0", "#ffb703", "#8ac926", "#ff70a6", "#b8b8ff", "#f4845f")
 """Of queries, where several are on one picture; they stand out of grey values in light and in dark."""
 
 GALLERY = 15
-"""Slices of the gallery."""
+"""Slices of the gallery, at most."""
+
+TALLEST = 820
+"""Pixels of a figure's height, where windows are that wide."""
 
 
 def write_report(
@@ -67,6 +69,8 @@ def write_report(
     Raises `StoreError` where there is no run or the page can't be written, `InputError` for a name that no query has or
     a truth that can't be used. What of the run can't be read is said on the page.
     """
+    if truth is None and (radius is not None or truth_format is not None):
+        raise InputError("a radius or a format of the truth is given, but no truth")
     if many := _runs_in(run):
         if truth is not None:
             raise InputError(f"{public(run)}: a truth is compared with one run; `cryosam evaluate` compares a folder")
@@ -98,10 +102,11 @@ def overview(folder: str, runs: Sequence[str], name: str | None) -> str:
     from cryosam_dask.report.overview import rows
 
     made, totals = rows(runs, name)
+    where = str(Path(local_path(folder)).expanduser().resolve()) if is_local(folder) else public(folder)
     return render(
         "overview.html",
         "",
-        folder=public(folder).rstrip("/").rpartition("/")[2] or folder,
+        folder=where.rstrip("/").rpartition("/")[2] or where,
         rows=made,
         totals=totals,
         seconds=sum(row.seconds for row in made),
@@ -126,7 +131,7 @@ def page(store: RunStore, names: Sequence[str], truth: Against | None = None) ->
     text = attempt(problems, "methods", lambda: methods(store, about, queries))
     return render(
         "report.html",
-        rules_of([("gallery", slides), *((f"q{q.index}", q.panels) for q in queries)]),
+        rules_of(slides, queries),
         facts=about,
         queries=queries,
         gallery=slides,
@@ -139,58 +144,59 @@ def page(store: RunStore, names: Sequence[str], truth: Against | None = None) ->
 def _gallery(store: RunStore, queries: Sequence[Query]) -> list[Panel]:
     largest = min(512, images.LARGEST)
     groups = [
-        Points(f"kind{(q.index - 1) % len(COLOURS)}" if len(queries) > 1 else "pick", q.places, ())
+        Points(f"kind{(q.index - 1) % len(COLOURS)}" if len(queries) > 1 else "pick", q.found.places)
         for q in queries
-        if len(q.places)
+        if q.found
     ]
     names, colours = [q.name for q in queries], [q.colour for q in queries]
     return images.gallery(store, names, colours, groups, largest, GALLERY)
 
 
-def rules_of(figures: Sequence[tuple[str, Sequence[Panel]]]) -> str:
-    """Style rules that give each panel its form: the page's policy forbids styles on elements."""
-    rules = []
-    for name, panels in figures:
-        for i, panel in enumerate(panels):
-            rules.append(f"#{name}-{i}{{aspect-ratio:{panel.width:.6g}/{panel.height:.6g}}}")
-        if len(panels) == 3 and name != "gallery":
-            across, depth, tall = panels[0].width, panels[1].width, panels[0].height
-            rules.append(f"#{name}{{grid-template-columns:{across:.6g}fr {depth:.6g}fr}}")
-            # no taller than a screen
-            rules.append(f"#{name}{{max-width:{820 * (across + depth) / (tall + depth):.0f}px}}")
+def rules_of(slides: Sequence[Panel], queries: Sequence[Query]) -> str:
+    """Style rules that give panels their form, none taller than a screen: the policy forbids styles on elements."""
+    rules = _forms("gallery", slides)
+    for panel in slides[:1]:
+        rules.append(f"#gallery.live figure{{max-width:{TALLEST * panel.width / panel.height:.0f}px}}")
+    for one in queries:
+        rules += _forms(f"q{one.index}", one.panels)
+        if one.panels:
+            z, x, _ = one.panels
+            width, height = z.width + x.width, z.height + x.width
+            rules.append(
+                f"#q{one.index}{{grid-template-columns:{z.width:.6g}fr {x.width:.6g}fr;"
+                f"max-width:{TALLEST * width / height:.0f}px}}"
+            )
     return "\n".join(rules)
 
 
-@dataclass(frozen=True)
-class _Inline:
-    """Text of a style or a script, and the digest by which the page's policy knows it."""
-
-    text: Markup
-    digest: str
-
-    @classmethod
-    def of(cls, text: str) -> _Inline:
-        from markupsafe import Markup
-
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        return cls(Markup(text), f"sha256-{digest}")
+def _forms(name: str, panels: Sequence[Panel]) -> list[str]:
+    return [f"#{name}-{i}{{aspect-ratio:{p.width:.6g}/{p.height:.6g}}}" for i, p in enumerate(panels)]
 
 
 def render(template: str, rules: str, **values: Any) -> str:
     """A page of a template with the package's style, these rules, and the package's script."""
+    from markupsafe import Markup
+
     files = resources.files(__package__) / "templates"
     style, script = ((files / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    style = f"{style}\n{rules}\n"
     return (
         _environment()
         .get_template(template)
         .render(
             **values,
-            style=_Inline.of(f"{style}\n{rules}\n"),
-            script=_Inline.of(script),
+            style=Markup(style),
+            script=Markup(script),
+            policy={"style": _digest(style), "script": _digest(script)},
             version=__version__,
             written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )
+
+
+def _digest(text: str) -> str:
+    """By which the page's policy knows a style or a script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 @functools.cache
@@ -204,34 +210,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": duration, "bytes": size, "number": number, "short": short, "percent": percent}
+    made.filters |= {"duration": words.duration, "bytes": words.size, "number": words.number, "short": words.short}
+    made.filters |= {"percent": words.percent}
     return made
-
-
-def duration(seconds: float) -> str:
-    """ "3.2 s", "4 min 05 s", "2 h 10 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Bytes: "340 MB", "2.1 GB"."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def short(value: float) -> str:
-    """Three digits that count: "0.0123", "2650"."""
-    return f"{float(f'{value:.3g}'):g}" if abs(value) < 1000 else number(float(f"{value:.3g}"))
-
-
-def number(count: float) -> str:
-    """A whole number with thin spaces between thousands."""
-    return f"{count:,.0f}".replace(",", "\u202f")

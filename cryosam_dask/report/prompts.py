@@ -34,7 +34,7 @@ class Close:
     Attributes
     ----------
     axis : it is across; at : its voxel; slice : the image
-    outline : an SVG path, in thousandths of the sides; side : of the square in nm; the prompt is in its middle
+    outline : an SVG path, in thousandths of the sides; side : its width in nm; the prompt is in its middle
     """
 
     axis: str
@@ -89,7 +89,8 @@ def _views(store: RunStore, point: tuple[float, float, float], box: Box, mask: B
         outline = _outline(mask, box, centre, axis, (rows, columns), image.shape)
         what = f"Slice {AXES[axis]} = {centre[axis]} around the prompt"
         picture = _enlarged(grey(image, limits), what)
-        views.append(Close(AXES[axis], centre[axis], picture, outline, side / 10))
+        wide = image.shape[1] * store.voxel_size[columns] / 10
+        views.append(Close(AXES[axis], centre[axis], picture, outline, wide))
     return tuple(views)
 
 

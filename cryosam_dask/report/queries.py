@@ -45,6 +45,30 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The picks of a query.
+
+    Attributes
+    ----------
+    places : (n, 3) of all, best first; rows : the best of them
+    segmented : instances that they were chosen from, None where that is not known; median_volume : nm³
+    download : all of them, as a link, and the name of the file that it gives; best, last : close views
+    """
+
+    places: NDArray[np.float64]
+    rows: tuple[Row, ...]
+    segmented: int | None
+    median_volume: float | None
+    download: tuple[str, str]
+    best: Picture | None
+    last: Picture | None
+
+    @property
+    def kept(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True)
 class Query:
     """A section of the report. What is not there, or could not be read, is None, and `problems` say why.
 
@@ -52,8 +76,6 @@ class Query:
     ----------
     points : (n, 3) clicks in voxels; negatives : (m, 3) clicks on what is not of the kind
     borrowed : where a borrowed query is from; kinds : other queries that the picks were told apart from
-    segmented, kept : numbers of instances; places : (n, 3) of all picks, best first; rows : the best of them
-    download : all of them, as a link
     """
 
     name: str
@@ -68,17 +90,9 @@ class Query:
     through: str = ""
     panels: tuple[Panel, ...] = ()
     prompts: tuple[prompts.Prompted, ...] = ()
-    best: Picture | None = None
-    last: Picture | None = None
     maps: Maps | None = None
     scores: Scores | None = None
-    segmented: int | None = None
-    kept: int | None = None
-    median_volume: float | None = None
-    rows: tuple[Row, ...] = ()
-    places: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
-    download: str = ""
-    download_name: str = ""
+    found: Found | None = None
     evaluated: Evaluated | None = None
     problems: tuple[str, ...] = ()
 
@@ -117,8 +131,7 @@ def query(
     out = replace(out, centre=centre, through=through)
     compared = None
     if table is not None:
-        found = attempt(problems, "picks", lambda: _found(store, name, table, budget, problems))
-        out = replace(out, **(found or {}))
+        out = replace(out, found=attempt(problems, "picks", lambda: _found(store, name, table, budget, problems)))
         if truth is not None:
             compared = attempt(problems, "truth", lambda: evaluation(store, name, table, truth, alone))
     evaluated, true = compared or (None, None)
@@ -188,10 +201,8 @@ def _centre(
     return (z, y, x), what
 
 
-def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, problems: list[str]) -> dict[str, Any]:
-    """The picks of a query: how many, the best of them, and a link to all."""
-    attributes = dict(store.group(layout.picks(name)).attrs)
-    segmented = attributes.get("segmented")
+def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, problems: list[str]) -> Found:
+    segmented = store.group(layout.picks(name)).attrs.get("segmented")
     voxel = float(np.prod(store.voxel_size)) / 1000
     volumes = table["size"].to_numpy(float) * voxel
     rows = tuple(
@@ -200,7 +211,6 @@ def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, prob
             table.head(budget.rows).rename(columns={"size": "size_"}).itertuples(index=False), volumes, strict=False
         )
     )
-    link, file = download(table, store, name)
     places = table[["z", "y", "x"]].to_numpy(float)
     radius = float((3 * np.median(table["size"]) / (4 * np.pi)) ** (1 / 3)) if len(table) else 0.0
     best = attempt(
@@ -212,17 +222,15 @@ def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, prob
     last = attempt(
         problems, "last picks", lambda: prompts.sheet(store, rest, radius, f"The {len(rest)} last picks of {name}")
     )
-    return {
-        "segmented": segmented if isinstance(segmented, int) else None,
-        "kept": len(table),
-        "rows": rows,
-        "places": places,
-        "median_volume": float(np.median(volumes)) if len(volumes) else None,
-        "download": link,
-        "download_name": file,
-        "best": best,
-        "last": last,
-    }
+    return Found(
+        places,
+        rows,
+        segmented if isinstance(segmented, int) else None,
+        float(np.median(volumes)) if len(volumes) else None,
+        download(table, store, name),
+        best,
+        last,
+    )
 
 
 def points_of(out: Query, table: pd.DataFrame | None) -> list[Points]:

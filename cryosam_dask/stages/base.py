@@ -64,10 +64,12 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class Context:
-    """What a unit gets besides itself: where the store is, and which device models run on."""
+    """What a unit gets besides itself: where the store is, which device models run on, and the fingerprint of the
+    stage that it belongs to, or "" if there may be no other."""
 
     url: str
     device: str = "cpu"
+    fingerprint: str = ""
 
 
 Work = Callable[[Context, Json, Unit], UnitResult | None]

@@ -13,6 +13,7 @@ keeps the one whose like is nearest (`kernels.verify.best_contrasted`).
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.io.frame import printable
+from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import MatchSettings, Settings
 from cryosam_dask.stages import features, negative, query, segment
@@ -30,6 +33,8 @@ from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 from cryosam_dask.types import Array, Point
+
+logger = logging.getLogger(__name__)
 
 Float64 = NDArray[np.float64]
 
@@ -86,6 +91,9 @@ def take(donor: RunStore, name: str) -> Loan:
     params: Json = {"feature": arrays["feature"].tolist(), "sizes": arrays["sizes"].tolist()}
     # what was borrowed is lent as it was borrowed: it is not at this donor's contrast, as its own negatives would be
     own = _origin(attributes) is None
+    if not own and attributes.get(negative.POINTS):
+        said = "%s: query %r was borrowed itself; the negative points that it was given there are not lent on"
+        logger.warning(said, donor.url, name)
     for array, path in zip(_NEGATIVE, _negatives(name, own), strict=True):
         if path in donor and donor.array(path).shape[0]:
             arrays[array] = donor.read(path)
@@ -145,9 +153,20 @@ def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
         differing.append(f"match.rank: {loan.settings.match.rank} → profile")
     if differing:
         raise StoreError(
-            f"{loan.url}: query {loan.name!r} was made with other settings ({'; '.join(differing)}); "
+            f"{loan.url}: query {loan.name!r} was made with other settings ({printable('; '.join(differing))}); "
             "use the same settings, or make the query again with these"
         )
+    if (found := len(loan.params["feature"])) != (expected := 3 * encoder_info(settings.features.encoder).channels):
+        raise StoreError(
+            f"{loan.url}: the feature of query {loan.name!r} has {found} numbers, expected {expected} from "
+            f"{settings.features.encoder}; take the query again from the run that it was made in"
+        )
+
+
+def searched_otherwise(loan: Loan, settings: Settings) -> list[str]:
+    """What differs of the settings of the search, which `check` allows."""
+    theirs, ours = (one.model_dump(mode="json", include={"match", "label"}) for one in (loan.settings, settings))
+    return marks.differences(theirs, ours)
 
 
 def plan(store: RunStore, name: str, settings: MatchSettings, loan: Loan, upstream: str) -> Stage:

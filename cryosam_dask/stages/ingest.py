@@ -19,11 +19,12 @@ import numpy as np
 from cryosam_dask import __version__, geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import TomogramSource
+from cryosam_dask.io.omezarr import ZarrSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import images
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, ome
-from cryosam_dask.store.address import public
+from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import expect
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
@@ -31,6 +32,7 @@ from cryosam_dask.types import Array
 NAME = "ingest"
 MOST_TOGETHER = 1 << 29
 """Bytes of voxels that one unit reads together, where it takes more than one box."""
+_MOST_KEPT = 8
 
 
 def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -157,13 +159,8 @@ def is_of(store: RunStore, source: TomogramSource) -> bool:
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Read a box, check it, write it on all levels with its statistics."""
     params = unit.params
-    options = params["options"]
     expect(params["path"])  # the driver has read it
-    source = open_tomogram(params["path"], voxel_size=options.get("voxel_size"), unsigned=options.get("unsigned"))
-    if _content(source) != settings["input"]:
-        raise InputError(
-            f"{public(params['path'])}: the file changed since the run began; use another --out or --overwrite"
-        )
+    source = _source(params["path"], params["options"], settings["input"])
     store = RunStore.open(context.url, "r+")
     boxes: list[tuple[int, geometry.Box]] = [
         (index, ((z[0], z[1]), (y[0], y[1]), (x[0], x[1]))) for index, (z, y, x) in params["boxes"]
@@ -181,11 +178,33 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     return None
 
 
+_kept: dict[str, TomogramSource] = {}
+
+
+def _source(path: str, options: Json, content: Json) -> TomogramSource:
+    """The input, checked to be the one that the run began with.
+
+    An OME-Zarr elsewhere is checked once in a process: to know it takes as many chunks as some units read.
+    """
+    key = json.dumps([path, options, content])
+    if (kept := _kept.get(key)) is not None:
+        return kept
+    source = open_tomogram(path, voxel_size=options.get("voxel_size"), unsigned=options.get("unsigned"))
+    if _content(source) != content:
+        raise InputError(f"{public(path)}: the file changed since the run began; use another --out or --overwrite")
+    if isinstance(source, ZarrSource) and not is_local(source.url):
+        if len(_kept) >= _MOST_KEPT:
+            _kept.clear()
+        _kept[key] = source
+    return source
+
+
 def _write_box(store: RunStore, index: int, box: geometry.Box, voxels: Array, path: str) -> None:
     """Check a box, write its statistics, and its chunks on all levels."""
     start = (box[0][0], box[1][0], box[2][0])
+    with np.errstate(over="ignore"):  # what is too large for single precision is infinite then
+        voxels = voxels.astype(stored_dtype(voxels.dtype), copy=False)
     _check_finite(voxels, start, path)
-    voxels = voxels.astype(stored_dtype(voxels.dtype), copy=False)
     store.array(layout.STATISTICS)[index] = images.summarize(voxels)
     for level in range(layout.level_count(store.shape)):
         if level:
@@ -214,8 +233,8 @@ def _check_finite(voxels: Array, start: tuple[int, int, int], path: str) -> None
         first = ",".join(str(int(a) + b) for a, b in zip((z, *places[0]), start, strict=True))
         box = ", ".join(f"{a}:{a + n}" for a, n in zip(start, voxels.shape, strict=True))
         raise InputError(
-            f"{path}: {sum(map(len, bad.values()))} voxels of {box} are NaN or infinite, the first at "
-            f"z,y,x = {first}; replace them (e.g. by the mean) and run again"
+            f"{path}: {sum(map(len, bad.values()))} voxels of {box} are NaN, infinite or too large for "
+            f"single precision, the first at z,y,x = {first}; replace them (e.g. by the mean) and run again"
         )
 
 

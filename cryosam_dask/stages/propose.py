@@ -24,6 +24,9 @@ from cryosam_dask.types import Float32, Shape3
 
 Float64 = NDArray[np.float64]
 
+FULL = "full"
+"""Attribute of proposals, where negatives may leave some out once they are segmented: whether they are K."""
+
 SHORTLIST = 1024
 SHORTLIST_DENSITY = 200e-6
 """Candidates that are ranked: at least so many, or so many per voxel of the tomogram."""

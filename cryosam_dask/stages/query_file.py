@@ -21,10 +21,12 @@ from pydantic import ValidationError
 from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
+from cryosam_dask.io.frame import printable
+from cryosam_dask.kernels import verify
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.base import Json
 from cryosam_dask.stages.borrow import Loan
-from cryosam_dask.store.address import is_local, public
+from cryosam_dask.store.address import is_local, public, scrub
 from cryosam_dask.store.filesystem import filesystem, local_path
 from cryosam_dask.store.run_store import check_name
 
@@ -51,7 +53,7 @@ _ABOUT = ("name", "settings", "weights", "voxel_size", "origin", "params")
 
 def is_file(where: str | Path) -> bool:
     """Whether a place is that of a query's file, by its suffix; else it is that of a run."""
-    return str(where).lower().endswith(SUFFIX)
+    return public(where).lower().endswith(SUFFIX)
 
 
 def write(loan: Loan, path: str | Path) -> None:
@@ -102,7 +104,8 @@ def _text(url: str) -> str:
             size = int(files.info(there)["size"])
             raw = files.cat_file(there) if size <= MOST_BYTES else b""
     except OSError as error:
-        raise InputError(f"{public(url)}: can't be read ({error.strerror or error})") from None
+        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or scrub(str(error))
+        raise InputError(f"{public(url)}: can't be read ({why})") from None
     if size > MOST_BYTES:
         _refuse(url, f"{size} bytes, a query has at most {MOST_BYTES}")
     try:
@@ -140,7 +143,7 @@ def _loan(url: str, about: Json) -> Loan:
         _refuse(url, "weights of models that there are not")
     if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in ("tomogram", "digest")):
         _refuse(url, "it does not say where it is from")
-    known = {key: origin[key] for key in ("tomogram", "query", "digest") if isinstance(origin.get(key), str)}
+    known = {key: printable(origin[key]) for key in ("tomogram", "query", "digest") if isinstance(origin.get(key), str)}
     for key in ("points", "negatives"):
         if origin.get(key):
             known[key] = _array(url, key, origin[key], 2).tolist()
@@ -150,7 +153,8 @@ def _loan(url: str, about: Json) -> Loan:
     if size.shape != (3,) or not (size > 0).all():
         _refuse(url, "its voxel size is not three numbers above 0")
     z, y, x = (float(v) for v in size)
-    return Loan(url, name, settings, dict(weights), (z, y, x), {"points": [], **known}, _params(url, about["params"]))
+    named = {part: printable(value) for part, value in weights.items()}
+    return Loan(public(url), name, settings, named, (z, y, x), {"points": [], **known}, _params(url, about["params"]))
 
 
 def _params(url: str, params: Any) -> Json:
@@ -166,7 +170,9 @@ def _params(url: str, params: Any) -> Json:
     shells = arrays["template"].shape[0] if "template" in arrays else 0
     if ("profiles" in arrays) != ("template" in arrays and "unmoved" in arrays and _is_radius(params.get("radius"))):
         _refuse(url, "its profiles are not complete")
-    if shells % 2 or ("negative_profiles" in arrays and not shells):
+    if shells and shells != 2 * len(verify.profile(params["radius"]).starts):
+        _refuse(url, "its profiles are not of particles of its radius")
+    if "negative_profiles" in arrays and not shells:
         _refuse(url, "its profiles are not complete")
     for key, wide in (("profiles", shells), ("unmoved", shells), ("negative_profiles", shells)):
         if key in arrays and arrays[key].shape[1] != wide:
@@ -195,4 +201,4 @@ def _digest(about: Json) -> str:
 
 
 def _refuse(url: str, what: str) -> NoReturn:
-    raise InputError(f"{public(url)}: {what}")
+    raise InputError(f"{public(url)}: {printable(what)}")

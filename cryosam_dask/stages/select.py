@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
+from cryosam_dask.stages import propose
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks
@@ -223,6 +224,9 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
         fitting = prompted | (every.similarity >= _rivals(store, where, parts))
         if unlike := int((~fitting).sum()):
             rejected.append(f"{unlike} of them left out, more similar to a negative than to the query")
+            if store.group(layout.proposals(name)).attrs.get(propose.FULL):
+                best = f"the best {settings.match.count} places (match.count)"
+                rejected.append(f"they were among {best}; with more, others may be found")
     return _Found(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
 
 

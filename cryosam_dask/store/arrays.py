@@ -6,9 +6,12 @@ are written, empty ones too, so here a chunk that is not there is one that was l
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -25,6 +28,9 @@ Index = tuple[int, ...]
 CODECS = frozenset({"bytes", "zstd", "crc32c"})
 """The only codecs that the program writes: an array of others is not its own, and some can run code when read."""
 
+CHECK_EVERY = 1.0
+"""Seconds that pass before what is to be written in a unit is checked again."""
+
 _CHUNK = re.compile(r"(?P<array>.+)/c/(?P<index>\d+(?:/\d+)*)")
 
 
@@ -37,6 +43,31 @@ def chunk_of(key: str) -> tuple[str, Index] | None:
 def chunk_key(array: str, index: Index) -> str:
     """The inverse of `chunk_of`."""
     return f"{array}/c/{'/'.join(map(str, index))}"
+
+
+class _Guard(threading.local):
+    check: Callable[[], None] | None = None
+    checked = 0.0
+
+
+_guard = _Guard()
+
+
+@contextlib.contextmanager
+def guarded(check: Callable[[], None]) -> Iterator[None]:
+    """Within, on this thread, nothing is written of which `check` raises an error; small units pay nothing for it."""
+    _guard.check, _guard.checked = check, time.monotonic()
+    try:
+        yield
+    finally:
+        _guard.check = None
+
+
+def about_to_write() -> None:
+    """To be called before something is changed in a store."""
+    if _guard.check is not None and time.monotonic() - _guard.checked >= CHECK_EVERY:
+        _guard.check()
+        _guard.checked = time.monotonic()
 
 
 class RunArray(zarr.Array[Any]):
@@ -95,6 +126,7 @@ class RunArray(zarr.Array[Any]):
             raise
 
     def _write(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        about_to_write()
         try:
             getattr(self._plain, f"set_{name}")(*args, **kwargs)
         except (ValueError, RuntimeError) as error:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import os
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,9 @@ SETTLE = 0.5
 _UNREADABLE = 5.0
 """Seconds that a lease without sense may take to get some: where there are no links, it is made before it is filled."""
 
+_TRIES = 100
+"""How often a lease may come and go just before it is taken."""
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -50,7 +55,7 @@ class Holder:
     ----------
     token : of this very lease; host, user : for people
     machine : this boot of a machine, and the space of process numbers in which `pid` means something
-    started : when the process began, which tells it from a later one of the same number
+    started : when the process began, seconds since `machine` did, which tells it from a later one of the same number
     since, beat : when the lease was taken and last written, seconds since 1970; version : of the program
     """
 
@@ -78,9 +83,8 @@ class Holder:
             # one that could not be given back, as the storage failed, must not keep its own process out
             return self.token in _held
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 2
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+            same = abs(_started(self.pid) - self.started) < 2
+            return bool(same and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
         except psutil.Error:
@@ -147,11 +151,12 @@ class Lease:
         self._lost = ""
         mine = _holder()
         _held.add(mine.token)
-        deadline = time.monotonic() + 2 * self._expiry
+        tries = 0
         try:
             while not self._file.create(_text(mine), self._settle):
                 self._clear(mine)
-                if time.monotonic() > deadline:
+                tries += 1
+                if tries == _TRIES:
                     raise StoreError(f"{self.url}: its lease {self._file.name} is taken again and again; try later")
         except StoreError:
             _held.discard(mine.token)
@@ -260,9 +265,9 @@ class _Watched:
         raise NotImplementedError
 
     def unchanged(self, text: bytes, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(min(0.5, seconds / 10))
+        looks = max(10, math.ceil(seconds / 0.5))
+        for _ in range(looks):  # not until a time: whoever was stopped in one of the pauses has not watched
+            time.sleep(seconds / looks)
             if self.read() != text:
                 return False
         return True
@@ -313,17 +318,37 @@ class _LocalFile(_Watched):
             temporary.replace(self._path)
 
     def remove(self, text: bytes, token: str) -> None:
-        # one of several that want to remove it gets it by its name; if another lease has come meanwhile, it is put back
+        # on one machine one at a time; of several machines one gets it by its name, and if another lease has come
+        # meanwhile, it is put back
         aside = self._path.with_name(f"{self._path.name}.{token}")
+        with self._alone():
+            if not _same_lease(self.read(), text):
+                return
+            try:
+                self._path.rename(aside)
+            except FileNotFoundError:
+                return
+            if not _same_lease(aside.read_bytes(), text):
+                with contextlib.suppress(OSError):
+                    os.link(aside, self._path)
+            aside.unlink()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Without others of this machine, where its file system lets a folder be locked."""
         try:
-            self._path.rename(aside)
-        except FileNotFoundError:
+            import fcntl
+
+            folder = os.open(self._path.parent, os.O_RDONLY)
+        except (ImportError, OSError):
+            yield
             return
-        held, read = Holder.read(aside.read_bytes()), Holder.read(text)
-        if held is not None and (read is None or held.token != read.token):
+        try:
             with contextlib.suppress(OSError):
-                os.link(aside, self._path)
-        aside.unlink()
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)  # which unlocks it
 
     @contextlib.contextmanager
     def _temporary(self, text: bytes) -> Any:
@@ -368,10 +393,15 @@ class _RemoteFile(_Watched):
         self._filesystem.pipe_file(self._path, text)
 
     def remove(self, text: bytes, token: str) -> None:
-        held, read = Holder.read(self.read() or b""), Holder.read(text)
-        if held is None or read is None or held.token == read.token:
+        if _same_lease(self.read(), text):
             with contextlib.suppress(FileNotFoundError):
                 self._filesystem.rm_file(self._path)
+
+
+def _same_lease(now: bytes | None, before: bytes) -> bool:
+    """Whether what is read now is the lease that was read before, however often it has been written since."""
+    held, read = Holder.read(now or b""), Holder.read(before)
+    return now == before or (held is not None and read is not None and held.token == read.token)
 
 
 def _file(url: str) -> _File:
@@ -394,12 +424,24 @@ def _holder() -> Holder:
         host=socket.gethostname(),
         machine=_machine(),
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=_started(os.getpid()),
         user=user(),
         version=__version__,
         since=now,
         beat=now,
     )
+
+
+def _started(pid: int) -> float:
+    """When a process began, by a clock that nobody sets; elsewhere than on Linux in seconds since 1970.
+
+    psutil reckons from the time of day, by which processes that live on begin at another time once the clock was set.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return float(psutil.Process(pid).create_time())
 
 
 def _machine() -> str:

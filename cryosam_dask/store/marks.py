@@ -9,6 +9,8 @@ of keys, not as many reads as there are units; chunks of data are never taken as
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from typing import Any
 
 import numpy as np
@@ -79,13 +81,40 @@ _written: dict[tuple[str, str], bytes] = {}
 """A chunk that holds a mark, as it is stored, by store and array."""
 
 
+def check_same(store: RunStore, stage: str, fingerprint: str) -> None:
+    """`StoreError` if a stage is no longer what it was begun as: a unit outlives a driver that was killed, and by now
+    another driver may have overwritten what the unit belongs to. Without a fingerprint there is nothing to compare."""
+    if not fingerprint:
+        return
+    # read anew, whatever is held open; to open the array would take more than all else around a small unit
+    try:
+        stored = store.read_metadata(layout.marks(stage))
+        if f'"{fingerprint}"'.encode() in stored:
+            return
+        found = json.loads(stored)["attributes"]["fingerprint"]
+    except FileNotFoundError:
+        found = None
+    except (ValueError, KeyError, TypeError):
+        return  # damaged, which is said elsewhere
+    if found != fingerprint:
+        raise StoreError(
+            f"{store.url}: {stage} was overwritten by another command, so this unit of the former one is given up"
+        )
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, as `name: old → new`, nested ones by their dotted name."""
+    """The settings that differ, as `name: old → new`, nested ones by their dotted name; digests as `other name`."""
     out: list[str] = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             out += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            out.append(f"{prefix}{key}: {a} → {b}")
+            told = not (_is_digest(a) and _is_digest(b))
+            out.append(f"{prefix}{key}: {a} → {b}" if told else f"other {prefix}{key}")
     return out
+
+
+def _is_digest(value: object) -> bool:
+    """Whether a setting is the SHA-256 of something that the store does not hold."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

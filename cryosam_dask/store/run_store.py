@@ -20,7 +20,7 @@ from zarr.storage import LocalStore, MemoryStore
 from cryosam_dask.errors import StoreError
 from cryosam_dask.store import layout
 from cryosam_dask.store.address import check_store
-from cryosam_dask.store.arrays import RunArray, check_kind
+from cryosam_dask.store.arrays import RunArray, about_to_write, check_kind
 from cryosam_dask.store.filesystem import filesystem, zarr_store
 from cryosam_dask.store.remote import as_known
 from cryosam_dask.types import Array
@@ -184,6 +184,11 @@ class RunStore:
         except FileNotFoundError:
             return []
 
+    def read_metadata(self, path: str) -> bytes:
+        """What is stored of an array besides its chunks, as it is at this moment; `FileNotFoundError` without it."""
+        files, root = filesystem(self.url)
+        return bytes(files.cat_file(f"{root}/{path}/zarr.json"))
+
     def read_chunk(self, path: str, index: int) -> bytes:
         """A chunk of a one-dimensional array as it is stored, compressed and with its checksum."""
         files, key = self._chunk(path, index)
@@ -269,6 +274,7 @@ class RunStore:
 
         Empty chunks are written too, so that a chunk that is not there is one that was lost.
         """
+        about_to_write()
         self._open.pop(path, None)
         self._check_place(path)
         parent, _, name = path.rpartition("/")
@@ -300,6 +306,7 @@ class RunStore:
 
         Links are removed, not followed.
         """
+        about_to_write()
         self._open.clear()
         self._check_place(path, last=False)
         if self._folder is not None:

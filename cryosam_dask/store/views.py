@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import zarr
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def open_group(store: RunStore, path: str) -> xr.Dataset:
     if path not in store:
         raise StoreError(f"{store.url}: no group {path!r}; the stage that makes it has not run")
     found: xr.Dataset = xr.open_zarr(store.root.store, group=path, consolidated=False, zarr_format=3, chunks={})
-    return found
+    known = [*picks.COLUMNS, "position_z", "position_y", "position_x"]  # folders of a disk come in any order
+    return found[sorted(found.data_vars, key=lambda n: (known.index(n) if n in known else len(known), n))]
 
 
 def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:

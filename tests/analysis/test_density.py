@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from dask.base import is_dask_collection
 
 from cryosam_dask import analysis, geometry
@@ -76,8 +77,9 @@ def test_regions_by_labels(run: RunStore, tmp_path: Path, monkeypatch: pytest.Mo
     assert analysis.density(run.url, regions, name="a").equals(found)
     sheet = analysis.density(run.url, "m", name="a")
     assert sheet.region.values.tolist() == [1]
-    with pytest.raises(InputError, match="expected whole numbers, one for each region"):
-        analysis.density(run.url, regions * 0.7, name="a")
+    for wrong, shown in ((regions * 0.7, "2.1"), (np.where(regions == 3, np.inf, 1.0), "inf")):
+        with pytest.raises(InputError, match=f"expected whole numbers, one for each region, found {shown}"):
+            analysis.density(run.url, wrong, name="a")
 
 
 def test_regions_that_do_not_fit(run: RunStore) -> None:
@@ -171,9 +173,12 @@ def test_pairs_are_counted_once_each(make_store: Any, tmp_path: Path) -> None:
     far = analysis.pair_correlation(store.url, longest=150, bins=300)
     assert float(far.expected.sum()) == pytest.approx(60 * 59 / 2, rel=0.01)
     assert int(far.pairs.sum()) == 60 * 59 // 2
+    xr.testing.assert_equal(analysis.pair_correlation(store.url, other="a", longest=30, bins=10), found)
     put_picks(store, "one", places[:1])
     for arguments, words in [
-        ({"name": "one"}, "make no pair"),
+        ({"name": "one"}, "1 picks in the window make no pair"),
+        ({"name": "a", "bins": 2.5}, "in 2.5 bins"),
+        ({"name": "a", "box": ((0, 4), (0, 9, 3), (0, 9))}, r"box: expected \(\(z0, z1\)"),
         ({"name": "a", "longest": 0}, "expected a length above 0"),
         ({"name": "a", "bins": 0}, "expected a length above 0"),
         ({"name": "a", "box": ((0, 99), (0, 9), (0, 9))}, "inside the tomogram"),

@@ -112,8 +112,8 @@ def test_a_mask_may_be_a_file_or_any_array(run: RunStore, table: xr.Dataset, she
     for key in ("file", "numpy", "dask", "xarray", "label"):
         assert found[f"distance_to_{key}"].values == pytest.approx(table.distance_to_m.values, nan_ok=True)
     assert "neighbour_surface_distance" not in found
-    alone = analysis.instance_table(run.url, "a", distance_to=[turned, str(path)], surface_neighbours=False)
-    assert {"distance_to_turned", "centre_distance_to_sheet"} <= set(alone.data_vars)
+    alone = analysis.instance_table(run.url, "a", distance_to=[turned, str(path), lazy], surface_neighbours=False)
+    assert {"distance_to_turned", "centre_distance_to_sheet", "distance_to_mask"} <= set(alone.data_vars)
     empty = analysis.instance_table(run.url, "a", distance_to=np.zeros_like(sheet), surface_neighbours=False)
     assert np.isnan(empty.distance_to_mask).all()
 

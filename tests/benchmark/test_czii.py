@@ -121,7 +121,9 @@ def test_the_portals_names_are_the_challenges_classes(challenge: Path) -> None:
     (found,) = with_classes([entry])
     assert list(found.truths) == ["ribosome"]
     (none,) = with_classes([data.Entry("TS_1", "t.zarr", {"membrane": data.Truth(Path("p"))})])
-    assert none.error == "TS_1: positions of none of the classes, but of membrane"
+    assert none.error == "no positions of the classes, but such of membrane"
+    (none,) = with_classes([data.Entry("TS_1", "t.mrc", {"": data.Truth(Path("p"))})])
+    assert none.error == "no positions of the classes, but such that name no class"
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from cryosam_dask.benchmark import data, paper
 from cryosam_dask.benchmark.data import Truth
-from cryosam_dask.benchmark.names import plain_name, same_tomogram, star_names
+from cryosam_dask.benchmark.names import same_tomogram, star_names
 from cryosam_dask.benchmark.sampling import prompt_count, prompt_order
 from cryosam_dask.benchmark.truth import read_positions
 from cryosam_dask.errors import InputError
+from cryosam_dask.io.points.base import plain_name
 from cryosam_dask.io.source import open_tomogram
 
 SHAPE = (24, 40, 44)
@@ -78,6 +79,8 @@ def test_a_sample_depends_on_seed_and_tomogram_alone() -> None:
         ("tilts\\00255.mrc.tomostar", "00255"),
         ("TS_5_4.zarr", "TS_5_4"),
         ("TS_026", "TS_026"),
+        ("lamella_3A.mrc", "lamella_3A"),
+        ("TS_026_6.80A.mrc", "TS_026"),
         (".mrc", ".mrc"),
     ],
 )
@@ -154,6 +157,16 @@ def test_results_inside_the_data_set_and_other_files_are_no_part_of_it(warp_set:
     assert found[0].truths["ribosome"].path.name == "run_ct17_it034_data.star"
 
 
+def test_links_to_folders_are_followed_once(warp_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(warp_set / "run_ct17_it034_data.star", folder)
+    (folder / "tomograms").symlink_to(warp_set / "reconstruction")
+    (folder / "tomograms again").symlink_to(warp_set / "reconstruction")
+    (folder / "round").symlink_to(folder)
+    assert [entry.name for entry in data.find(folder, kind="ribosome")] == ["TS_026", "TS_027", "TS_101"]
+
+
 def test_a_file_of_positions_for_each_tomogram(warp_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     shutil.copytree(warp_set / "reconstruction", folder)
@@ -161,7 +174,7 @@ def test_a_file_of_positions_for_each_tomogram(warp_set: Path, tmp_path: Path) -
         (folder / f"{name}.csv").write_text("z,y,x\n11,10,11\n")
     found = data.find(folder, kind="ribosome")
     assert [e.truths["ribosome"].path.name for e in found[:2]] == ["TS_026.csv", "TS_027.csv"]
-    assert found[2].error == "TS_101: no file of positions"
+    assert found[2].error == "no file of positions"
 
 
 def test_a_star_file_of_other_tomograms(warp_set: Path, tmp_path: Path) -> None:
@@ -203,7 +216,7 @@ def test_several_tomograms_of_a_run_are_asked_about(tmp_path: Path) -> None:
 
 def test_a_kind_that_is_not_annotated(tmp_path: Path) -> None:
     (found,) = data.find(portal(tmp_path, "membrane"), kind="ribosome")
-    assert found.error == "TS_07: no positions of 'ribosome' (there are: membrane)"
+    assert found.error == "no positions of 'ribosome' (there are: membrane)"
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:

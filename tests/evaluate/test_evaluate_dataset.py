@@ -102,6 +102,9 @@ def test_nothing_at_all_is_json() -> None:
     text = json.dumps(one.to_dict(), allow_nan=False)
     assert json.loads(text)["kinds"]["particle"]["spread"]["f1"]["mean"] is None
     assert one.kinds[0].pooled.f1 == 1
+    two = evaluate_dataset([TomogramPicks(name, [], [], []) for name in "ab"], 1).kinds[0]
+    assert two.pooled.f1 == 1
+    assert two.intervals == dict.fromkeys(("precision", "recall", "f1"), (1, 1))
 
 
 def test_summaries_by_hand() -> None:

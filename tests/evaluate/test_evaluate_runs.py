@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 from cryosam_dask import outputs
-from cryosam_dask.errors import CryosamError, InputError
+from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.evaluate import czii_score, evaluate_masks, evaluate_picks
 from cryosam_dask.io.picks import write_picks
 from cryosam_dask.stages import label
@@ -203,6 +203,50 @@ def test_copick_runs_go_by_their_run(make: Make, truth: Path, tmp_path: Path) ->
     assert [(row.tomogram, row.picks.f1) for row in result.rows] == [("one", 1), ("two", 1)]
 
 
+def test_a_data_set_of_the_portal_goes_by_its_runs(make: Make, truth: Path, tmp_path: Path) -> None:
+    for seed, run in enumerate(("TS_07", "TS_08")):
+        folder = f"{run}/Reconstructions/VoxelSpacing10.000"
+        make(run, input=f"/data/10003/{folder}/Tomograms/100/{run}.zarr", a=places(seed))
+        file = truth / folder / "Annotations" / "101" / "cytosolic_ribosome-1.0_orientedpoint.ndjson"
+        file.parent.mkdir(parents=True)
+        lines = [{"type": "orientedPoint", "location": dict(zip("zyx", p, strict=True))} for p in places(seed).tolist()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for radius, name in ((1, None), ({"ribosome": 1}, "a"), ({"cytosolic_ribosome": 1}, "a")):
+        result = outputs.evaluate_runs(tmp_path / "runs", truth, radius, name=name).dataset
+        assert [(row.tomogram, row.picks.f1) for row in result.rows] == [("TS_07", 1), ("TS_08", 1)]
+    shutil.rmtree(truth / "TS_07")  # the other's truth is not its own
+    result = outputs.evaluate_runs(tmp_path / "runs", truth, 1).dataset
+    assert [row.tomogram for row in result.rows] == ["TS_08"]
+    assert result.notes == ("left out, no truth of a: TS_07",)
+
+
+def test_names_are_the_same_without_what_programs_append(make: Make, truth: Path, tmp_path: Path) -> None:
+    names = {
+        "TS_1.mrc_10.00Apx": ("/warp/TS_1.mrc_10.00Apx.mrc", "TS_1.tomostar"),
+        "lamella_3A": ("/data/lamella_3A.zarr/0", "lamella_3A"),
+        "lamella_4A": ("/data/lamella_4A.zarr/0", "lamella_4A.mrc"),
+    }
+    frames = []
+    for seed, (run, (path, called)) in enumerate(names.items()):
+        make(run, input=path, a=places(seed))
+        frames.append(pd.DataFrame(places(seed), columns=list("zyx")).assign(tomogram=called))
+    pd.concat(frames).to_csv(truth / "all.csv", index=False)
+    result = outputs.evaluate_runs(tmp_path / "runs", truth / "all.csv", 1).dataset
+    assert [row.picks.f1 for row in result.rows] == [1, 1, 1]
+    assert result.notes == ()
+
+
+def test_species_of_a_simulation_are_kinds(make: Make, truth: Path) -> None:
+    store = make("TS_1", ribosome=places(0), other=places(1))
+    both = pd.concat(
+        [pd.DataFrame(places(s), columns=list("zyx")).assign(species=k) for s, k in ((0, "ribosome"), (1, "b"))]
+    )
+    both.to_csv(truth / "truth.csv", index=False)
+    assert outputs.evaluate(store.url, truth / "truth.csv", 1, name="ribosome")["f1"] == 1
+    with pytest.raises(InputError, match="points of b, ribosome, none of 'other'"):
+        outputs.evaluate(store.url, truth / "truth.csv", 1, name="other")
+
+
 # --- what is left out is said ---
 
 
@@ -228,6 +272,17 @@ def test_whatever_is_left_out_is_named(make: Make, truth: Path, tmp_path: Path) 
     assert broken.rows == result.rows
     assert any("TS_5.zarr: store format 99" in note for note in broken.notes)
     shutil.rmtree(store.url)
+    # nor one that was damaged
+    store = make("TS_5", ribosome=places(0))
+    shutil.rmtree(Path(store.url) / "picks" / "ribosome" / "z" / "c")
+    write(truth / "TS_5_ribosome.csv", places(0))
+    damaged = outputs.evaluate_runs(tmp_path / "runs", truth, {"ribosome": 1}).dataset
+    assert damaged.rows == result.rows
+    assert any(note.startswith("left out: ") and "picks/ribosome/z" in note for note in damaged.notes)
+    with pytest.raises(StoreError, match="picks/ribosome/z"):
+        outputs.evaluate_runs(store.url, truth, {"ribosome": 1})
+    shutil.rmtree(store.url)
+    (truth / "TS_5_ribosome.csv").unlink()
     # files of kinds that nobody asked for are of a tomogram that has a run
     write(truth / "TS_1_fas.csv", places(0))
     again = outputs.evaluate_runs(tmp_path / "runs", truth, {"ribosome": 1}).dataset
@@ -256,6 +311,7 @@ def test_nothing_to_compare_is_one_line(make: Make, truth: Path, tmp_path: Path)
         (tmp_path / "runs", truth, r"nothing to compare with; left out, no truth of a: TS_1; .*TS_9\.csv"),
         (tmp_path, truth, r"no run, and no folder with runs"),
         (tmp_path / "none", truth, r"no run, and no folder with runs"),
+        ([], truth, r"no runs: expected"),
         (tmp_path / "runs", tmp_path / "none.csv", r"none\.csv: no such file"),
         (tmp_path / "runs", tmp_path / "runs", r"no files of points in this folder"),
     ]
@@ -276,6 +332,14 @@ def test_truth_of_another_voxel_size_is_one_line(make: Make, truth: Path) -> Non
     file = write(truth / "TS_1.csv", 4 * places(0))
     with pytest.raises(InputError, match=r"of 6 points are outside of TS_1 .*voxels of another size"):
         outputs.evaluate(store.url, file, 1)
+
+
+def test_truth_in_larger_voxels_is_remarked_upon(make: Make, truth: Path) -> None:
+    store = make("TS_1", a=places(0, 12))
+    note = "all true points in the first half of each side: are they in larger voxels? TS_1"
+    assert outputs.evaluate(store.url, write(truth / "half.csv", places(0, 12) / 2), 1)["notes"] == [note]
+    assert "notes" not in outputs.evaluate(store.url, write(truth / "whole.csv", places(0, 12)), 1)
+    assert "notes" not in outputs.evaluate(store.url, write(truth / "few.csv", places(0, 3) / 2), 1)
 
 
 def test_a_single_tomogram_may_be_called_anything(make: Make, truth: Path) -> None:
@@ -334,10 +398,14 @@ def test_masks_of_many_runs(make: Make, truth: Path, tmp_path: Path) -> None:
     assert result.kinds[0].masks is not None
     assert result.kinds[0].masks["truth"] == 12
     assert result.notes == ("masks left out, no true labels of a: TS_3",)
-    with pytest.raises(InputError, match=r"TS_1\.mrc: labels of one tomogram, and there are several runs"):
+    with pytest.raises(InputError, match=r"TS_1\.mrc: labels of one tomogram and kind, and there are several runs"):
         outputs.evaluate_runs(tmp_path / "runs", truth, 1, truth_labels=tmp_path / "labels" / "TS_1.mrc")
     with pytest.raises(InputError, match="no images in this folder"):
         outputs.evaluate_runs(tmp_path / "runs", truth, 1, truth_labels=truth)
+    one, file = tmp_path / "runs" / "TS_1.zarr", tmp_path / "labels" / "TS_1.mrc"
+    assert outputs.evaluate_runs(one, truth, {"a": 1}, truth_labels=file).dataset.rows[0].masks == first
+    with pytest.raises(InputError, match="several runs or kinds"):
+        outputs.evaluate_runs(one, truth, {"a": 1, "b": 1}, truth_labels=file)
 
 
 def test_labels_that_do_not_fit_are_one_line(make: Make, truth: Path, tmp_path: Path) -> None:
@@ -346,6 +414,9 @@ def test_labels_that_do_not_fit_are_one_line(make: Make, truth: Path, tmp_path: 
     binned = mrc(tmp_path / "binned.mrc", cubes(places(0))[::2, ::2, ::2].copy(), 20)
     with pytest.raises(InputError, match=r"binned\.mrc: shape \(12, 15, 18\).*voxels of 10 Å, not 20 Å"):
         outputs.evaluate(store.url, points, 1, truth_labels=binned)
+    many = cubes(places(0))
+    many[many > 0] += 200  # as IMOD has 8-bit labels, without a sign
+    assert outputs.evaluate(store.url, points, 1, truth_labels=mrc(tmp_path / "i.mrc", many.astype(np.int8)))["pq"] == 1
     half = mrc(tmp_path / "half.mrc", np.full(SHAPE, 0.5, np.float32))
     with pytest.raises(InputError, match=r"half\.mrc: expected instance ids, found numbers that aren't whole"):
         outputs.evaluate(store.url, points, 1, truth_labels=half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,12 @@ class ExecutorContract:
         }
 
     def test_timings_are_kept_of_each_unit(self, executor, tmp_path):
+        began = time.perf_counter()
         done = execute(toy_stage(tmp_path, faults={2: "slow"}), new_store(tmp_path), executor)
+        elapsed = time.perf_counter() - began
         timings = {timing.unit: timing for timing in done.timings}
         assert len(timings) == len(done.timings) == 6
-        assert 0.5 <= timings["unit 2"].seconds < 10
+        assert 0.5 <= timings["unit 2"].seconds < elapsed
         assert all(10 << 20 < timing.memory <= timing.peak for timing in done.timings)
         assert done.peak == max(timing.peak for timing in done.timings)
 

@@ -45,34 +45,36 @@ def sbatch(jobs: Path, script: str) -> int:
 
 
 def running(jobs: Path) -> list[int]:
-    """Numbers of jobs whose processes are there."""
-    found = []
+    """Numbers of jobs that have processes."""
+    found, groups = [], _groups()
     for file in jobs.glob("*.pid"):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
-            pid = int(file.read_text())
-            os.killpg(pid, 0)
-            if not _is_zombie(pid):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if int(file.read_text()) in groups:
                 found.append(int(file.stem))
     return sorted(found)
 
 
-def _is_zombie(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return False
+def _groups() -> set[int]:
+    """All groups of processes; those that have ended, and were not waited for, don't count."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group, *_ = file.read_text().rpartition(")")[2].split()
+            if state not in "ZX":
+                found.add(int(group))
+    return found
 
 
 def end(jobs: Path, number: int, number_of_signal: int = signal.SIGTERM) -> None:
-    """End a job's processes; by force if they don't listen."""
-    pid = int((jobs / f"{number}.pid").read_text())
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number_of_signal)
-        for _ in range(100):
-            time.sleep(0.02)
-            os.killpg(pid, 0)
-            if _is_zombie(pid):
-                return
-        os.killpg(pid, signal.SIGKILL)
+    """End a job's processes, by force if they don't listen; returns when they are gone."""
+    group = int((jobs / f"{number}.pid").read_text())
+    looks = 0
+    while group in _groups():
+        with contextlib.suppress(ProcessLookupError):
+            if looks in (0, 100):
+                os.killpg(group, number_of_signal if looks == 0 else signal.SIGKILL)
+        time.sleep(0.02)
+        looks += 1
 
 
 def main(command: str, folder: str, *arguments: str) -> int:

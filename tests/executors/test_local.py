@@ -122,13 +122,14 @@ def test_workers_that_do_not_start_are_one_line(monkeypatch):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from toy_stage import new_store, toy_stage
 from cryosam_dask.executors import LocalExecutor, execute
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have it ignored
     folder = Path({folder!r})
     with LocalExecutor(2) as executor:
         try:
@@ -150,13 +151,14 @@ def test_an_interrupt_stops_workers_without_a_word(tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not sum(calls(tmp_path, 50)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not sum(calls(tmp_path, 50)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (out, err, process.returncode) == ("interrupted\nclosed\n", "", 0)
     assert 0 < sum(calls(tmp_path, 50)) < 20
+    deadline = time.monotonic() + 120
     while group_exists(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not group_exists(process.pid)

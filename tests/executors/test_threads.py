@@ -38,7 +38,7 @@ OVERLAPPING = """
 inside, left = threading.Event(), threading.Event()
 def early():
     with limit.held():
-        inside.wait(10)
+        inside.wait(300)
         seen = blas_threads()
     left.set()
     return seen
@@ -47,7 +47,7 @@ with ThreadPoolExecutor(2) as pool:
     def late():
         with limit.held():
             inside.set()
-            left.wait(10)
+            left.wait(300)
             return blas_threads()
     assert pool.submit(late).result() == {1}, "the other has left, we have not"
     assert first.result() == {1}
@@ -84,7 +84,7 @@ def test_units_in_threads_are_marked_and_know_of_each_other(tmp_path: Path) -> N
     barrier = threading.Barrier(4)
 
     def work(context: Context, settings: dict[str, object], unit: Unit) -> None:
-        barrier.wait(10)
+        barrier.wait(300)
         if unit.params["index"] % 4 == 0:
             raise InputError("bad")
         time.sleep(0.05)

@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 HERE = Path(__file__).resolve()
 VARIABLE = "INJECTED_FAULTS"
-MOST = 4 << 30
+MOST = 2 << 30
 """Bytes that "allocate" takes at most: it must not eat a machine whose nanny does not look."""
 
 
@@ -50,6 +50,7 @@ class Fault:
         "full" (OSError of a full disk), "allocate" (memory, until something kills the process)
     times : how often it happens to the unit that it happened to; None: whenever that unit runs
     settle : seconds before it, so that what the process has said by then gets out
+    heard : it waits until the driver, see `Spec.on_workers`, has heard that this run began
     """
 
     stage: str
@@ -58,6 +59,7 @@ class Fault:
     do: Literal["kill", "stop", "hang", "raise", "full", "allocate"] = "kill"
     times: int | None = 1
     settle: float = 0.0
+    heard: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,27 @@ class Spec:
         name = f"faults-{self.folder}"
         client.register_plugin(_plugin(self), name=name)
         try:
-            yield self
+            with self._listening():
+                yield self
         finally:
             client.unregister_worker_plugin(name)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Note each run that the driver, which is this process, hears of."""
+        from cryosam_dask.executors.flight import Flight
+
+        original = Flight._began
+
+        def began(flight: Any, one: Any, event: Any) -> None:
+            original(flight, one, event)
+            self._add(f"heard-{event.process.rpartition(':')[2]}", flight._stage.name, one.unit.name)
+
+        Flight._began = began  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Flight._began = original  # type: ignore[method-assign]
 
     def _due(self, stage: str, unit: str) -> list[int]:
         """Count a run; numbers of the faults that are due in it."""
@@ -195,6 +215,8 @@ class Spec:
                 with self._locked():
                     self._add("fired", i, stage, unit, os.getpid())
                 time.sleep(fault.settle)
+                while fault.heard and [stage, unit] not in self._lines(f"heard-{os.getpid()}"):
+                    time.sleep(0.01)
                 ACTIONS[fault.do]()
 
     @contextlib.contextmanager

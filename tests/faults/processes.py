@@ -38,7 +38,7 @@ class Cluster:
 
     def start_scheduler(self) -> subprocess.Popen[bytes]:
         process = self._start("scheduler", "--port", str(self.port), "--host", self.address.rpartition(":")[0])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return process
@@ -74,7 +74,7 @@ class Cluster:
         """The process and all that it has started, at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(120)
 
     def close(self) -> None:
         for process in self._running:

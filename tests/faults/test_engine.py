@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ from toy_stage import ARRAY, new_store, squares, toy_stage
 from whole_run import ARGUMENTS, STAGES, differences, unmarked, whole_run
 
 from cryosam_dask.errors import ExecutionError
-from cryosam_dask.executors import DaskExecutor, SerialExecutor, base, execute, local, watch
+from cryosam_dask.executors import DaskExecutor, SerialExecutor, base, execute, local
 from cryosam_dask.executors.base import Failure, Timing
 from cryosam_dask.executors.local import close_local, local_client
+from cryosam_dask.executors.watch import Flown
 from cryosam_dask.store import marks
 from cryosam_dask.store.run_store import RunStore
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "60s"}
+
+
+Hurry = Callable[..., None]
+
+
+def has_fired(spec: Spec, one: Flown) -> bool:
+    """Whether a fault has happened in this very run of a unit."""
+    return any(f.unit == one.unit.name and one.process.endswith(f":{f.pid}") for f in spec.fired())
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +71,7 @@ def test_a_unit_that_always_fails_is_named_and_mending_it_is_enough(
     out = tmp_path / "run.zarr"
     spec = Spec.new(tmp_path / "faults", Fault("features", at=2, do="raise", times=None))
     arguments = ("run", ball_tomogram, *ARGUMENTS, "--out", out, "--workers", 2)
-    broken = subprocess.run(command(spec, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    broken = subprocess.run(command(spec, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert broken.returncode == 1, broken.stderr
     assert spec.fired(), broken.stderr
     (unit,) = {fired.unit for fired in spec.fired()}
@@ -73,7 +84,7 @@ def test_a_unit_that_always_fails_is_named_and_mending_it_is_enough(
     assert len(spec.fired()) == base.RETRIES + 1
 
     mended = Spec.new(tmp_path / "none")
-    done = subprocess.run(command(mended, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(command(mended, *arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert done.returncode == 0, done.stderr
     assert [run.unit for run in mended.runs("features")] == [unit]
     assert mended.runs("ingest") == []
@@ -84,9 +95,9 @@ def test_failures_are_told_as_they_happen(nannied: Any, tmp_path: Path) -> None:
     store, events = new_store(tmp_path, 12), []
     spec = Spec.new(
         tmp_path / "faults",
-        Fault("toy", at=2, settle=0.3),
+        Fault("toy", at=2, heard=True),
         Fault("toy", at=5, do="raise", times=2),
-        Fault("toy", at=8, when="mark"),
+        Fault("toy", at=8, when="mark", heard=True),
     )
     with spec.on_workers(nannied), DaskExecutor(nannied, "cpu") as executor:
         done = execute(toy_stage(tmp_path, 12), store, executor, observer=events.append)
@@ -159,50 +170,51 @@ def test_memory_that_runs_out_ends_in_words(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("do", ["hang", "stop"])
 def test_a_worker_that_hangs_is_restarted(
-    nannied: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, do: Any
+    nannied: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, do: Any, hurry: Hurry
 ) -> None:
     store = new_store(tmp_path)
-    spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, when="data", do=do, settle=0.3))
-    with spec.on_workers(nannied), DaskExecutor(nannied, "cpu", unit_timeout=4) as executor:
+    spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, when="data", do=do, heard=True))
+    hurry(lambda one: has_fired(spec, one))
+    with spec.on_workers(nannied), DaskExecutor(nannied, "cpu", unit_timeout=1800) as executor:
         done = execute(toy_stage(tmp_path), store, executor)
     (fired,) = spec.fired()
     (line,) = [message for message in caplog.messages if "is taken to hang" in message]
-    assert line.startswith(f"toy: {fired.unit} did not end within 4 s on ")
+    assert line.startswith(f"toy: {fired.unit} did not end within 1800 s on ")
     assert f":{fired.pid};" in line
     (failure,) = [failure for failure in done.failures if failure.unit == fired.unit]
-    assert failure.error == "ConnectionError: it did not end within 4 s, so its worker was restarted"
+    assert failure.error == "ConnectionError: it did not end within 1800 s, so its worker was restarted"
     assert np.array_equal(store.array(ARRAY)[:], squares())
     assert not Path(f"/proc/{fired.pid}").exists()
 
 
 def test_a_worker_that_stops_before_it_can_say_anything(
-    nannied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nannied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurry: Hurry
 ) -> None:
-    monkeypatch.setattr(watch, "GRACE", 0.0)
     store = new_store(tmp_path)
     nannied.wait_for_workers(2)
-    for pid in nannied.run(os.getpid).values():
-        os.kill(pid, 19)
-        break
-    with DaskExecutor(nannied, "cpu", unit_timeout=5) as executor:
+    address, pid = next(iter(nannied.run(os.getpid).items()))
+    os.kill(pid, signal.SIGSTOP)
+    hurry(silent=[address])
+    with DaskExecutor(nannied, "cpu", unit_timeout=1800) as executor:
         monkeypatch.setattr(executor, "_check_work", lambda stage: None)  # it would wait for the answer
         execute(toy_stage(tmp_path), store, executor)
     assert np.array_equal(store.array(ARRAY)[:], squares())
 
 
-def test_a_unit_that_always_hangs_is_given_up(nannied: Any, tmp_path: Path) -> None:
+def test_a_unit_that_always_hangs_is_given_up(nannied: Any, tmp_path: Path, hurry: Hurry) -> None:
     store = new_store(tmp_path)
-    spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, do="hang", times=None))
+    spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, do="hang", times=None, heard=True))
+    hurry(lambda one: has_fired(spec, one))
     events: list[Timing | Failure] = []
     with (
         spec.on_workers(nannied),
-        DaskExecutor(nannied, "cpu", unit_timeout=4) as executor,
+        DaskExecutor(nannied, "cpu", unit_timeout=1800) as executor,
         pytest.raises(ExecutionError) as caught,
     ):
         execute(toy_stage(tmp_path), store, executor, observer=events.append)
     (unit,) = {fired.unit for fired in spec.fired()}
     assert len(spec.fired()) == 2
-    assert str(caught.value).startswith(f"toy: {unit} did not end within 4 s on 2 workers, the last of them ")
+    assert str(caught.value).startswith(f"toy: {unit} did not end within 1800 s on 2 workers, the last of them ")
     assert "\n" not in str(caught.value)
     assert marks.done(store, "toy").sum() == 5
     own = [(event.attempt, event.given_up) for event in events if isinstance(event, Failure) and event.unit == unit]

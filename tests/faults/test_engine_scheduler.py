@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 from whole_run import differences, unmarked, whole_run
 
 from cryosam_dask.errors import ExecutionError
-from cryosam_dask.executors import DaskExecutor, execute
+from cryosam_dask.executors import DaskExecutor, connection, execute
 from cryosam_dask.executors import dask as dask_executor
+from cryosam_dask.executors.watch import Flown
 
 
 class Unlucky(DaskExecutor):
@@ -51,7 +54,7 @@ def test_a_scheduler_that_is_restarted_costs_nothing(
         for _ in range(2):
             machines.start_worker()
         with Unlucky(
-            machines.address, "cpu", stage="features", at=2, event=lambda: restarted(machines, scheduler)
+            machines.address, "cpu", timeout=60, stage="features", at=2, event=lambda: restarted(machines, scheduler)
         ) as executor:
             whole_run(ball_tomogram, tmp_path / "run.zarr", executor)
             assert executor.slots >= 2
@@ -66,7 +69,7 @@ def test_between_stages_and_for_good(tmp_path: Path) -> None:
     with cluster(tmp_path / "machines") as machines:
         scheduler = machines.start_scheduler()
         machines.start_worker()
-        with DaskExecutor(machines.address, "cpu", reconnect=60) as executor:
+        with DaskExecutor(machines.address, "cpu", timeout=60, reconnect=300) as executor:
             assert executor.slots == 1
             machines.kill(scheduler)
             threading.Timer(1.0, machines.start_scheduler).start()
@@ -93,23 +96,39 @@ def test_when_all_workers_leave_units_wait_for_new_ones(tmp_path: Path, caplog: 
 
         def leave() -> None:
             machines.kill(worker)
-            threading.Timer(3.0, machines.start_worker).start()
+            threading.Thread(target=come_back, daemon=True).start()
 
-        with Unlucky(machines.address, "cpu", stage="toy", at=2, event=leave) as executor:
+        def come_back() -> None:
+            while not waits():  # as the executor ends in the end, so does this
+                time.sleep(0.05)
+            machines.start_worker()
+
+        def waits() -> list[str]:
+            return [text for text in caplog.messages if text.startswith("toy: ") and "waiting for new" in text]
+
+        with Unlucky(machines.address, "cpu", timeout=60, stage="toy", at=2, event=leave) as executor:
             done = execute(toy_stage(tmp_path, 12), store, executor)
     assert np.array_equal(store.array(ARRAY)[:], squares(12))
     assert all(failure.error == "ConnectionError: its worker was lost" for failure in done.failures)
-    said = [message for message in caplog.messages if message.startswith("toy: ") and "waiting for new" in message]
-    assert len(said) == 1, caplog.messages
+    assert len(waits()) == 1, caplog.messages
 
 
-def test_a_hanging_worker_without_a_nanny_is_done_without(tmp_path: Path) -> None:
+def test_a_hanging_worker_without_a_nanny_is_done_without(tmp_path: Path, hurry: Callable[..., None]) -> None:
+    first: list[str] = []
+
+    def hangs(one: Flown) -> bool:
+        if one.unit.name != "unit 1" or not calls(tmp_path)[1]:
+            return False
+        first[:] = first or [one.process]
+        return first == [one.process]
+
+    hurry(hangs)
     with cluster(tmp_path / "machines") as machines:
         machines.start_scheduler()
         for _ in range(2):
             machines.start_worker("--no-nanny")
-        with DaskExecutor(machines.address, "cpu", unit_timeout=4) as executor:
-            executor.client.wait_for_workers(2, timeout=60)
+        with DaskExecutor(machines.address, "cpu", timeout=60, unit_timeout=1800) as executor:
+            executor.client.wait_for_workers(2)
             store = new_store(tmp_path)
             stage = toy_stage(tmp_path, faults={1: "hang once"})
             done = execute(stage, store, executor)
@@ -170,6 +189,13 @@ def test_nobody_there_is_one_line() -> None:
         DaskExecutor(address, timeout=0.5)
 
 
+def test_nothing_is_said_of_who_listens_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that is stopped, or something else: not one that does not encrypt."""
+    monkeypatch.setattr(connection, "_INTRODUCTION", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert connection._listener(f"tls://127.0.0.1:{silent.getsockname()[1]}") == "nobody"
+
+
 def test_connections_that_are_refused_are_one_line() -> None:
     from distributed import LocalCluster
     from distributed.security import Security
@@ -195,5 +221,5 @@ def test_connections_that_are_refused_are_one_line() -> None:
             assert "\n" not in message
             for option in ("--tls-ca", "--tls-cert", "--tls-key"):
                 assert option in message
-        with DaskExecutor(tls, security=theirs) as executor:
+        with DaskExecutor(tls, security=theirs, timeout=60) as executor:
             assert executor.workers() == {}

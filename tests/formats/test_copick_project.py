@@ -53,6 +53,13 @@ def test_an_address_is_one_tomogram(project):
     assert open_tomogram(f"{project}#TS_?/denoised").identity["name"] == "denoised.zarr"
 
 
+def test_a_voxel_size_that_is_not_the_folders_is_noted(project):
+    assert open_tomogram(f"{project}#TS_10").notes == ()
+    assert open_tomogram(f"{project}#TS_10", voxel_size=10.013).notes == ()
+    (note,) = open_tomogram(f"{project}#TS_10", voxel_size=(10.012, 10.012, 20)).notes
+    assert note.startswith("voxels of 10.012 x 10.012 x 20 Å in the project's folder for 10.012 Å")
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -186,6 +193,26 @@ def test_names_that_copick_can_not_have_are_refused_before_anything_is_written(f
     assert not list(tmp_path.iterdir())
 
 
+def test_two_queries_are_not_one_object(make_run, tmp_path):
+    """Copick's names have no underscores: the second would replace the first."""
+    run = make_run(tmp_path / "r.zarr")
+    picks.write(run.store, "a-b", run.table, {})
+    with pytest.raises(InputError, match="a-b and a_b would both be copick's object a-b"):
+        outputs.export_copick(run.url, tmp_path / "p", choice=Choice(contents=("picks",)))
+    assert not (tmp_path / "p").exists()
+    outputs.export_copick(run.url, tmp_path / "p", name="a-b", choice=Choice(contents=("picks",)))
+
+
+def test_the_tomogram_that_a_run_was_made_of_stays(project, make_run, tmp_path):
+    run = make_run(tmp_path / "r.zarr", source=f"{project}#TS_1/denoised")
+    run.store.root.attrs["cryosam"] = {**run.store.info, "voxel_size": [10.012] * 3}
+    both = Choice(contents=("picks", "tomogram"), tomogram="denoised")
+    with pytest.raises(InputError, match=r"denoised\.zarr: the run's own tomogram, which no export replaces"):
+        outputs.export_copick(run.url, project, choice=both, overwrite=True)
+    assert not list(tmp_path.rglob("cryosam_*.json"))
+    assert (open_tomogram(f"{project}#TS_1/denoised").read((slice(None),) * 3) == 5).all()
+
+
 def test_voxels_that_are_no_cubes_are_refused(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(type(finished.store), "voxel_size", (8.0, 8.0, 8.1))
     with pytest.raises(InputError, match=r"voxels of 8 x 8 x 8\.1 Å: copick's voxels are cubes"):
@@ -216,6 +243,16 @@ def test_what_others_made_stays(finished, tmp_path):
     assert [entry["label"] for entry in found["pickable_objects"]] == [7, 8]
     assert (other.read_text(), written[0].read_text()) == ("{}", before)
     assert not [p for p in folder.rglob("*") if p.name.startswith(".") and ".tmp" in p.name]
+
+
+@pytest.mark.parametrize("label", [0, -3, "seven", 2**40, 1.5])
+def test_labels_of_objects_that_are_none(finished, tmp_path, label):
+    config = tmp_path / "c.json"
+    objects = [{"name": "a-b", "is_particle": True, "label": label}]
+    config.write_text(json.dumps({"pickable_objects": objects, "overlay_root": str(tmp_path)}))
+    with pytest.raises(InputError, match=r"c\.json: the object a-b has the label .*, expected 1, 2"):
+        outputs.export_copick(finished.url, config)
+    assert list(tmp_path.iterdir()) == [config]
 
 
 def test_a_folder_that_is_no_project_is_left_alone(finished, tmp_path):

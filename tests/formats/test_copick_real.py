@@ -75,7 +75,8 @@ def test_copick_reads_what_was_exported(real, finished, tmp_path):
     outputs.export(finished.url, project, format="copick", copick=outputs.CopickChoice(contents=EVERYTHING))
     found = real(READ, project / "config.json", tmp_path / "out.npz")
     assert found["zarr"].startswith("2.")
-    arrays = np.load(tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as saved:
+        arrays = dict(saved)
     places = finished.table[["x", "y", "z"]].to_numpy() * 8
     assert arrays["places"] == pytest.approx(places)
     assert np.array_equal(arrays["one"], finished.labels > 0)

@@ -520,7 +520,10 @@ def expected_hdf5(path: Path) -> np.ndarray:
 
 def expected_array(path: Path) -> np.ndarray:
     found = np.load(path, allow_pickle=False)
-    return np.asarray(found if isinstance(found, np.ndarray) else found[found.files[0]])
+    if isinstance(found, np.ndarray):
+        return np.asarray(found)
+    with found:
+        return np.asarray(found[found.files[0]])
 
 
 def expected_gz(path: Path) -> np.ndarray:

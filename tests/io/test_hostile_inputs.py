@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import boxes, codecs, frame, open_tomogram, read_points
+from cryosam_dask.io import boxes, codecs, frame, listing, open_tomogram, read_points
 
 ALL = (slice(None), slice(None), slice(None))
 AXES = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
@@ -276,6 +276,36 @@ def test_a_file_name_cannot_write_on_the_terminal(name: str, suffix: str, tmp_pa
     refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("long" * 80 + ".mrc", "can't be read.*File name too long"),
+        ("~nobody-of-that-name/tomo.mrc", "no such user; ./~nobody-of-that-name/tomo.mrc is a file of that name"),
+    ],
+)
+def test_paths_that_can_not_be_looked_at_end_in_one_line(name: str, words: str) -> None:
+    for look in (open_tomogram, lambda path: listing.find_tomograms([path])):
+        with pytest.raises(InputError, match=words):
+            look(name)
+    with pytest.raises(InputError, match=words):
+        listing.is_many([name])
+
+
+def test_a_folder_that_may_not_be_entered_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    assert "can't be read: Permission denied" in refusal(tmp_path / "tomo.mrc")
+
+
+def test_a_link_to_itself_in_a_folder_is_a_tomogram_that_is_not_there(write_mrc: Any, volume: np.ndarray) -> None:
+    path = write_mrc(volume, 1)
+    (path.parent / "loop.mrc").symlink_to(path.parent / "loop.mrc")
+    assert listing.find_tomograms([path.parent]) == [str(path.parent / "loop.mrc"), str(path)]
+    assert "can't be read: Too many levels of symbolic links" in refusal(path.parent / "loop.mrc")
+
+
 def test_printable_is_short_and_plain() -> None:
     assert frame.printable("plain: 5 Å, “quoted”") == "plain: 5 Å, “quoted”"
     assert frame.printable("a\n b\t c") == "a b c"
@@ -358,7 +388,7 @@ def test_a_file_of_another_size_is_not_read(change: int, write_mrc: Any, volume:
     path = write_mrc(volume, 2)
     source = open_tomogram(path)
     os.truncate(path, path.stat().st_size + change)
-    with pytest.raises(InputError, match=r"can't be read any more: \d+ bytes, it had \d+ when opened"):
+    with pytest.raises(InputError, match=r"can't be read any more: \d+ bytes when opened, now \d+ bytes"):
         source.read(ALL)
 
 

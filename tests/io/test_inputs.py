@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -229,7 +230,10 @@ def test_tiff_stacks_of_every_layout(kind: str, volume: np.ndarray, tmp_path: Pa
     assert "no usable voxel size; give it with --voxel-size" in refusal(path)
     source = check(path, volume, voxel_size=10)
     assert source.dtype == np.uint16
-    assert all("called channels" in note for note in source.notes)
+    # five pages without a name for their axis are channels to OME and ImageJ, and slices here
+    assert [note.partition(";")[0] for note in source.notes] == (
+        ["its 5 pages are called channels"] if {"ome", "imagej"} & set(kind.split("-")) else []
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -363,6 +367,28 @@ def test_strips_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen == [(2, 1), (2, 2), (3, 1), (3, 2)]
 
 
+@pytest.mark.parametrize("suffix", ["tif", "h5"])
+@pytest.mark.parametrize("change", ["shape", "type"])
+def test_another_volume_in_a_file_of_the_same_size_is_not_read(
+    change: str, suffix: str, volume: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / f"tomo.{suffix}"
+
+    def write(data: np.ndarray) -> None:
+        if suffix == "tif":
+            tifffile.imwrite(path, data, compression="zlib", photometric="minisblack")
+        else:
+            with h5py.File(path, "w") as file:
+                file["v"] = data
+        os.truncate(path, 1 << 15)
+
+    write(volume)
+    source = open_tomogram(path, voxel_size=10)
+    write(volume.transpose(0, 2, 1) if change == "shape" else volume.astype("f4") / 2)
+    with pytest.raises(InputError, match=r"can't be read any more: 5 x 7 x 11 .* int16 when opened, now 5 x "):
+        source.read(ALL)
+
+
 # HDF5 -----------------------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +427,11 @@ def test_an_emans_hdf(volume: np.ndarray, tmp_path: Path) -> None:
     assert check(path, volume).voxel_size == (2.0, 3.0, 4.5)
     with h5py.File(path, "r+") as file:
         file["MDF/images/0"].attrs["EMAN.stored_renderbits"] = np.int32(8)
-    assert "scaled" in open_tomogram(path).notes[0]
+        file["MDF/images/1/image"] = volume
+    scaled, several = open_tomogram(path).notes
+    assert "scaled" in scaled
+    assert several.startswith("2 images in it; the first is read")
+    assert open_tomogram(path / "MDF/images/1/image", voxel_size=10).notes == ()
 
 
 def test_an_export_of_ilastiks(volume: np.ndarray, tmp_path: Path) -> None:
@@ -416,6 +446,9 @@ def test_an_export_of_ilastiks(volume: np.ndarray, tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["exported_data"].attrs["element_size_um"] = (0.002, 0.003, 0.0045)
     assert check(path, volume).voxel_size == (20.0, 30.0, 45.0)
+    with h5py.File(path, "r+") as file:
+        file["exported_data"].attrs["element_size_um"] = (1.0, 1.0, 1.0)
+    assert "voxels of 1 µm, as programs write" in open_tomogram(path).notes[0]
 
 
 def test_chunks_that_were_never_written_are_the_fill_value(tmp_path: Path) -> None:

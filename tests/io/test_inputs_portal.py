@@ -10,6 +10,7 @@ import http.server
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import pytest
 import zarr
 
 from cryosam_dask.errors import InputError, StoreError
+from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io import omezarr, open_tomogram
 from cryosam_dask.io.listing import find_tomograms, run_names
-from cryosam_dask.store import filesystem
+from cryosam_dask.pipeline import Driver
+from cryosam_dask.store import filesystem, layout
+from cryosam_dask.store.run_store import RunStore
 
 ALL = (slice(None), slice(None), slice(None))
 BUCKET = "cryoet-data-portal-public"
@@ -162,6 +166,20 @@ def test_coarser_levels(server: Server) -> None:
     source = open_tomogram(f"{server.url}/{BUCKET}/{TOMOGRAM}.zarr/1")
     assert source.voxel_size == (20.024,) * 3
     np.testing.assert_array_equal(source.read(ALL), VOLUME[::2, ::2, ::2])
+
+
+def test_ingest_fetches_each_chunk_once_besides_what_identifies_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three places identify an image, for the driver and each process, not for each unit; here they are all of it."""
+    monkeypatch.setattr(layout, "INGEST_BOX", (32, 16, 32))
+    monkeypatch.setattr(layout, "CHUNK", (32, 16, 32))
+    driver = Driver(tmp_path / "run.zarr", SerialExecutor())
+    driver.ingest(f"{server.url}/{BUCKET}/{TOMOGRAM}.zarr")
+    fetched = Counter(name for _, name, _ in server.asked if "/0/" in name and name[-1].isdigit())
+    assert len(fetched) == 3 * 2 * 2
+    assert set(fetched.values()) == {1 + 2 * 3}
+    np.testing.assert_array_equal(RunStore.open(driver.url).read(layout.tomogram()), VOLUME)
 
 
 def test_what_is_denied_is_never_taken_for_empty(server: Server) -> None:

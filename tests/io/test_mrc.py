@@ -62,6 +62,23 @@ def test_sign_of_bytes(write_mrc, imod, unsigned, dtype, order):
     np.testing.assert_array_equal(source.read(ALL), values.astype(np.uint8).view(dtype))
 
 
+@pytest.mark.parametrize(
+    ("bounds", "dtype"),
+    [((0, 255), "u1"), ((3, 128), "u1"), ((0, 127), "i1"), ((-128, 127), "i1"), ((0, -1), "i1"), ((0, 3000), "i1")],
+)
+def test_bytes_beyond_the_signed_range_by_the_header_are_unsigned(write_mrc, bounds, dtype):
+    """Cameras and old IMOD write unsigned bytes without a flag. IMOD's flag counts more, and the option most."""
+    low, high = bounds
+    values = np.arange(256).reshape(4, 8, 8)
+    source = open_tomogram(write_mrc(values, 0, dmin=low, dmax=high))
+    assert source.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(source.read(ALL), values.astype(np.uint8).view(dtype))
+    assert any("read as unsigned; --signed overrules that" in note for note in source.notes) == (dtype == "u1")
+    assert open_tomogram(write_mrc(values, 0, dmin=low, dmax=high, imod=1)).dtype == np.int8
+    given = open_tomogram(write_mrc(values, 0, dmin=low, dmax=high), unsigned=False)
+    assert (given.dtype, given.notes) == (np.int8, ())
+
+
 def test_unsigned_is_for_bytes_only(write_mrc, volume):
     with pytest.raises(InputError, match="mode 0 only, found mode 1"):
         open_tomogram(write_mrc(volume, 1), unsigned=True)
@@ -111,7 +128,11 @@ def test_axes_unset_or_damaged(write_mrc, volume):
 def test_origin_is_kept_and_start_used_without_it(write_mrc, volume):
     assert open_tomogram(write_mrc(volume, 1, origin=(1.5, -2.5, 30.0))).origin == (30.0, -2.5, 1.5)
     assert open_tomogram(write_mrc(volume, 1, nxstart=-4, nystart=2, nzstart=1)).origin == (2.0, 6.0, -18.0)
-    assert open_tomogram(write_mrc(volume, 1, origin=(np.nan, 0, 0))).origin == (0.0, 0.0, 0.0)
+    assert open_tomogram(write_mrc(volume, 1, nxstart=-4, nystart=111)).origin == (0.0, 0.0, 0.0)
+    for nonsense in (np.nan, np.inf, -1e30):
+        assert open_tomogram(write_mrc(volume, 1, origin=(nonsense, 0, 0))).origin == (0.0, 0.0, 0.0)
+    as_in_imod = open_tomogram(write_mrc(volume, 1, imod=0, origin=(1.5, -2.5, 30.0)))
+    assert as_in_imod.origin == (30.0, -2.5, 1.5)
 
 
 @pytest.mark.parametrize("fields", [{"cella": (0, 0, 0)}, {"cella": (9, 9, 0)}, {"cella": (9, np.nan, 9)}, {"mx": 0}])
@@ -139,7 +160,17 @@ def test_odd_voxels_are_noted(write_mrc, volume):
     """A sampling of 1 along z, left by some programs, makes the cell's whole depth one voxel."""
     source = open_tomogram(write_mrc(volume, 1, voxel=(8, 8, 8), mz=1, cella=(88, 56, 400)))
     assert source.voxel_size == (400.0, 8.0, 8.0)
-    assert "(400.0, 8.0, 8.0)" in source.notes[0]
+    assert "400 x 8 x 8 Å" in source.notes[0]
+    assert "--voxel-size" in source.notes[0]
+    assert open_tomogram(write_mrc(volume, 1), voxel_size=(400, 8, 8)).notes == ()
+
+
+def test_one_angstrom_is_noted_as_a_size_that_nobody_set(write_mrc, volume):
+    path = write_mrc(volume, 1, mx=1, my=1, mz=1, cella=(1, 1, 1))
+    source = open_tomogram(path)
+    assert source.voxel_size == (1.0, 1.0, 1.0)
+    assert "know no voxel size; if it is another, give it with --voxel-size" in source.notes[0]
+    assert open_tomogram(path, voxel_size=1).notes == ()
 
 
 def test_kinds_that_are_no_volume(write_mrc, volume):

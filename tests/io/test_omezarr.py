@@ -155,6 +155,7 @@ def refusal_of(url: str) -> str:
             "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1]}]}],
         },
         {"axes": [1, 2, 3], "datasets": [{"path": "0"}]},
+        {"coordinateSystems": [{"axes": [{"name": name} for name in "zyx"]}], "datasets": [{"path": "0"}]},
         {},
         "image",
     ],
@@ -194,6 +195,41 @@ def test_gone_after_opening(write_zarr, volume):
     shutil.rmtree(url)
     with pytest.raises(InputError, match="no Zarr"):
         source.read(ALL)
+
+
+@pytest.mark.parametrize(
+    "change", ["shorter", "longer", "of another type", "flat", "of four axes", "turned", "an array"]
+)
+def test_another_image_in_its_place_is_not_read(write_zarr, volume, change):
+    """The voxels of a smaller image would be spread over the block, those of another type cast."""
+    url = write_zarr(volume)
+    source = open_tomogram(url)
+    others = {"shorter": volume[:, :, :5], "longer": np.concatenate([volume] * 2), "flat": volume[0]}
+    others |= {"of another type": volume + np.float32(0.5), "turned": volume.transpose(2, 1, 0)}
+    others |= {"of four axes": np.stack([volume] * 2, -1)}
+    if change == "an array":
+        shutil.rmtree(url)
+        zarr.create_array(url, data=volume)
+    else:
+        write_zarr(others[change], attrs={})
+    with pytest.raises(InputError, match=r"can't be read any more: .* when opened, now ") as error:
+        source.read(ALL)
+    assert str(error.value).startswith(url)
+
+
+def test_which_of_several_images_is_read_is_said(write_zarr, volume):
+    url = write_zarr(volume)
+    group = zarr.open_group(url)
+    group.attrs["ome"] = {"multiscales": [*group.attrs["ome"]["multiscales"]] * 2}
+    assert open_tomogram(url).notes == ("2 multiscale images in it; the first is read",)
+    collection = write_zarr(volume, attrs={"ome": {"version": "0.5", "bioformats2raw.layout": 3}})
+    assert refusal(collection).endswith(f"it holds several, give one as {collection}/0")
+
+
+def test_one_angstrom_is_noted_as_a_size_that_nobody_set(write_zarr, volume):
+    url = write_zarr(volume, scale=(1, 1, 1))
+    assert "know no voxel size" in open_tomogram(url).notes[0]
+    assert open_tomogram(url, voxel_size=1).notes == ()
 
 
 def test_identity_follows_content_not_place(write_zarr, volume, tmp_path):

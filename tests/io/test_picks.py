@@ -299,7 +299,6 @@ def test_damaged_points_end_in_one_line_or_a_read(tmp_path, kind, place, junk, c
             pytest.fail(f"more than one line: {error}")
         return
     assert np.isfinite(points[["z", "y", "x"]].to_numpy()).all()
-    assert (points[["z", "y", "x"]].to_numpy() >= 0).all()
 
 
 def test_points_inside_pass_as_float_rows():
@@ -308,6 +307,26 @@ def test_points_inside_pass_as_float_rows():
     assert inside.dtype == np.float64
     np.testing.assert_array_equal(check_points((34.0, 0.5, 1), SHAPE), [[34, 0.5, 1]])
     np.testing.assert_array_equal(check_points(table()[::-1][["x", "y", "z"]], SHAPE)[0], [34, 0, 93])
+
+
+def test_points_beyond_the_border_are_points_but_no_prompts(tmp_path):
+    """As annotations of the data portal have them, and refinement leaves them."""
+    path = tmp_path / "points.csv"
+    path.write_text("z,y,x\n-2.5,100,50\n17,205.25,93.5\n17,30,-1\n")
+    points = read_points(path, shape=SHAPE, voxel_size=VOXEL)
+    np.testing.assert_array_equal(points, [[-2.5, 100, 50], [17, 205.25, 93.5], [17, 30, -1]])
+    with pytest.raises(InputError, match=r"point -2\.5,100,50 is outside the tomogram .*; 3 of 3 points are"):
+        check_points(points, SHAPE)
+    path.write_text("z,y,x\n-3,5,8\n")  # in a corner
+    assert read_points(path, shape=SHAPE)["z"].tolist() == [-3]
+
+
+def test_points_that_count_from_the_centre_are_noticed(tmp_path):
+    path = tmp_path / "points.csv"
+    voxels = np.random.default_rng(0).uniform(0, np.array(SHAPE) - 1, (50, 3))
+    pd.DataFrame(voxels - np.array(SHAPE) / 2, columns=list("zyx")).to_csv(path, index=False)
+    assert "outside the tomogram, as most points are" in refusal(path)
+    assert "do these count from the tomogram's centre?" in refusal(path, shape=SHAPE)
 
 
 @pytest.mark.parametrize("point", [(-1, 0, 0), (35, 0, 90), (0, 205, 0), (0, 0, 93.5), (0, 0, -1e-9), (math.nan, 0, 0)])

@@ -80,6 +80,14 @@ def test_picks_come_back(tmp_path: Path, kind: str, shape: tuple, voxel: tuple) 
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_points_beyond_the_border_come_back(tmp_path: Path, kind: str) -> None:
+    path, frame = tmp_path / f"p{SUFFIXES[kind]}", {"voxel_size": 10, "shape": ODD, "tomogram_name": "TS_1"}
+    written = [Pick(-1.5, 100, 50, 1, 1), Pick(30, 206.25, -0.75, 1, 2)]
+    write_picks(written, path, format=kind, kind="ribosome", **frame)
+    np.testing.assert_allclose(places(read_points(path, **frame)), [(p.z, p.y, p.x) for p in written], atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_no_picks_make_a_file_that_says_so(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"p{SUFFIXES[kind]}"
     frame = {"voxel_size": 10, "shape": EVEN}
@@ -131,6 +139,21 @@ def test_a_joint_file_gives_each_tomogram_its_points(tmp_path: Path, kind: str) 
 def test_a_format_of_one_tomogram_says_so(kind: str) -> None:
     with pytest.raises(InputError, match=f"{kind} holds the picks of one tomogram alone; of several: csv, star"):
         encode_picks([(picks(ODD), Frame()), (picks(ODD), Frame())], kind, joint=True)
+
+
+def test_a_name_that_could_be_two_is_asked_about(tmp_path: Path) -> None:
+    """The folder tells them apart, and a tomogram's file name has none."""
+    path = tmp_path / "p.csv"
+    path.write_text("tomogram,z,y,x\nday1/TS_1.mrc,1,2,3\nday2/TS_1.mrc,4,5,6\nTS_2,7,8,9\n")
+    assert "several of them 'TS_1'" in refusal(path, tomogram_name="TS_1")
+    assert read_points(path, tomogram_name="day2/TS_1.mrc")["z"].tolist() == [4]
+    assert read_points(path, tomogram_name="TS_2.mrc")["z"].tolist() == [7]
+
+
+def test_a_tomograms_name_is_no_comment(tmp_path: Path) -> None:
+    parts = [(picks(ODD)[:1], Frame(tomogram=name)) for name in ("TS#1", "TS, 2")]
+    (tmp_path / "p.csv").write_bytes(encode_picks(parts, "csv", joint=True))
+    assert read_points(tmp_path / "p.csv", tomogram_name=ALL)["tomogram"].tolist() == ["TS#1", "TS, 2"]
 
 
 def test_classes_come_along_or_are_chosen(tmp_path: Path) -> None:
@@ -436,6 +459,10 @@ def test_copick_points_say_what_they_say(tmp_path: Path) -> None:
     assert found["instance"].tolist() == [0, 5]
     assert found["tomogram"].tolist() == ["TS_1"] * 2
     assert "points of 1 kind (apo), none of them 'ribosome'" in refusal(path, voxel_size=10, kind="ribosome")
+    # refined shifts: a full position is the location and the translation
+    shifted = [[0, 1, 0, 5], [1, 0, 0, -10], [0, 0, 1, 2.5], [0, 0, 0, 1]]
+    path = copick_file(tmp_path / "p.json", at(30, 20, 10, transformation_=shifted), at(1, 2, 3, transformation_=None))
+    assert places(read_points(path, voxel_size=10)).tolist() == [[1.25, 1, 3.5], [0.3, 0.2, 0.1]]
     assert "--voxel-size" in refusal(path)
 
 
@@ -452,6 +479,8 @@ def test_copick_points_say_what_they_say(tmp_path: Path) -> None:
         ('{"points": [{"location": {"x": 1, "y": 2, "z": 1e999}}]}', "z is inf"),
         ('{"points": [{"location": {"x": 1, "y": 2, "z": 1' + "0" * 400 + "}}]}", "expected a number"),
         ('{"points": [{"location": {"x": 1, "y": 2, "z": 1}, "score": "high"}]}', "score is high"),
+        ('{"points": [{"location": {"x": 1, "y": 2, "z": 1}, "transformation_": [[1, 0]]}]}', "4 rows of 4 numbers"),
+        ('{"points": [{"location": {"x": 1, "y": 2, "z": 1}, "transformation_": 3}]}', "4 rows of 4 numbers"),
         ('{"points": [], "unit": "nanometer"}', "points in nanometer, expected angstrom"),
         ('{"points": []}', "holds no points"),
         ("[" * 100000, "not readable JSON: too deep"),

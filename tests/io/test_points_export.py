@@ -78,8 +78,16 @@ def test_names_from_the_command_line(run, tmp_path: Path) -> None:
     cli("export", store.url, tmp_path / "p.star", *options)
     first = starfile.read(tmp_path / "p.star").iloc[0]
     assert [first[f"rlnCenteredCoordinate{axis}Angst"] for axis in "ZYX"] == [-131, -81, -101]
-    with pytest.raises(InputError, match=r"no tomogram 'TS_1_10\.00Apx', there are: TS_1"):
-        outputs.export(store.url, tmp_path / "q.star", format="relion5", tomograms=tmp_path / "tomograms.star")
+    # else RELION's name of the tomogram is taken from there
+    outputs.export(store.url, tmp_path / "q.star", format="relion5", tomograms=tmp_path / "tomograms.star")
+    assert (tmp_path / "q.star").read_text().split("data_")[1] == (tmp_path / "p.star").read_text().split("data_")[1]
+    with pytest.raises(InputError, match=r"no tomogram 'TS_2', there are: TS_1"):
+        outputs.export(run("TS_2").url, tmp_path / "r.star", format="relion5", tomograms=tmp_path / "tomograms.star")
+    starfile.write(
+        {"global": pd.DataFrame(tomograms).loc[[0, 0]].assign(rlnTomoName=["a/T", "b/T"])}, tmp_path / "t.star"
+    )
+    with pytest.raises(InputError, match=r"several tomograms that could be 'T', there are: a/T, b/T"):
+        outputs.export(store.url, tmp_path / "r.star", format="relion5", tomogram="T", tomograms=tmp_path / "t.star")
 
 
 @pytest.mark.parametrize("kind", [name for name, each in FORMATS.items() if each.joint])
@@ -98,6 +106,10 @@ def test_a_folder_of_runs_and_what_does_not_fit(run, tmp_path: Path) -> None:
         outputs.export(tmp_path / "runs", tmp_path / "p.mod")
     outputs.export(tmp_path / "runs", tmp_path / "p.csv", name="other")
     assert set(read_points(tmp_path / "p.csv")["tomogram"]) == {"TS_2"}
+    notes = outputs.export(tmp_path / "runs", tmp_path / "p.csv", name="other")
+    assert notes == ["left out, no picks called 'other': TS_1"]
+    with pytest.raises(InputError, match=r"runs: a folder of runs; .* give one run for labels"):
+        outputs.export(tmp_path / "runs", tmp_path / "l.mrc", name="other")
     with pytest.raises(StoreError, match="no picks called 'third' in any of its runs"):
         outputs.export(tmp_path / "runs", tmp_path / "p.csv", name="third")
     with pytest.raises(InputError, match="no name for all of them"):
@@ -126,6 +138,19 @@ def test_prompts_are_read_in_the_frame_of_their_tomogram(tmp_path: Path) -> None
     assert other.required(known) == [[1, 2, 3], *PLACES.tolist()]
     with pytest.raises(InputError, match="voxel size and shape"):
         Prompts(points=tmp_path / "p.star", points_tomogram="TS_1").read()
+
+
+def test_a_tilt_series_is_known_by_the_tomogram_that_warp_made_of_it(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("tomogram,z,y,x\nTS_1.tomostar,1,2,3\nTS_10.tomostar,4,5,6\n")
+    prompts = Prompts(points=tmp_path / "p.csv")
+    for name in ("TS_1_10.00Apx", "TS_1.mrc_10.00Apx"):
+        assert prompts.read(lambda name=name: {"tomogram_name": name}) == [[1, 2, 3]]
+
+
+def test_kinds_from_a_file_of_several_tomograms(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("tomogram,z,y,x,kind\nTS_1,1,2,3,a\nTS_2,4,5,6,b\nTS_1,7,8,9,b\n")
+    prompts = Prompts(kinds=tmp_path / "p.txt", points_format="csv", points_tomogram="TS_1")
+    assert prompts.by_kind(lambda: {"tomogram_name": "rec"}) == {"a": [[1, 2, 3]], "b": [[7, 8, 9]]}
 
 
 def test_prompts_of_one_kind(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_the_table_of_segmenters_is_what_segment_anything_builds(name: str) -> N
 def test_models_of_timm_outside_the_table_are_built_for_their_shape() -> None:
     info = models.encoder_info("timm:vit_tiny_patch16_224")
     assert (info.patch, info.channels, info.weights_bytes) == (16, 192, 4 * 5_524_416)
+    assert models.encoder_info("timm:vit_tiny_patch16_224")._vit is info._vit  # not built again
     with pytest.raises(ModelError, match=r"timm:vit_nothing: timm .* has no such model"):
         models.encoder_info("timm:vit_nothing")
     with pytest.raises(ModelError, match=r"expected a vision transformer|can't be built"):

@@ -21,7 +21,7 @@ import cryosam_dask as cs
 from cryosam_dask.cli import app
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.report import write_report
-from cryosam_dask.stages import label, negative
+from cryosam_dask.stages import borrow, label, match, negative, project, query, rank, segment
 from cryosam_dask.store import journal, layout, marks
 from cryosam_dask.store.arrays import RunArray
 from cryosam_dask.store.run_store import RunStore
@@ -130,7 +130,7 @@ def test_the_page_tells_the_run(make_run: MakeRun, tmp_path: Path) -> None:
         "The query “ball” was given by one point",
         "hierarchical matching on cells of 16, 8, 4 voxels and a threshold of 0.5",
         "(K = 512)",
-        "8 instances of 10 segmented were kept",
+        "8 instances of 10 segmented were kept, leaving out those more similar to what is not of the kind, and those",
         "Training-free CryoET tomogram segmentation",
         "Segment anything",
         "DINOv2: learning robust",
@@ -174,6 +174,7 @@ def test_a_real_run_of_the_built_in_models(ball_tomogram: Path, tmp_path: Path) 
         "Tokens were whitened",
         "Random walks for image segmentation",
         "ranked by the radial density profiles",
+        "leaving out those more than 2 times larger or smaller than the prompted masks, and those with more than 80%",
         "Scores of the candidates",
         "Against the truth",
         "the equivalent radius of the prompted masks",
@@ -248,6 +249,7 @@ def other_shape(path: str) -> Callable[[RunStore], None]:
         (damage_score, "picks: "),
         (set_attributes("queries/ball", settings={"preset": 3}), "settings: "),
         (set_attributes("proposals/ball", given="x"), "scores: "),
+        (set_attributes("queries/ball", **{borrow.FROM: {"points": [[1, 2, 3]]}}), "(one point), and applied to this"),
         (huge_picks, "picks: "),
         (other_shape("scale0/tomogram"), "slices: "),
         (other_shape("similarity/ball/r16/similarity"), "ball"),
@@ -256,6 +258,12 @@ def other_shape(path: str) -> Callable[[RunStore], None]:
         (lambda store: store.put("picks/ball/z", np.full(8, np.inf), ("pick",)), "picks: "),
         (lambda store: store.group(journal.GROUP).attrs.update(commands=[{"stages": {"a": {"peak": "x"}}}]), "timings"),
         (lambda store: store.update_info(origin=None), "picks: "),
+        (
+            set_attributes(
+                journal.GROUP, commands=[{"executor": "2 workers at tcp://n7:1, CPU", "outcome": "tls://n:1: x"}]
+            ),
+            "2 workers at …, CPU …: x",
+        ),
         (
             lambda store: store.group(journal.GROUP).attrs.update(
                 commands=[{"stages": {"a": {"seconds": float("inf"), "unit_seconds": float("nan"), "peak": 1}}}]
@@ -300,12 +308,21 @@ def test_only_slices_and_close_views_of_the_tomogram_are_read(
 @pytest.mark.parametrize("shape", [(12, 400, 30), (60, 14, 12), (11, 11, 11)])
 def test_odd_shapes(make_run: MakeRun, tmp_path: Path, shape: tuple[int, int, int]) -> None:
     store = make_run(tmp_path / "run.zarr", shape=shape)
-    store.update_info(voxel_size=[20.0, 10.0, 10.0])
+    store.update_info(voxel_size=[200.0, 100.0, 100.0])
     write_report(store.url, tmp_path / "r.html")
     page = read(tmp_path / "r.html")
     assert "can't be read" not in page.text
-    assert f"#q1-0{{aspect-ratio:{shape[2]:g}/{shape[1]:g}}}" in page.inside["style"]
-    assert f"#q1-1{{aspect-ratio:{2 * shape[0]:g}/{shape[1]:g}}}" in page.inside["style"]
+    depth, tall, wide = (10 * n for n in shape)
+    assert f"#q1-0{{aspect-ratio:{wide:g}/{tall:g}}}" in page.inside["style"]
+    assert f"#q1-1{{aspect-ratio:{2 * depth:g}/{tall:g}}}" in page.inside["style"]
+    # nothing is taller than a screen
+    widths = [int(found) for found in re.findall(r"(?:gallery|q1)[^}]*max-width:(\d+)px", page.inside["style"])]
+    assert widths == [round(820 * wide / tall), round(820 * (wide + 2 * depth) / (tall + 2 * depth))]
+    alts = " ".join(image["alt"] or "" for image in page.all("img"))
+    slides = [int(found) for found in re.findall(r"Slice z = (\d+) of the tomogram", alts)]
+    expected = range(shape[0]) if shape[0] < 15 else range(2, 60, 4)
+    assert slides[: len(expected)] == list(expected)
+    assert "median volume is 970 000 nm³" in page.text
 
 
 def test_thousands_of_picks_are_given_whole_and_shown_in_part(make_run: MakeRun, tmp_path: Path) -> None:
@@ -364,6 +381,8 @@ def test_where_nothing_can_be_written_or_read(make_run: MakeRun, tmp_path: Path)
         write_report(store.url, tmp_path / "r.html")
     with pytest.raises(StoreError, match="no run found"):
         write_report(tmp_path / "other.zarr", tmp_path / "r.html")
+    with pytest.raises(InputError, match="but no truth"):
+        write_report(store.url, tmp_path / "r.html", radius="12nm")
 
 
 def test_the_command(make_run: MakeRun, tmp_path: Path) -> None:
@@ -391,9 +410,19 @@ def test_marks_and_outlines_are_where_they_belong(make_run: MakeRun, tmp_path: P
     (shown,) = prompts.prompted(store, "ball", np.array([[z, y, x]], float))
     for view in shown.views:
         places = np.array(re.findall(r"(\d+) (\d+)", view.outline), float) / 1000
+        assert np.ptp(places, axis=0) * view.side / 1.348 == pytest.approx([9, 9], abs=0.1)
         radius = np.linalg.norm(places - 0.5, axis=1) * view.side / 1.348
         assert radius.max() == pytest.approx(5, abs=0.8)
         assert radius.min() > 3.5
+
+
+def test_maps_are_of_the_slice_that_is_shown(make_run: MakeRun, tmp_path: Path) -> None:
+    from cryosam_dask.report.maps import maps
+    from cryosam_dask.settings import preset
+
+    found = maps(make_run(tmp_path / "run.zarr"), "ball", preset("paper", "dinov2-vits14", "sam-vitb").match, 15.7)
+    assert found is not None
+    assert [one.at for one in found.ratios] == [16, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -424,15 +453,35 @@ def test_labels_that_are_not_painted_yet_are_left_out(make_run: MakeRun, tmp_pat
     assert any("Slice z" in (image["alt"] or "") for image in page.all("img"))
 
 
-def test_a_folder_of_runs_is_one_page(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_folder_of_runs_is_one_page(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "runs" / "TS_1.zarr", count=6)
     make_run(tmp_path / "runs" / "TS_2.zarr", count=9, names=("ball", "other"))
     RunStore.create(tmp_path / "runs" / "TS_3.zarr", {"shape": "x"})
-    write_report(tmp_path / "runs", tmp_path / "r.html")
+    monkeypatch.chdir(tmp_path / "runs")
+    write_report(".", tmp_path / "r.html")
     page = read(tmp_path / "r.html")
     assert len(page.all("img")) == 2
     assert len(page.all("tr")) == 4
-    for words in ("3 runs, 2 complete, 1 unreadable", "15 7.5 ± 2.1 in each of 2 runs", "shape is x, expected three"):
+    for words in (
+        "3 runs, 2 complete, 1 unreadable",
+        "cryosam report runs 3",
+        "15 7.5 ± 2.1 in each of 2 runs",
+        "9 in one run",
+        "shape is x, expected three",
+    ):
         assert words in page.text
     with pytest.raises(InputError, match="compared with one run"):
         write_report(tmp_path / "runs", tmp_path / "r.html", truth=tmp_path / "t.csv")
+
+
+def test_every_stage_has_words() -> None:
+    from cryosam_dask.report.facts import WORDS, kind_of
+
+    places = [layout.query("a"), layout.negatives("a"), layout.instances("a")]
+    modules = (query, negative, rank, label)
+    names = [
+        *map(segment.stage_name, places),
+        *(m.stage_name("a") for m in modules),
+        *(m.stage_name("a", 4) for m in (match, project)),
+    ]
+    assert {kind_of(name) for name in names} <= set(WORDS)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,10 @@ Float64 = NDArray[np.float64]
 Columns = dict[str, Any]
 """Name → texts or an array, all of one length: z, y, x in voxels, and what else the file has. Not checked yet."""
 
-_SUFFIXES = (".tomostar", ".mrc", ".rec", ".map", ".st")
+_ENDING = re.compile(
+    r"(\.(tomostar|mrc|mrcs|rec|map|st|ali|ccp4|ome|zarr|star|csv|json|ndjson|xml)|_\d+(\.\d+)?apx|_\d+\.\d+a)$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -136,19 +140,23 @@ def choose(path: Path, columns: Columns, name: str, asked: str | None) -> Column
     known = sorted(set(names))
     if len(known) < 2 and (name == "tomogram" or asked is None):
         return columns
-    meant = asked if asked in known else next((one for one in known if asked is not None and _same(one, asked)), None)
-    if meant is None:
+    meant = [asked] if asked in known else [one for one in known if asked is not None and _same(one, asked)]
+    if len(meant) != 1:
         listed = ", ".join(map(shown, known[:5])) + (", …" if len(known) > 5 else "")
-        which = "say which one" if asked is None else f"none of them {shown(repr(asked))}"
+        which = "several of them" if meant else "none of them"
+        which = "say which one" if asked is None else f"{which} {shown(repr(asked))}"
         raise InputError(f"{path}: points of {len(known)} {name}{'s' * (len(known) != 1)} ({listed}), {which}")
-    return keep(columns, [one == meant for one in names])
+    return keep(columns, [one == meant[0] for one in names])
 
 
-def bare(name: str) -> str:
-    """A tomogram's name without a folder and without the suffix of a file."""
-    last = PurePosixPath(name.strip()).name
-    return next((last.removesuffix(suffix) for suffix in _SUFFIXES if last.endswith(suffix)), last)
+def plain_name(name: str) -> str:
+    """A tomogram's name without its folder, its suffixes and the voxel size that Warp appends, as in
+    TS_026.mrc_10.00Apx.mrc."""
+    name = re.split(r"[/\\]", name.strip().rstrip("/"))[-1]
+    while (shorter := _ENDING.sub("", name)) and shorter != name:
+        name = shorter
+    return name
 
 
 def _same(one: str, other: str) -> bool:
-    return bare(one) == bare(other)
+    return plain_name(one) == plain_name(other)

@@ -1,7 +1,8 @@
 """copick's JSON of picks: Å along x, y, z, the first voxel's centre at 0, whatever origin the tomogram's header has.
 
 From copick's geometry page and data model (`CopickPicksFile`): p = voxel · voxel spacing, zero-based, origin in the
-corner; one file holds the points of one object by one user or tool in one session, session "0" being a tool's.
+corner; one file holds the points of one object by one user or tool in one session, session "0" being a tool's. A
+particle's full position is its location and the translation of its transformation (refined shifts, Å).
 Orientations are not known here: transformations are the identity, and `trust_orientation` is false.
 """
 
@@ -64,7 +65,7 @@ def read(path: Path, frame: Frame) -> Columns:
     unit = content.get("unit", "angstrom")
     if unit != "angstrom":
         raise InputError(f"{path}: points in {shown(unit)}, expected angstrom")
-    places = [jsons.location(jsons.point(path, i), point) for i, point in enumerate(points, start=1)]
+    places = [_position(jsons.point(path, i), point) for i, point in enumerate(points, start=1)]
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         voxels = np.array(places, dtype=float).reshape(-1, 3) / frame.angstrom(_WHAT)
     columns = axes_of(rounded(voxels))
@@ -77,6 +78,18 @@ def read(path: Path, frame: Frame) -> Columns:
         if isinstance(content.get(key), str):
             columns[name] = [content[key]] * len(points)
     return columns
+
+
+def _position(where: str, point: Any) -> tuple[float, float, float]:
+    """z, y, x in Å: the location and the transformation's translation, which most points have none of."""
+    z, y, x = jsons.location(where, point)
+    if (matrix := point.get("transformation_")) is None:
+        return z, y, x
+    if not isinstance(matrix, list) or len(matrix) != 4 or any(not isinstance(r, list) or len(r) != 4 for r in matrix):
+        raise InputError(f"{where}: transformation_ is {shown(matrix)}, expected 4 rows of 4 numbers")
+    shift = dict(zip("xyz", (row[3] for row in matrix), strict=False))
+    where = f"{where}: transformation_"
+    return z + jsons.real(where, shift, "z"), y + jsons.real(where, shift, "y"), x + jsons.real(where, shift, "x")
 
 
 def _real(path: Path, number: int, point: dict[str, Any], name: str, default: float) -> float:

@@ -33,7 +33,9 @@ def joined(parts: Sequence[Part], joint: bool) -> pd.DataFrame:
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
     """Numbers read back bit for bit."""
-    text: str = joined(parts, joint).to_csv(index=False, lineterminator="\n")
+    sharp = joint and any("#" in str(frame.tomogram) for _, frame in parts)  # a comment, unless it is quoted
+    quoting = csv.QUOTE_NONNUMERIC if sharp else csv.QUOTE_MINIMAL
+    text: str = joined(parts, joint).to_csv(index=False, lineterminator="\n", quoting=quoting)
     return text.encode()
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
 from cryosam_dask.io.points import warp
-from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, bare, choose, positions, rounded
+from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, plain_name, positions, rounded
 from cryosam_dask.io.star import Table, encode_table, read_tables
 from cryosam_dask.io.text import numbers
 
@@ -92,12 +92,16 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
 
 
 def encode_centred(parts: Sequence[Part], joint: bool) -> bytes:
-    """RELION 5's file of picks; InputError for a frame without a name, voxel size, or the tomogram's extent."""
+    """RELION 5's file of picks; InputError for a frame without a name, voxel size, or the tomogram's extent.
+
+    The tomogram is called as in the frame's tomograms.star, where there is one.
+    """
     rows = []
     for table, frame in parts:
-        name = frame.name(_WHAT)
-        extents = None if frame.tomograms is None else _extents(frame.tomograms)
-        half = _half(_WHAT, frame, None if extents is None else _of(extents, name, frame.tomograms))
+        name, extent = frame.name(_WHAT), None
+        if frame.tomograms is not None:
+            name, extent = _of(_extents(frame.tomograms), name, frame.tomograms)
+        half = _half(_WHAT, frame, extent)
         rows.append((table, name, positions(table) * frame.angstrom(_WHAT) - half))
     return _encode(rows, CENTRED)
 
@@ -131,7 +135,7 @@ def _positions(
         else:
             extents = _extents(sizes)
             names = table.columns.get(NAME, [frame.tomogram or ""] * table.rows())
-            halves = {name: _half(what, frame, _of(extents, name, sizes)) for name in set(names)}
+            halves = {name: _half(what, frame, _of(extents, name, sizes)[1]) for name in set(names)}
             half = np.array([halves[name] for name in names]).reshape(-1, 3)
         places = (_numbers(path, table, CENTRED) + half) / frame.angstrom(what)
     else:
@@ -164,14 +168,14 @@ def _extents(path: Path) -> dict[str, Float64]:
     raise InputError(f"{path}: no tomograms: expected a table with {NAME}, {PIXEL_SIZE} and rlnTomoSizeX/Y/Z")
 
 
-def _of(extents: dict[str, Float64], name: str, path: Path | None) -> Float64:
-    found = extents.get(name)
-    if found is None:
-        found = next((size for one, size in extents.items() if bare(one) == bare(name)), None)
-    if found is None:
+def _of(extents: dict[str, Float64], name: str, path: Path) -> tuple[str, Float64]:
+    """What a tomogram is called among those of a tomograms.star, and its size."""
+    found = [name] if name in extents else [one for one in extents if plain_name(one) == plain_name(name)]
+    if len(found) != 1:
         listed = ", ".join(map(shown, list(extents)[:5])) + (", …" if len(extents) > 5 else "")
-        raise InputError(f"{path}: no tomogram {shown(repr(name))}, there are: {listed or 'none'}")
-    return found
+        several = "several tomograms that could be" if found else "no tomogram"
+        raise InputError(f"{path}: {several} {shown(repr(name))}, there are: {listed or 'none'}")
+    return found[0], extents[found[0]]
 
 
 def _beside(path: Path, named: str) -> Path:
