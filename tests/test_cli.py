@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ def one_line(err: str) -> str:
             ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--ratios", "4,8"],
             "coarse to fine",
         ),
+        ([*RUN, "--points", "p.txt"], "name one (--points-format"),
         ([*RUN, "--point", "5,5,5", "--ratios", "16.5"], "--ratios 16.5: expected whole numbers"),
         ([*RUN, "--point", "5,5,5", "--unit-timeout", "-3"], "unit timeout -3: expected seconds above 0"),
         ([*RUN, "--point", "5,5,5", "--scheduler", "node"], "--scheduler node: expected tcp://HOST:PORT"),
@@ -86,16 +88,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2
     assert message in one_line(err)
     assert list(tmp_path.iterdir()) == [tomogram]
-
-
-def test_a_query_that_was_not_finished_is_not_among_those_that_are_there(cryosam: Run, tmp_path: Path) -> None:
-    path, out = tmp_path / "t.npy", tmp_path / "r.zarr"
-    np.save(path, np.zeros((20, 30, 40), np.float32) + np.arange(40, dtype=np.float32))  # nothing to be segmented
-    common = ("--models", "builtin", "--workers", 0)
-    assert cryosam("run", path, "--voxel-size", 10, "--point", "5,5,5", "--out", out, *common)[0] == 2
-    code, _, err = cryosam("match", out, "--workers", 0)
-    assert code == 2
-    assert "no query called 'particle' (there are: none yet)" in one_line(err)
 
 
 def test_verbose_after_the_command_is_told_where_it_goes(cryosam: Run) -> None:
@@ -167,7 +159,10 @@ def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> No
     assert cryosam("run", tomogram, "--point", click, "--out", one, *common)[0] == 0
     assert cryosam("ingest", tomogram, "--out", two, "--workers", "0")[0] == 0
     assert cryosam("features", two, *common)[0] == 0
-    assert cryosam("query", two, "--point", click, *common)[0] == 0
+    code, _, err = cryosam("query", two, "--point", click, "--models", "dinov2-vits14+random-walker", "--workers", 0)
+    assert code == 2
+    assert "its features are of texture" in one_line(err)
+    assert cryosam("query", two, "--point", click, "--workers", 0)[0] == 0  # with the models of the features
     assert cryosam("match", two, "--workers", "0")[0] == 0
     code, out, err = cryosam("segment", two, "--workers", "0")
     assert code == 0, err
@@ -186,6 +181,11 @@ def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> No
     assert "48 × 96 × 96 voxels" in out
     assert "random-walker" in out
     assert json.loads(cryosam("info", one, "--json")[1])["shape"] == [48, 96, 96]
+
+    shutil.rmtree(two / "marks/query/particle/c")  # as if the query had not been finished
+    code, _, err = cryosam("match", two, "--workers", "0")
+    assert code == 2
+    assert "no query called 'particle' (there are: none yet)" in one_line(err)
 
 
 def test_help_and_import_do_not_load_the_heavy_packages() -> None:

@@ -143,17 +143,18 @@ def query(
 ) -> None:
     """Segment the prompted particle(s) and pool their features into a query.
 
-    Give the same --models as to `features`. The settings given here also hold for this query's `match` and `segment`.
-    Of several kinds, each one's clicks are negative points of the others.
+    Without --models, those of the run's features. The settings given here also hold for this query's `match` and
+    `segment`. Of several kinds, each one's clicks are negative points of the others.
     """
-    from cryosam_dask.pipeline import kinds_of
+    from cryosam_dask.pipeline import kinds_of, models_of, settings_for
     from cryosam_dask.store.run_store import RunStore
 
+    store = RunStore.open(run)
+
     def tomogram() -> dict[str, Any]:
-        store = RunStore.open(run)
         return described(store, str(store.info["input"]["path"]))
 
-    settings = choice.settings()
+    settings = choice.settings(like=settings_for(models_of(store)))
     kinds = kinds_of(prompts.by_kind(tomogram) or prompts.required(tomogram), prompts.negatives(), None, name)
     with driver(run, where, overwrite, settings) as made, made.command(f"query {', '.join(kinds.names)}"):
         kinds.query(made, settings)

@@ -53,9 +53,12 @@ def connect(address: str, timeout: float = CONNECT_TIMEOUT, security: Security |
     """Connect to a scheduler; `ExecutionError` if it does not answer within `timeout` seconds, or not to us."""
     from distributed import Client
 
+    options = {"timeout": timeout, "security": security, "set_as_default": False}
     try:
-        return Client(address, timeout=timeout, security=security, set_as_default=False)
-    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        with contextlib.suppress(AssertionError):  # its thread did not start within 10 s: a machine that stands still
+            return Client(address, **options)
+        return Client(address, **options)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ExecutionError(_why_not(address, timeout, error, security is not None)) from error
 
 

@@ -224,7 +224,7 @@ def pick_format(path: Path, asked: str | None) -> str:
     known = ", ".join(suffix for suffixes in PICK_FORMATS.values() for suffix in suffixes)
     raise InputError(
         f"{path}: the suffix {path.suffix!r} tells no format for points (known: {known}); "
-        f"give one with --format: {', '.join(PICK_FORMATS)}"
+        f"name one (--points-format, --truth-format, in Python format): {', '.join(PICK_FORMATS)}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cryosam_dask.stages import embed
 from cryosam_dask.store import journal, layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names, stage_progress
@@ -56,7 +57,8 @@ def describe_in_words(described: dict[str, Any]) -> str:
         told = f", told apart from {others}" if others else ""
         lines.append(f"query        {name}: {count}, segmenter {models}{origin}{unlike}{told}")
     for name, stage in described["stages"].items():
-        lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units")
+        why = ", those that prompts reach" if name == embed.NAME and stage["done"] < stage["units"] else ""
+        lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units{why}")
     for entry in described["journal"]:
         lines += _entry_in_words(entry)
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from cryosam_dask.pipeline.driver import Driver
 from cryosam_dask.pipeline.kinds import PARTICLE, Kinds, kinds_of, take
-from cryosam_dask.pipeline.whole_run import chosen_settings, run, settings_for, uses_torch_of
+from cryosam_dask.pipeline.whole_run import chosen_settings, models_of, run, settings_for, uses_torch_of
 
 __all__ = [
     "PARTICLE",
@@ -10,6 +10,7 @@ __all__ = [
     "Kinds",
     "chosen_settings",
     "kinds_of",
+    "models_of",
     "run",
     "settings_for",
     "take",

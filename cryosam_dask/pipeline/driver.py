@@ -129,6 +129,7 @@ class Driver(Runner):
         """
         self._check_free(name)
         store = self._ingested()
+        self._check_encoder(settings)
         settings = self._with_precision(settings)
         registry.ensure_weights(settings.propagation.segmenter)
         prompts = check_points(np.asarray(points, float), store.shape)
@@ -167,6 +168,7 @@ class Driver(Runner):
         self._check_free(name)
         store = self._ingested()
         loan = donor if isinstance(donor, Loan) else lent(donor, name)
+        self._check_encoder(settings or loan.settings)
         settings = self._with_precision(settings or loan.settings)
         registry.ensure_weights(settings.propagation.segmenter)
         borrow.check(loan, settings, store.voxel_size, self.url)
@@ -278,6 +280,15 @@ class Driver(Runner):
             raise StoreError(
                 f"{self.url}: {where}, which others are given, was made here with other settings "
                 f"({'; '.join(differing)}); use the same settings, or leave this tomogram out"
+            )
+
+    def _check_encoder(self, settings: Settings) -> None:
+        """Refuse settings of another encoder than the features are of: they would be told as what was run."""
+        made, asked = self.store.info.get("features", {}).get("encoder"), settings.features.encoder
+        if made not in (None, asked):
+            raise StoreError(
+                f"{self.url}: its features are of {made}, and the models ask for {asked}; give "
+                f"--models {made}+{settings.propagation.segmenter}, or make the features again with --overwrite"
             )
 
     def _check_settings(self, where: str, settings: Settings) -> None:

@@ -10,13 +10,14 @@ from cryosam_dask.executors.dask import UNIT_TIMEOUT
 from cryosam_dask.executors.progress import Progress
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import registry
-from cryosam_dask.models.catalog import encoder_info, parse_models, segmenter_info
+from cryosam_dask.models.catalog import PRESETS, encoder_info, parse_models, segmenter_info
 from cryosam_dask.pipeline.driver import Driver
 from cryosam_dask.pipeline.kinds import Points, Source, kinds_of
 from cryosam_dask.settings import Settings, preset
 from cryosam_dask.stages import borrow
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.store.address import public
+from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -26,6 +27,12 @@ def settings_for(models: str, overrides: dict[str, Any] | None = None) -> Settin
     """The settings of a models spec ("builtin", "paper", "ENCODER+SEGMENTER"), with dotted overrides."""
     encoder, segmenter = parse_models(models)
     return preset(models, encoder, segmenter).replace(overrides or {})
+
+
+def models_of(store: RunStore) -> str:
+    """The preset whose encoder made a run's features; "paper" if there are none, or none is made with it."""
+    encoder = store.info.get("features", {}).get("encoder")
+    return next((name for name in PRESETS if parse_models(name)[0] == encoder), "paper")
 
 
 def chosen_settings(models: str | None, loan: Loan | None) -> Settings:

@@ -189,6 +189,24 @@ def test_nobody_there_is_one_line() -> None:
         DaskExecutor(address, timeout=0.5)
 
 
+def test_a_machine_that_stands_still_as_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask gives its thread ten seconds to start, and then has no words for it."""
+    import distributed
+
+    tries: list[str] = []
+
+    def client(address: str, **options: Any) -> str:
+        tries.append(address)
+        assert len(tries) == 2
+        return "connected"
+
+    monkeypatch.setattr(distributed, "Client", client)
+    assert connection.connect("tcp://127.0.0.1:1") == "connected"  # type: ignore[comparison-overlap]
+    monkeypatch.setattr(connection, "_listener", lambda address: "nobody")
+    with pytest.raises(ExecutionError, match=r"^no Dask scheduler answers .*AssertionError"):
+        connection.connect("tcp://127.0.0.1:1")
+
+
 def test_nothing_is_said_of_who_listens_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler that is stopped, or something else: not one that does not encrypt."""
     monkeypatch.setattr(connection, "_INTRODUCTION", 0.1)
