@@ -69,7 +69,7 @@ def test_between_stages_and_for_good(tmp_path: Path) -> None:
     with cluster(tmp_path / "machines") as machines:
         scheduler = machines.start_scheduler()
         machines.start_worker()
-        with DaskExecutor(machines.address, "cpu", timeout=60, reconnect=300) as executor:
+        with DaskExecutor(machines.address, "cpu", timeout=15, reconnect=300) as executor:
             assert executor.slots == 1
             machines.kill(scheduler)
             threading.Timer(1.0, machines.start_scheduler).start()
