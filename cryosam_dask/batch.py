@@ -276,11 +276,13 @@ class _Batch:
         if not RunStore.exists(row.run):
             return None
         store, found = RunStore.open(row.run), 0
+        if kinds.several and not marks.all_done(store, label.stage_name(layout.KINDS)):
+            return None
         for name, request in self._requests(row, kinds).items():
-            where, stage = layout.query(name), label.stage_name(name)
+            where = layout.query(name)
             if where not in store or store.group(where).attrs.get(COMPLETE) != request:
                 return None
-            if not _is_done(store, stage) or (kinds.several and not _is_done(store, label.stage_name(layout.KINDS))):
+            if not marks.all_done(store, label.stage_name(name)):
                 return None
             found += int(str(store.group(layout.picks(name)).attrs["kept"]))
         return found
@@ -310,10 +312,6 @@ class _Batch:
     def _tell(self, row: Row, number: int) -> None:
         if self._report is not None:
             self._report(row, number, len(self._rows))
-
-
-def _is_done(store: RunStore, stage: str) -> bool:
-    return marks.found_stage(store, stage) is not None and bool(marks.done(store, stage).all())
 
 
 def why_stop(error: Exception, broken: int, fail_fast: bool) -> str:

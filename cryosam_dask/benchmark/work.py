@@ -221,7 +221,7 @@ def _has_features(url: str) -> bool:
     """Whether a store has all features, so that what failed may be one configuration's alone."""
     try:
         store = RunStore.open(url)
-        return marks.found_stage(store, features.NAME) is not None and bool(marks.done(store, features.NAME).all())
+        return marks.all_done(store, features.NAME)
     except StoreError:
         return False
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL",
+    "FAR",
     "FORMATS",
     "PICK_FORMATS",
     "Frame",
@@ -42,8 +43,8 @@ __all__ = [
 PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
 """Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
 
-_FAR = 0.1
-"""Share of a side, or of a file's largest coordinate: a particle less than this below 0 may be cut by the border."""
+FAR = 0.1
+"""Share of a side, or of a file's largest coordinate: a particle less than this outside may be cut by the border."""
 
 
 @one_line_errors()
@@ -241,7 +242,7 @@ def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
 
 def _check_origin(path: Path, points: NDArray[np.float64], shape: Shape3 | None) -> None:
     """Refuse points (n, 3) most of which lie far below the first voxel, as those that count from a centre do."""
-    far = points < -_FAR * np.asarray(np.abs(points).max() if shape is None else shape, dtype=float)
+    far = points < -FAR * np.asarray(np.abs(points).max() if shape is None else shape, dtype=float)
     if 2 * int(far.any(axis=1).sum()) > len(points):
         row, axis = (int(i) for i in np.argwhere(far)[0])
         raise InputError(

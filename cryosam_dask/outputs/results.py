@@ -28,8 +28,7 @@ def single_name(store: RunStore, name: str | None) -> str:
 
 def check_painted(store: RunStore, name: str) -> None:
     """`StoreError` where the labels of a query are not all painted: a run may have stopped after its picks."""
-    stage = label.stage_name(name)
-    if marks.found_stage(store, stage) is None or not marks.done(store, stage).all():
+    if not marks.all_done(store, label.stage_name(name)):
         raise StoreError(f"{store.url}: the labels of {name!r} are not finished; run `cryosam segment` again")
 
 

@@ -15,7 +15,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io.copick import run_name
 from cryosam_dask.io.frame import one_line_errors, shown
 from cryosam_dask.io.listing import run_names
-from cryosam_dask.io.picks import ALL, read_points
+from cryosam_dask.io.picks import ALL, FAR, read_points
 from cryosam_dask.io.points.base import plain_name
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files
 from cryosam_dask.store.run_store import RunStore
@@ -28,8 +28,6 @@ TOMOGRAM = "tomogram"
 KINDS = ("kind", "species")
 """Columns that tell tomograms and kinds of particles apart in a file of several; `cryosam simulate` writes species."""
 
-_FAR = 0.1
-"""Share of a tomogram's side: a particle that is less than this beyond the border may be cut by it."""
 _MANY = 8
 """Points that are hardly ever all in one eighth of a tomogram by chance."""
 
@@ -235,4 +233,4 @@ def in_a_corner(points: NDArray[np.float64], shape: Shape3) -> bool:
 
 def _are_far(points: NDArray[np.float64], size: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which points are farther outside of a tomogram than a particle at its border."""
-    return np.asarray(((points < -_FAR * size) | (points > (1 + _FAR) * size)).any(axis=1))
+    return np.asarray(((points < -FAR * size) | (points > (1 + FAR) * size)).any(axis=1))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
 from cryosam_dask.io.frame import TomogramSource
@@ -39,8 +39,6 @@ from cryosam_dask.store.address import public
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.store.views import query_names
-
-Points = Sequence[Sequence[float]] | NDArray[np.float64]
 
 
 class Driver(Runner):
@@ -185,10 +183,10 @@ class Driver(Runner):
         self._execute(stage, store)
         self._describe_negatives(name, unwanted, settings)
 
-    def check_same(self, name: str, points: Points | None, negatives: Points) -> None:
+    def check_same(self, name: str, points: ArrayLike | None, negatives: ArrayLike) -> None:
         """`StoreError` where the query of that name was made from other points and is not to be replaced.
 
-        points : None for a query that is to be borrowed
+        points : (n, 3) voxels (z, y, x); None for a query that is to be borrowed; negatives : (n, 3)
         """
         store, where = self.store, layout.query(name)
         if self._overwrite or where not in store:
@@ -468,22 +466,15 @@ class Driver(Runner):
         """The store and the settings that a query was made with."""
         store = self._ingested()
         where = layout.query(check_name(name))
-        stages = {one: query.stage_name(one) for one in query_names(store)}
-        made = [
-            one for one, stage in stages.items() if marks.found_stage(store, stage) and marks.done(store, stage).all()
-        ]
-        if name not in made:
+        if where not in store or not marks.all_done(store, query.stage_name(name)):
+            made = [one for one in query_names(store) if marks.all_done(store, query.stage_name(one))]
             known = ", ".join(made) or "none yet"
             raise StoreError(f"{self.url}: no query called {name!r} (there are: {known}); run `cryosam query` first")
         found = store.group(where).attrs.get("settings")
         if not isinstance(found, dict):
             raise StoreError(f"{self.url}: the settings of query {name!r} are lost; run `cryosam query` again")
-        if self._has_negatives(name):
-            telling = negative.stage_name(name)
-            if marks.found_stage(store, telling) is None or not marks.done(store, telling).all():
-                raise StoreError(
-                    f"{self.url}: the negative points of {name!r} are not finished; run `cryosam query` again"
-                )
+        if self._has_negatives(name) and not marks.all_done(store, negative.stage_name(name)):
+            raise StoreError(f"{self.url}: the negative points of {name!r} are not finished; run `cryosam query` again")
         return store, Settings.model_validate(found)
 
     def _has_negatives(self, name: str) -> bool:

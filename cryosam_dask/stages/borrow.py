@@ -80,8 +80,8 @@ def take(donor: RunStore, name: str) -> Loan:
     """Read a finished query of another run; `StoreError` if it has none of that name. The donor is not changed."""
     where = layout.query(name)
     attributes = dict(donor.group(where).attrs) if where in donor else {}
-    told = not attributes.get(negative.POINTS) or _is_done(donor, negative.stage_name(name))
-    if not told or not _is_done(donor, query.stage_name(name)):
+    told = not attributes.get(negative.POINTS) or marks.all_done(donor, negative.stage_name(name))
+    if not told or not marks.all_done(donor, query.stage_name(name)):
         known = ", ".join(query_names(donor)) or "none"
         raise StoreError(f"{donor.url}: no finished query called {name!r} (there are: {known}); run `cryosam query`")
     statistics = donor.info["statistics"]
@@ -117,10 +117,6 @@ def take(donor: RunStore, name: str) -> Loan:
     origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
     settings = Settings.model_validate(attributes["settings"])
     return Loan(donor.url, name, settings, _weights(donor, where), donor.voxel_size, origin, params)
-
-
-def _is_done(store: RunStore, stage: str) -> bool:
-    return marks.found_stage(store, stage) is not None and bool(marks.done(store, stage).all())
 
 
 def _negatives(name: str, own: bool) -> tuple[str, str]:

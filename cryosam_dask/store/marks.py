@@ -61,6 +61,11 @@ def done(store: RunStore, stage: str) -> Bool:
     return out
 
 
+def all_done(store: RunStore, stage: str) -> bool:
+    """Whether a stage was begun and all of its units are done."""
+    return found_stage(store, stage) is not None and bool(done(store, stage).all())
+
+
 def mark(store: RunStore, stage: str, index: int) -> None:
     """Mark one unit as done; the last thing a unit does.
 
