@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -256,26 +256,42 @@ class Flight:
                 self._timeout,
                 process,
             )
-            for one in units:
-                self._strike(one, process)
+            self._give_up([one for one in units if self._strike(one)], process)
             self._why[address] = f"it did not end within {self._timeout:g} s, so its worker was restarted"
             if not self._base.restart(address):
                 logger.warning("%s: %s could not be restarted; the scheduler goes on without it", names, process)
 
-    def _strike(self, one: Flown, process: str) -> None:
+    def _strike(self, one: Flown) -> bool:
+        """Count a worker that hangs in a unit; whether the unit must be the reason."""
         self._strikes[one.unit.name] += 1
         one.began = time.monotonic() if one.began is not None else None  # if restarting fails, this is tried again
-        if self._strikes[one.unit.name] < STRIKES:
-            return
-        future = next(future for future, flown in self._flying.items() if flown is one)
-        self._drop(future)
-        self._base.client.cancel([future])
-        self._tell_loss(one)
-        error = ExecutionError(
-            f"{self._stage.name}: {one.unit.name} did not end within {self._timeout:g} s on {STRIKES} workers, the "
-            f"last of them {process}; see what it waits for there, or give units more time with --unit-timeout"
-        )
-        self._failed.append((one.unit, Failed(error, process)))
+        return self._strikes[one.unit.name] >= STRIKES
+
+    def _give_up(self, units: Collection[Flown], process: str) -> None:
+        """Fail units that hang, and have the scheduler forget them."""
+        keys = {one.key for one in units}
+        cancelled = [future for future, one in self._flying.items() if one.key in keys]
+        for future in cancelled:
+            one = self._drop(future)
+            self._tell_loss(one)
+            error = ExecutionError(
+                f"{self._stage.name}: {one.unit.name} did not end within {self._timeout:g} s on {STRIKES} workers, the "
+                f"last of them {process}; see what it waits for there, or give units more time with --unit-timeout"
+            )
+            self._failed.append((one.unit, Failed(error, process)))
+        if cancelled:
+            self._base.client.cancel(cancelled)
+            self._await_release(keys)
+
+    def _await_release(self, keys: set[str]) -> None:
+        """Wait until the scheduler has heard that units are cancelled. If their worker were restarted before, they
+        would run once more on another, unwatched, and all that this is sent would wait behind them."""
+        deadline = time.monotonic() + _FETCH
+        while any(keys.intersection(held) for held in self._base.processing().values()):
+            if time.monotonic() > deadline:
+                logger.warning("%s: the scheduler does not let go of units that hang", self._stage.name)
+                return
+            time.sleep(_LINGER)
 
     def _drop(self, future: Future[Finished]) -> Flown:
         one = self._flying.pop(future)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -201,7 +202,19 @@ def test_a_worker_that_stops_before_it_can_say_anything(
     assert np.array_equal(store.array(ARRAY)[:], squares())
 
 
-def test_a_unit_that_always_hangs_is_given_up(nannied: Any, tmp_path: Path, hurry: Hurry) -> None:
+def test_a_unit_that_always_hangs_is_given_up(
+    nannied: Any, tmp_path: Path, hurry: Hurry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never runs again, though the scheduler learns late that it is given up: it would hold its worker for ever."""
+    at_once = nannied._send_to_scheduler
+
+    def late(message: dict[str, Any]) -> None:
+        if message["op"] == "cancel-keys":
+            threading.Timer(1.0, at_once, [message]).start()
+        else:
+            at_once(message)
+
+    monkeypatch.setattr(nannied, "_send_to_scheduler", late)
     store = new_store(tmp_path)
     spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, do="hang", times=None, heard=True))
     hurry(lambda one: has_fired(spec, one))
