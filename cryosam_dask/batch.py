@@ -86,7 +86,7 @@ def run_many(
         in all; or a query's file (.json); or several of these
     models, settings : as in `pipeline.run`
     executor : where to run; it is left open
-    where : instead of an executor, what `executors.local.make_executor` makes one from (`workers`, `scheduler`, …); it
+    where : instead of an executor, what `executors.choice.make_executor` makes one from (`workers`, `scheduler`, …); it
         is made when there is something to run, and closed
     voxel_size, unsigned : how to read all tomograms, see `open_tomogram`
     fail_fast : stop at the first tomogram that fails
@@ -99,7 +99,7 @@ def run_many(
     Raises what keeps the reference from having a query, and what is wrong with the arguments, before anything is run.
     A `KeyboardInterrupt` passes through. The same command goes on in each case.
     """
-    from cryosam_dask.executors.local import make_executor
+    from cryosam_dask.executors.choice import make_executor
 
     if executor is not None and where:
         raise ValueError(f"give an executor or {', '.join(where)}, not both")

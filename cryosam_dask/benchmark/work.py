@@ -51,7 +51,7 @@ def run(
 ) -> str:
     """Run what has no record yet. Returns why it ended early; empty if all was tried.
 
-    executor : where to run; it is left open. where : instead, what `executors.local.make_executor` makes one from,
+    executor : where to run; it is left open. where : instead, what `executors.choice.make_executor` makes one from,
         when there is something to run
     report : is told what begins and what ended, in a line each
 
@@ -70,7 +70,7 @@ def run(
         def drive(url: str) -> Driver:
             nonlocal executor
             if executor is None:
-                from cryosam_dask.executors.local import make_executor
+                from cryosam_dask.executors.choice import make_executor
 
                 torch = any(uses_torch_of(settings) for settings in asked.settings.values())
                 executor = opened.enter_context(make_executor(**where, uses_torch=torch))

@@ -226,7 +226,7 @@ def driver(
     out: str, where: Workers, overwrite: bool, settings: Settings | None = None, *, uses_torch: bool = True
 ) -> Iterator[Driver]:
     """A driver of the run at `out`, with somewhere to run."""
-    from cryosam_dask.executors.local import make_executor
+    from cryosam_dask.executors.choice import make_executor
     from cryosam_dask.executors.progress import Progress
     from cryosam_dask.pipeline import Driver, uses_torch_of
 

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from cryosam_dask.errors import DeviceError, ExecutionError, SettingsError
 from cryosam_dask.executors.base import one_line
+from cryosam_dask.executors.choice import KINDS
 from cryosam_dask.executors.cluster_file import SlurmFile, read_cluster_file
 from cryosam_dask.executors.connection import quiet_dask
 from cryosam_dask.executors.dask import GPU, UNIT_TIMEOUT, UNITS_PER_GPU, DaskExecutor, usable_share
-from cryosam_dask.executors.local import KINDS, LOOPBACK, MEMORY_SETTINGS, visible_gpus
+from cryosam_dask.executors.local import LOOPBACK, MEMORY_SETTINGS, visible_gpus
 from cryosam_dask.executors.memory import USABLE, available_memory
 from cryosam_dask.executors.security import TLS, temporary_security
 
 if TYPE_CHECKING:
-    from distributed import Client, Future, Security
+    from distributed import Client, Security
 
     from cryosam_dask.executors.slurm import JobPool
 
@@ -209,16 +210,8 @@ class SlurmExecutor(DaskExecutor):
             raise ExecutionError(f"{words}; mend that and run the same command again, finished units are kept")
         return super().workers()
 
-    def _wait_for_worker(self, resource: str = "") -> None:
-        """Wait as long as the queue takes. A probe shows that somebody waits."""
-        probe: Future[int] | None = None
-        while not any(not resource or w["resources"].get(resource) for w in self.workers().values()):
-            if probe is None:
-                logger.warning("waiting for a job to start: %s", self._pool.describe())
-                needs = {resource: 1 / UNITS_PER_GPU} if resource else None
-                probe = self.client.submit(int, pure=False, resources=needs)
-            with contextlib.suppress(TimeoutError):
-                probe.result(timeout=1.0)
+    def _awaited(self, resource: str) -> str:
+        return f"a job to start: {self._pool.describe()}"
 
 
 class CudaExecutor(DaskExecutor):

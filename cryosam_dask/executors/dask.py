@@ -62,6 +62,9 @@ UNITS_PER_GPU = 4
 _FRUITLESS = 3
 """Connections lost in a row without a unit landing, after which it is no use to look for another one."""
 
+_LOOK = 1.0
+"""Seconds after which somebody who waits for a worker looks whether one can still come."""
+
 _ANSWER = 60.0
 """Seconds that workers have to answer a question, their imports included."""
 
@@ -318,21 +321,32 @@ class DaskExecutor:
     def _wait_for_worker(self, resource: str = "") -> None:
         """Wait until there is a worker (that declares a resource). A cluster that starts workers on demand needs a task
         to see the demand. Workers that were there before will come back, so for them there is no limit."""
-        if not any(not resource or w["resources"].get(resource) for w in self.workers().values()):
-            kind = f" with a {resource}" if resource else ""
-            logger.warning("waiting for a worker%s to join the scheduler at %s", kind, self._address())
+        if not self._is_there(resource):
+            logger.warning("waiting for %s", self._awaited(resource))
             needs = {resource: 1 / UNITS_PER_GPU} if resource else None
-            probe = self.client.submit(int, pure=False, resources=needs)
             limit = None if resource in self._met else self._worker_timeout
+            deadline = None if limit is None else time.monotonic() + limit
+            probe = self.client.submit(int, pure=False, resources=needs)
             try:
-                probe.result(timeout=limit)
-            except TimeoutError:
-                option = f" --resources {resource}=1" if resource else ""
-                raise ExecutionError(
-                    f"no worker{kind} joined the scheduler at {self._address()} in {limit:g} s; start workers with "
-                    f"`dask worker {self._address()}{option}`"
-                ) from None
+                while not self._is_there(resource):
+                    if deadline is not None and time.monotonic() > deadline:
+                        option = f" --resources {resource}=1" if resource else ""
+                        raise ExecutionError(
+                            f"no worker{_with(resource)} joined the scheduler at {self._address()} in {limit:g} s; "
+                            f"start workers with `dask worker {self._address()}{option}`"
+                        )
+                    with contextlib.suppress(TimeoutError):
+                        probe.result(timeout=_LOOK)
+            finally:  # a worker that holds what is still wanted, be it this, can't be given back
+                probe.release()
         self._met |= {resource}
+
+    def _is_there(self, resource: str) -> bool:
+        return any(not resource or w["resources"].get(resource) for w in self.workers().values())
+
+    def _awaited(self, resource: str) -> str:
+        """What is waited for, in words."""
+        return f"a worker{_with(resource)} to join the scheduler at {self._address()}"
 
     def _agree_on_device(self) -> str:
         found: set[str] = set()
@@ -402,6 +416,10 @@ class DaskExecutor:
 def usable_share(memory_limit: int, threads: int, uses_torch: bool = True) -> int:
     """Bytes that one unit may use in a worker of this limit that runs `threads` units at once."""
     return max(0, int(memory_limit * USABLE) - process_memory(uses_torch)) // max(1, threads)
+
+
+def _with(resource: str) -> str:
+    return f" with a {resource}" if resource else ""
 
 
 def _killed(stage: Stage, unit: Unit, times: int) -> ExecutionError:

@@ -1,4 +1,4 @@
-"""Workers on this machine, and the choice of an executor."""
+"""Workers on this machine."""
 
 from __future__ import annotations
 
@@ -9,28 +9,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from cryosam_dask.errors import ExecutionError, SettingsError
-from cryosam_dask.executors.base import Executor, one_line
+from cryosam_dask.errors import ExecutionError
+from cryosam_dask.executors.base import one_line
 from cryosam_dask.executors.connection import quiet_dask
 from cryosam_dask.executors.dask import GPU, UNIT_TIMEOUT, UNITS_PER_GPU, DaskExecutor
 from cryosam_dask.executors.memory import USABLE, available_memory
-from cryosam_dask.executors.security import TLS, secured, temporary_security
-from cryosam_dask.executors.serial import SerialExecutor, device_name
+from cryosam_dask.executors.security import TLS, temporary_security
+from cryosam_dask.executors.serial import device_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from distributed import Client, Security
+    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-KINDS = ("cryosam", "kinds")
-"""Where a scheduler's metadata name the kinds of jobs that hold its workers."""
-
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -44,83 +39,13 @@ MEMORY_SETTINGS = {f"distributed.worker.memory.{name}": False for name in ("targ
 NO_PAGES: dict[str, list[str]] = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
 """Web pages have no certificates: on a machine that others use too they would show them what runs."""
 
+_STARTS = 3
+"""How often workers that were lost for good are replaced."""
 
-def make_executor(
-    workers: int | None = None,
-    scheduler: str | None = None,
-    device: str = "auto",
-    client: Client | None = None,
-    *,
-    uses_torch: bool = True,
-    cluster: str | Path | None = None,
-    security: Security | None = None,
-    unit_timeout: float | None = UNIT_TIMEOUT,
-) -> Executor:
-    """Choose where units run.
+_START_TIMEOUT = 300.0
+"""Seconds that new workers have to start."""
 
-    A `client` is used and left open. A `scheduler` address is connected to. A `cluster`, "cuda" or a file, is started
-    and stopped. Otherwise they run here: on `workers` processes (None: one per GPU, or else one per core), started when
-    the first stage needs them, or in this process if that is fewer than two.
-
-    security : certificates for `scheduler` or `cluster`; clusters that are started here make their own without
-    unit_timeout : seconds after which a unit is taken to hang and runs elsewhere; None: never
-
-    Raises
-    ------
-    SettingsError : arguments that contradict each other or can't be
-    DeviceError : a GPU was asked for and there is none
-    ExecutionError : the scheduler does not answer, or the cluster did not start
-    """
-    _agree(workers, scheduler, client, cluster, security)
-    if unit_timeout is not None and not unit_timeout > 0:
-        raise SettingsError(f"unit timeout {unit_timeout:g}: expected seconds above 0, or none")
-    common: dict[str, Any] = {"uses_torch": uses_torch, "unit_timeout": unit_timeout}
-    if client is not None:
-        return DaskExecutor(client, device, **common)
-    if scheduler is not None:
-        address, security = secured(scheduler, security)
-        return JoiningExecutor(address, device, security=security, **common)
-    if cluster is not None:
-        from cryosam_dask.executors.clusters import open_cluster
-
-        return open_cluster(cluster, device=device, security=security, **common)
-    from cryosam_dask.models.registry import resolve_device
-
-    found = resolve_device(device, uses_torch)
-    count = default_workers(found) if workers is None else workers
-    return LocalExecutor(count, found, **common) if count > 1 else SerialExecutor(found)
-
-
-def _agree(
-    workers: int | None,
-    scheduler: str | None,
-    client: Client | None,
-    cluster: str | Path | None,
-    security: Security | None,
-) -> None:
-    """`SettingsError` if it is not clear where units shall run."""
-    if workers is not None and workers < 0:
-        raise SettingsError(f"workers {workers} is not possible; expected 0 (this process) or more")
-    places = {"--workers": workers, "--scheduler": scheduler, "a client": client, "--cluster": cluster}
-    given = [name for name, place in places.items() if place is not None]
-    if len(given) > 1:
-        raise SettingsError(f"{' and '.join(given)} are different places to run at; give one of them")
-    if security is not None and scheduler is None and cluster is None:
-        raise SettingsError(
-            "certificates are for a scheduler or a cluster; give --scheduler or --cluster with them (local workers "
-            "make their own)"
-        )
-
-
-class JoiningExecutor(DaskExecutor):
-    """Runs units on a scheduler at an address. Where that serves a cluster's file, it says which jobs are to come."""
-
-    def __init__(self, address: str, device: str = "auto", **options: Any) -> None:
-        super().__init__(address, device, **options)
-        kinds = self.client.get_metadata(list(KINDS), default=[])
-        if kinds:
-            self._worker_timeout = None  # queues take their time
-            self._expects_gpu = "gpu" in kinds
+_START_ERRORS = (OSError, RuntimeError, TimeoutError, ValueError)
 
 
 class LocalExecutor(DaskExecutor):
@@ -149,6 +74,7 @@ class LocalExecutor(DaskExecutor):
         self._where = device
         self._opened = contextlib.ExitStack()
         self._client: Client | None = None
+        self._starts = 0
 
     @property
     def client(self) -> Client:
@@ -164,6 +90,30 @@ class LocalExecutor(DaskExecutor):
     def device(self) -> str:
         """Each worker sees one GPU, its own, so its number is always the first."""
         return "cuda" if self._where.startswith("cuda") else self._where
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """All workers that are there now. Those that nobody else would start again are, a few times.
+
+        `ExecutionError` if none is left and none can be started.
+        """
+        found = super().workers()
+        lost = given_up(self.client) if len(found) < self._count else []
+        if not lost or (found and self._starts == _STARTS):
+            return found
+        if self._starts == _STARTS:
+            raise ExecutionError(
+                f"local workers were lost for good {_STARTS + 1} times; see what ended them (--verbose), or run "
+                "without workers (--workers 0); finished units are kept"
+            )
+        self._starts += 1
+        logger.warning("%d of %d local workers were lost for good; starting new ones", len(lost), self._count)
+        try:
+            start_again(self.client, lost)
+        except ExecutionError as error:
+            if not found:
+                raise
+            logger.warning("%s", error)
+        return super().workers()
 
     def describe(self) -> str:
         return f"{self._count} local workers, {device_name(self._where)}"
@@ -181,7 +131,6 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
     ------
     ExecutionError : the workers did not start
     """
-    import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
@@ -214,11 +163,9 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
             "dashboard_address": f"{LOOPBACK}:0",
         },
     }
-    before = {name: os.environ.get(name) for name in _spawn_variables()}
-    settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count), **MEMORY_SETTINGS, **NO_PAGES}
     try:
         with contextlib.ExitStack() as opening:
-            with _interrupt_later(), dask.config.set(settings):
+            with _interrupt_later(), _spawning(count):
                 cluster = SpecCluster(specs, scheduler, security=security, silence_logs=level, name="cryosam")
                 opening.callback(cluster.close)
                 _leave_to_nannies(cluster)
@@ -226,13 +173,54 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
                 opening.callback(client.close)
             opening.pop_all()
             return client
-    except (OSError, RuntimeError, TimeoutError, ValueError) as error:
-        raise ExecutionError(
-            f"{count} workers did not start on this machine ({one_line(error)}); a script that starts workers needs "
-            "`if __name__ == '__main__':` around what it does; without workers: --workers 0"
-        ) from error
+    except _START_ERRORS as error:
+        raise _not_started(count, error) from error
+
+
+def given_up(client: Client) -> list[Any]:
+    """Names of the workers of `local_client` that have ended, and whose nannies have ended too: what starts a process
+    can fail, as on a full disk, and a nanny tries once."""
+    from distributed import Status
+
+    cluster: Any = client.cluster
+    return [name for name, nanny in dict(cluster.workers).items() if nanny.status in (Status.closed, Status.failed)]
+
+
+def start_again(client: Client, names: Collection[Any]) -> None:
+    """Start new workers of `local_client` in the place of some; `ExecutionError` if they do not start."""
+    cluster: Any = client.cluster
+
+    async def replace() -> None:
+        for name in names:
+            cluster.workers.pop(name, None)
+        await cluster._correct_state()
+
+    try:
+        with _interrupt_later(), _spawning(len(cluster.worker_spec)):
+            cluster.sync(replace, callback_timeout=_START_TIMEOUT)
+    except _START_ERRORS as error:
+        raise _not_started(len(names), error) from error
+
+
+@contextlib.contextmanager
+def _spawning(count: int) -> Iterator[None]:
+    """What `count` workers are told by their surroundings as they start."""
+    import dask
+
+    before = {name: os.environ.get(name) for name in _spawn_variables()}
+    settings = {"distributed.nanny.pre-spawn-environ": _spawn_environment(count), **MEMORY_SETTINGS, **NO_PAGES}
+    try:
+        with dask.config.set(settings):
+            yield
     finally:
         _restore(before)
+
+
+def _not_started(count: int, error: Exception) -> ExecutionError:
+    return ExecutionError(
+        f"{count} workers did not start on this machine ({one_line(error)}); a script that starts workers needs "
+        "`if __name__ == '__main__':` around what it does; without workers: --workers 0"
+    )
 
 
 def _leave_to_nannies(cluster: Any) -> None:

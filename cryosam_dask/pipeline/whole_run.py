@@ -84,13 +84,13 @@ def run(
     models : "builtin", "paper" or "ENCODER+SEGMENTER"; None: "paper", or with `query` the settings it was made with
     settings : instead of the models' preset
     client, workers, scheduler, device, cluster, security, unit_timeout : where to run, see
-        `executors.local.make_executor`
+        `executors.choice.make_executor`
     voxel_size : ångström, instead of the file's; unsigned : how to read 8-bit MRC voxels
     overwrite : replace what was made with other settings
 
     Returns the closed `Driver`, whose `url` and `timings` say where the results are and what each unit took.
     """
-    from cryosam_dask.executors.local import make_executor
+    from cryosam_dask.executors.choice import make_executor
 
     kinds = kinds_of(points, negatives, query, name)
     chosen = settings or chosen_settings(models, kinds.loan)

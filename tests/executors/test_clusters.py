@@ -238,13 +238,14 @@ def test_jobs_come_for_units_and_go_without_them(write, queue, tmp_path):
         assert {p.name for p in secrets} == {"ca.pem", "cert.pem", "key.pem"}
         assert {stat.S_IMODE(p.stat().st_mode) for p in secrets} == {0o600}
         assert stat.S_IMODE(secrets[0].parent.stat().st_mode) == 0o700
-        del asked_for_gpu
+        asked_for_gpu.release()
         # units that need no GPU don't keep its job, and what they were to do there is done elsewhere
         naps = executor.client.map(nap, range(24), pure=False)
         gpu = next(int(p.stem) for p in queue.glob("*.sh") if "cryosam-gpu" in p.read_text())
         eventually(lambda: gpu not in fake_slurm.running(queue))
         assert executor.client.gather(naps) == list(range(24))
-        del naps
+        for one in naps:
+            one.release()
         eventually(lambda: not fake_slurm.running(queue))
     assert list((tmp_path / "shared").glob("cluster-*")) == []
     assert np.array_equal(RunStore.open(tmp_path / "run.zarr").read("toy/squares"), squares(12))

@@ -110,6 +110,52 @@ def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
     assert dict(os.environ) == before
 
 
+def end_for_good(executor, count=2):
+    """End workers with their nannies, as when those can't start them again."""
+    cluster = executor.client.cluster
+    for nanny in list(cluster.workers.values())[:count]:
+        cluster.sync(nanny.close)
+
+
+def test_workers_that_are_lost_for_good_are_replaced(tmp_path, caplog):
+    before = dict(os.environ)
+    with LocalExecutor(2) as executor:
+        for name, ended in (("a", 0), ("b", 1), ("c", 2)):
+            (tmp_path / name).mkdir()
+            end_for_good(executor, ended)
+            caplog.clear()
+            done = execute(toy_stage(tmp_path / name), new_store(tmp_path / name), executor)
+            assert len(done.results) == 6
+            said = [text for text in caplog.messages if "lost for good" in text]
+            assert said == [f"{ended} of 2 local workers were lost for good; starting new ones"] * bool(ended)
+            assert len(executor.workers()) == 2
+        threads = executor.client.run(os.getenv, "OMP_NUM_THREADS")
+        assert set(threads.values()) == {str(local._cores(2))}
+    assert dict(os.environ) == before
+
+
+def test_workers_that_can_not_be_replaced(tmp_path, caplog, monkeypatch):
+    def fail(client, names):
+        raise ExecutionError("no room")
+
+    monkeypatch.setattr(local, "start_again", fail)
+    with LocalExecutor(2) as executor:
+        end_for_good(executor, 1)
+        done = execute(toy_stage(tmp_path, 12), new_store(tmp_path, 12), executor)
+        assert len(done.results) == 12
+        while caplog.messages.count("no room") < 3:
+            assert len(executor.workers()) == 1
+        assert len(executor.workers()) == 1
+        assert caplog.messages.count("no room") == 3
+        end_for_good(executor)
+        with pytest.raises(ExecutionError, match=r"^local workers were lost for good 4 times; .*--workers 0"):
+            executor.workers()
+        executor._starts = 0
+        (tmp_path / "b").mkdir()
+        with pytest.raises(ExecutionError, match=r"^no room$"):
+            execute(toy_stage(tmp_path / "b"), new_store(tmp_path / "b"), executor)
+
+
 def test_workers_that_do_not_start_are_one_line(monkeypatch):
     import distributed
 
