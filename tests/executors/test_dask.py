@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pickle
 import sys
 import threading
@@ -115,6 +116,29 @@ def test_results_do_not_pile_up_on_workers(two_workers, executor, tmp_path):
     while two_workers.cluster.scheduler.tasks and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not two_workers.cluster.scheduler.tasks
+
+
+def test_what_shows_the_demand_for_a_worker_is_not_left_with_it():
+    """What a worker holds keeps it from being given back; nor is it for the garbage collector to end that."""
+    from distributed import Client, LocalCluster
+
+    gc.disable()
+    try:
+        with (
+            LocalCluster(
+                n_workers=0, processes=False, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            ) as cluster,
+            Client(cluster) as client,
+            DaskExecutor(client, "cpu") as executor,
+        ):
+            threading.Timer(2.5, cluster.scale, [1]).start()
+            assert executor.units_per_worker == 1
+            deadline = time.monotonic() + 120
+            while cluster.scheduler.tasks and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not cluster.scheduler.tasks
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (6, UNITS_PER_GPU)])
