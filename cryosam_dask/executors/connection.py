@@ -175,7 +175,10 @@ class News:
         self.topic = f"cryosam-{uuid.uuid4().hex}"
         self.client = client
         self._heard: deque[Began | Left] = deque()  # filled by the connection's own thread
+        self._closed = False
         self._theirs: Any = getattr(client, "_event_handlers", {}).get(self._EVERYTHING)
+        while isinstance(ended := getattr(self._theirs, "__self__", None), News) and ended._closed:
+            self._theirs = ended._theirs  # clients keep what no longer listens
         client.subscribe_topic(self.topic, self._began)
         client.subscribe_topic(self._EVERYTHING, self._happened)
 
@@ -193,13 +196,14 @@ class News:
 
     def _happened(self, event: tuple[float, Any]) -> Any:
         _, said = event
-        if isinstance(said, dict) and said.get("action") == "remove-worker":
+        if isinstance(said, dict) and said.get("action") == "remove-worker" and not self._closed:
             keys = {*said.get("processing-tasks", ()), *said.get("lost-computed-tasks", ())}
             self._heard.append(Left(said["worker"], frozenset(map(str, keys))))
         return self._theirs(event) if self._theirs is not None else None
 
     def close(self) -> None:
         """Listen no more; somebody who listened before us goes on."""
+        self._closed = True
         self.client.unsubscribe_topic(self.topic)
         if self._theirs is not None:
             self.client.subscribe_topic(self._EVERYTHING, self._theirs)

@@ -16,6 +16,7 @@ from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 from cryosam_dask.errors import DeviceError, ExecutionError, StoreError
 from cryosam_dask.executors import DaskExecutor, SerialExecutor, execute, local_client
 from cryosam_dask.executors import dask as dask_executor
+from cryosam_dask.executors.connection import connect
 from cryosam_dask.executors.dask import UNITS_PER_GPU, UNITS_PER_SLOT
 from cryosam_dask.executors.local import close_local
 from cryosam_dask.stages.base import Context
@@ -116,6 +117,21 @@ def test_results_do_not_pile_up_on_workers(two_workers, executor, tmp_path):
     while two_workers.cluster.scheduler.tasks and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not two_workers.cluster.scheduler.tasks
+
+
+@pytest.mark.parametrize("somebody_listens", [False, True])
+def test_one_connection_serves_one_executor_after_the_other(two_workers, tmp_path, somebody_listens):
+    heard = []
+    before = heard.append if somebody_listens else None
+    with connect(two_workers.scheduler.address, security=two_workers.security) as client:
+        if before:
+            client.subscribe_topic("all", before)
+        for name in "abc":
+            (tmp_path / name).mkdir()
+            with DaskExecutor(client, "cpu") as executor:
+                execute(toy_stage(tmp_path / name), new_store(tmp_path / name), executor)
+                assert executor.news()._theirs == before  # and none of those that have ended
+    assert bool(heard) == somebody_listens
 
 
 def test_what_shows_the_demand_for_a_worker_is_not_left_with_it():
