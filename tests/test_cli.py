@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,12 +191,11 @@ def test_help_and_import_do_not_load_the_heavy_packages() -> None:
     code = (
         "import sys, cryosam_dask, cryosam_dask.cli;"
         "heavy = {'torch', 'timm', 'zarr', 'dask', 'distributed', 'scipy', 'matplotlib', 'acryo'} & set(sys.modules);"
-        "print(sorted(heavy))"
+        "print(sorted(heavy)); import time; print(time.process_time())"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert time.perf_counter() - start < 5
+    assert done.stdout.splitlines()[0] == "[]"
+    assert float(done.stdout.splitlines()[1]) < 3  # seconds of a core; far less where it is not shared
 
 
 def test_a_pipe_gets_results_on_stdout_and_nothing_else(tomogram: Path, tmp_path: Path) -> None:

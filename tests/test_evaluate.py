@@ -186,9 +186,9 @@ def test_ten_thousand_picks_take_seconds() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 500, (10_000, 3))
     found = truth + rng.normal(0, 1, truth.shape)
-    start = time.perf_counter()
+    start = time.process_time()
     result = evaluate_picks(found, rng.random(10_000), truth, 8)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert result.recall > 0.99
 
 

@@ -39,7 +39,7 @@ EXECUTE = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], 4)
 where = {"metadata": {"path": sys.argv[2]}}
-nbclient.NotebookClient(notebook, kernel_name="here", timeout=200, resources=where).execute()
+nbclient.NotebookClient(notebook, kernel_name="here", timeout=600, resources=where).execute()
 nbformat.write(notebook, sys.argv[3])
 """
 
@@ -54,7 +54,7 @@ def test_it_runs_and_prints_what_it_shows(program: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "default", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, FOLDER / program, tmp_path], capture_output=True, text=True, cwd=tmp_path, env=environment,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for pattern in EXPECTED[program]:
@@ -81,7 +81,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     }
     done = subprocess.run(
         [sys.executable, "-c", EXECUTE, FOLDER / "analysis.ipynb", folder, folder / "executed.ipynb"],
-        capture_output=True, text=True, cwd=folder, env=environment, timeout=300,
+        capture_output=True, text=True, cwd=folder, env=environment, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "executed.ipynb").read_text(encoding="utf-8")), folder / "analysis-example"

@@ -131,7 +131,7 @@ def test_planning_needs_no_weights_no_torch_and_writes_nothing(
     environment = {**os.environ, "CRYOSAM_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:1"}
     done = subprocess.run(
         [sys.executable, "-c", program, "plan", ball_tomogram, "--models", models, "--json"],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60,
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"

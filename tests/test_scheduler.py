@@ -47,7 +47,7 @@ def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:  # a nanny's worker may outlive it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(120)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
                 log=tmp_path / "scheduler.log",
             )
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (where.exists() and where.read_text().strip().endswith("}")):
             assert first.poll() is None, (tmp_path / "scheduler.log").read_text()
             assert time.monotonic() < deadline
@@ -96,14 +96,14 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
         from distributed import Client
 
         with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=300)
         yield address
 
 
 def cryosam(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT,
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
 
 

@@ -279,7 +279,7 @@ def test_what_is_complete_stays_when_its_process_is_killed(warp_set: Path, tmp_p
     script = "import sys; from cryosam_dask.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", script, *words], stderr=subprocess.DEVNULL)
     first = tmp_path / "results" / "TS_027" / f"ribosome-{Config(counts=(2,)).key}.json"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not first.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

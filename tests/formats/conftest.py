@@ -132,7 +132,7 @@ def install(folder: Path, packages: Sequence[str]) -> Elsewhere:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.strip().splitlines()[-1])

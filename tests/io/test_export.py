@@ -118,7 +118,7 @@ except StoreError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "l.mrc")], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code, str(tmp_path / "l.mrc")], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.startswith(f"{tmp_path}/l.mrc: can't be written: ")
     assert done.stdout.count("\n") == 1
@@ -150,6 +150,6 @@ write_mrc_labels(sys.argv[1], shape, blocks(), max_id=1, voxel_size=(1.0, 1.0, 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "l.mrc")], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path / "l.mrc")], capture_output=True, text=True, check=True, timeout=300
     )
     assert int(done.stdout) * 1024 < 20e6

@@ -137,7 +137,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         environment |= {"LD_LIBRARY_PATH": ":".join(filter(None, libraries)), "FONTCONFIG_FILE": str(fonts)}
     with playwright.sync_playwright() as control:
         started = control.chromium.launch(
-            executable_path=str(path), args=["--no-sandbox", "--disable-gpu"], env=environment, timeout=60_000
+            executable_path=str(path), args=["--no-sandbox", "--disable-gpu"], env=environment, timeout=300_000
         )
         yield started
         started.close()

@@ -34,7 +34,7 @@ class Window:
         self.path, self.said, self.asked = path, list[str](), list[str]()
         width, height = size
         self.page = browser.new_page(viewport={"width": width, "height": height}, offline=True)
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(120_000)
         self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
