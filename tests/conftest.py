@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import mrcfile
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from cryosam_dask.kernels import features as kernel
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3
+
+# the same cases each time, and no deadlines: what chance finds is for `tests/campaigns`
+hypothesis.settings.load_profile("ci")
 
 MakeFeatures = Callable[..., str]
 

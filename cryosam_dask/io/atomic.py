@@ -11,6 +11,9 @@ from pathlib import Path
 
 from cryosam_dask.errors import StoreError
 
+_PATIENCE = 300.0
+"""Seconds to wait for another process that changes the same file."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -53,6 +56,25 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as err:
         raise StoreError(f"{path}: can't be written: {err.strerror or err}") from err
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let no other process into such a block for `path`, whose folder is there, at the same time: to read a file,
+    change it and write it. StoreError if the folder can't be written, or another does not come out for minutes."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE)
+        lock.acquire()
+    except Timeout as err:
+        raise StoreError(f"{path}: another process has been writing it for {_PATIENCE:g} s") from err
+    except (OSError, NotImplementedError) as err:
+        raise StoreError(f"{path}: can't be written: {getattr(err, 'strerror', None) or err}") from err
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

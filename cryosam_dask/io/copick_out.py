@@ -7,6 +7,7 @@ has it (https://copick.github.io/copick/geometry/); the origin in a tomogram's h
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io import copick
-from cryosam_dask.io.atomic import write_text
+from cryosam_dask.io.atomic import alone, write_text
 from cryosam_dask.io.frame import Block, shown
 from cryosam_dask.io.mesh import Surface, write_glb
 from cryosam_dask.io.omezarr_out import Level, check_replaceable, write_omezarr
@@ -117,11 +118,26 @@ def open_target(
         copick.check_name(what, name)
     spacing = _spacing(voxel_size)
     config = config_of(path)
+    root, data, label = _with_object(config, object_name, radius)
+    target = Target(config, root, run, object_name, user, session, spacing, label)
+    if new_tomogram is not None:
+        check_replaceable(target.tomogram(copick.check_name("tomogram type", new_tomogram)), overwrite=False)
+    _folder(root)
+    if config.exists() and data == copick.read_config(str(config)):
+        return target
+    with alone(config):  # another export may have added its object by now
+        _, data, label = _with_object(config, object_name, radius)
+        write_text(config, json.dumps(data, indent=4) + "\n")
+    return dataclasses.replace(target, label=label)
+
+
+def _with_object(config: Path, name: str, radius: float | None) -> tuple[Path, dict[str, Any], int]:
+    """The overlay's folder and the configuration of a project, with an object in it, and that object's label."""
     if config.exists():
         project = copick.open_project(str(config))
         if not is_local(project.overlay):
             raise InputError(f"{config}: its overlay is {project.overlay}; expected a folder on a disk to write to")
-        root, data = Path(project.overlay), project.data
+        root, data = Path(project.overlay), json.loads(json.dumps(project.data))
     else:
         root = config.parent.absolute()
         data = {
@@ -133,15 +149,7 @@ def open_target(
             "overlay_root": f"local://{root}",
             "overlay_fs_args": {"auto_mkdir": True},
         }
-    data = json.loads(json.dumps(data))
-    label = _object_label(config, data, object_name, radius)
-    target = Target(config, root, run, object_name, user, session, spacing, label)
-    if new_tomogram is not None:
-        check_replaceable(target.tomogram(copick.check_name("tomogram type", new_tomogram)), overwrite=False)
-    _folder(root)
-    if not config.exists() or data != copick.read_config(str(config)):
-        write_text(config, json.dumps(data, indent=4) + "\n")
-    return target
+    return root, data, _object_label(config, data, name, radius)
 
 
 def config_of(path: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,23 @@ def test_names_that_copick_can_not_have_are_refused_before_anything_is_written(f
     with pytest.raises(InputError, match=message):
         outputs.export_copick(finished.url, tmp_path / "p", choice=Choice(**choice))
     assert not list(tmp_path.iterdir())
+
+
+def test_objects_that_are_added_at_once_are_all_there(tmp_path):
+    """As by jobs that export into one project."""
+    names = [f"kind-{i}" for i in range(12)]
+    together = threading.Barrier(len(names), timeout=300)
+
+    def add(name: str) -> int:
+        together.wait()
+        options = {"run": "TS-1", "user": "a", "session": "1", "voxel_size": (10.0,) * 3}
+        return copick_out.open_target(tmp_path / "p", object_name=name, **options).label
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        labels = dict(zip(names, pool.map(add, names), strict=True))
+    objects = json.loads((tmp_path / "p/config.json").read_text())["pickable_objects"]
+    assert {entry["name"]: entry["label"] for entry in objects} == labels
+    assert sorted(labels.values()) == list(range(1, 13))
 
 
 def test_two_queries_are_not_one_object(make_run, tmp_path):

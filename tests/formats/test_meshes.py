@@ -77,7 +77,7 @@ def test_any_mask_gives_a_closed_surface_the_same_in_slabs(mask, smooth):
         module._PIECE = kept
     assert again.is_watertight
     assert len(again.vertices) == len(found.vertices)
-    assert again.volume == pytest.approx(found.volume)
+    assert again.volume == pytest.approx(found.volume, rel=1e-4)  # corners are rounded as float32 where they are found
 
 
 def test_a_scene_has_a_node_for_each_instance_with_its_score(finished, tmp_path):
