@@ -13,7 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cryosam_dask.errors import ExecutionError
 from cryosam_dask.executors.base import one_line
@@ -51,25 +51,42 @@ def talking() -> Iterator[None]:
 
 def connect(address: str, timeout: float = CONNECT_TIMEOUT, security: Security | None = None) -> Client:
     """Connect to a scheduler; `ExecutionError` if it does not answer within `timeout` seconds, or not to us."""
-    from distributed import Client
-
-    options = {"timeout": timeout, "security": security, "set_as_default": False}
     try:
         with contextlib.suppress(AssertionError):  # its thread did not start within 10 s: a machine that stands still
-            return Client(address, **options)
-        return Client(address, **options)
+            return _client(address, timeout, security)
+        return _client(address, timeout, security)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ExecutionError(_why_not(address, timeout, error, security is not None)) from error
 
 
+def _client(address: str, timeout: float, security: Security | None) -> Client:
+    """A client, or an error and nothing that is left of it."""
+    from distributed import Client
+
+    client: Any = Client.__new__(Client)
+    try:
+        client.__init__(address, timeout=timeout, security=security, set_as_default=False)
+    except BaseException:
+        disconnect(client)
+        raise
+    return cast("Client", client)
+
+
 def disconnect(client: Client) -> None:
-    """Close a client whatever state it is in."""
+    """Close a client whatever state it is in, and its thread.
+
+    One that is left open is closed by the garbage collector: at any moment, such as while another one starts, and then
+    this waits for ever for a lock that its own thread holds.
+    """
     try:
         client.close(timeout=2)
     except Exception:  # noqa: BLE001 - its own attempt to connect again may have ended in anything
         with contextlib.suppress(Exception):
             client._handle_report_task = None  # what has failed in there would fail each attempt to close
             client.close(timeout=2)
+    with contextlib.suppress(Exception):  # it may have failed before it had one
+        client.status = "closed"
+        client._loop_runner.stop()
 
 
 def connect_again(address: str, patience: float, security: Security | None = None) -> Client:

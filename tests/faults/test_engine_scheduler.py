@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -195,13 +196,13 @@ def test_a_machine_that_stands_still_as_a_connection_is_made(monkeypatch: pytest
 
     tries: list[str] = []
 
-    def client(address: str, **options: Any) -> str:
-        tries.append(address)
-        assert len(tries) == 2
-        return "connected"
+    class Second:
+        def __init__(self, address: str, **options: Any) -> None:
+            tries.append(address)
+            assert len(tries) == 2
 
-    monkeypatch.setattr(distributed, "Client", client)
-    assert connection.connect("tcp://127.0.0.1:1") == "connected"  # type: ignore[comparison-overlap]
+    monkeypatch.setattr(distributed, "Client", Second)
+    assert isinstance(connection.connect("tcp://127.0.0.1:1"), Second)
     monkeypatch.setattr(connection, "_listener", lambda address: "nobody")
     with pytest.raises(ExecutionError, match=r"^no Dask scheduler answers .*AssertionError"):
         connection.connect("tcp://127.0.0.1:1")
@@ -215,7 +216,7 @@ def test_nothing_is_said_of_who_listens_in_silence(monkeypatch: pytest.MonkeyPat
 
 
 def test_connections_that_are_refused_are_one_line() -> None:
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
     from distributed.security import Security
 
     ours, theirs = Security.temporary(), Security.temporary()
@@ -225,6 +226,7 @@ def test_connections_that_are_refused_are_one_line() -> None:
         LocalCluster(**common, protocol="tcp://") as plain,
     ):
         tls, tcp = secret.scheduler_address, plain.scheduler_address
+        threads = {thread for thread in threading.enumerate() if thread.name == "IO loop"}
         for address, security, expected in (
             (tls.replace("tls", "tcp"), None, "wants an encrypted connection and a certificate"),
             (tls, None, "wants an encrypted connection and a certificate"),
@@ -239,5 +241,9 @@ def test_connections_that_are_refused_are_one_line() -> None:
             assert "\n" not in message
             for option in ("--tls-ca", "--tls-cert", "--tls-key"):
                 assert option in message
+        # nothing of a client that failed is left to be closed by the garbage collector
+        assert {thread for thread in threading.enumerate() if thread.name == "IO loop"} <= threads
+        left = [one for one in gc.get_objects() if type(one) is Client and one.status != "closed"]
+        assert not {one._start_arg for one in left} & {tls, tcp, tls.replace("tls", "tcp"), tcp.replace("tcp", "tls")}
         with DaskExecutor(tls, security=theirs, timeout=60) as executor:
             assert executor.workers() == {}
