@@ -158,14 +158,16 @@ def config_of(path: Path) -> Path:
         return path
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: a file, expected the folder of a copick project or its configuration (.json)")
-    if (path / CONFIG_NAME).exists() or not path.exists():
+    # listed before it is looked for: another export that is making the project writes the configuration first
+    others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
+    if (path / CONFIG_NAME).exists() or not others:
         return path / CONFIG_NAME
     found = sorted(entry for entry in path.glob(f"*{copick.CONFIG_SUFFIX}") if is_config(entry))
     if len(found) > 1:
         raise InputError(f"{path}: several configurations; give one of them: {', '.join(e.name for e in found)}")
-    if not found and any(path.iterdir()):
+    if not found:
         raise InputError(f"{path}: no copick project (no configuration), and not empty; give another folder")
-    return found[0] if found else path / CONFIG_NAME
+    return found[0]
 
 
 def write_picks(target: Target, table: pd.DataFrame, voxel_size: Point) -> Path:
