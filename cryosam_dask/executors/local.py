@@ -98,9 +98,11 @@ class LocalExecutor(DaskExecutor):
         """
         found = super().workers()
         lost = given_up(self.client) if len(found) < self._count else []
-        if not lost or (found and self._starts == _STARTS):
+        if not lost:
             return found
         if self._starts == _STARTS:
+            if found:
+                return found
             raise ExecutionError(
                 f"local workers were lost for good {_STARTS + 1} times; see what ended them (--verbose), or run "
                 "without workers (--workers 0); finished units are kept"

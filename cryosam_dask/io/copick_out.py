@@ -118,38 +118,38 @@ def open_target(
         copick.check_name(what, name)
     spacing = _spacing(voxel_size)
     config = config_of(path)
-    root, data, label = _with_object(config, object_name, radius)
+    root, data = _project(config)
+    label = _labels(config, data).get(object_name, 0)
     target = Target(config, root, run, object_name, user, session, spacing, label)
     if new_tomogram is not None:
         check_replaceable(target.tomogram(copick.check_name("tomogram type", new_tomogram)), overwrite=False)
     _folder(root)
-    if config.exists() and data == copick.read_config(str(config)):
+    if label:
         return target
     with alone(config):  # another export may have added its object by now
-        _, data, label = _with_object(config, object_name, radius)
+        _, data = _project(config)
+        label = _add_object(config, data, object_name, radius)
         write_text(config, json.dumps(data, indent=4) + "\n")
     return dataclasses.replace(target, label=label)
 
 
-def _with_object(config: Path, name: str, radius: float | None) -> tuple[Path, dict[str, Any], int]:
-    """The overlay's folder and the configuration of a project, with an object in it, and that object's label."""
+def _project(config: Path) -> tuple[Path, dict[str, Any]]:
+    """The overlay's folder and the content of a project's configuration; of a new one where there is none."""
     if config.exists():
         project = copick.open_project(str(config))
         if not is_local(project.overlay):
             raise InputError(f"{config}: its overlay is {project.overlay}; expected a folder on a disk to write to")
-        root, data = Path(project.overlay), json.loads(json.dumps(project.data))
-    else:
-        root = config.parent.absolute()
-        data = {
-            "config_type": "filesystem",
-            "name": root.name,
-            "description": "",
-            "version": "0.5.0",
-            "pickable_objects": [],
-            "overlay_root": f"local://{root}",
-            "overlay_fs_args": {"auto_mkdir": True},
-        }
-    return root, data, _object_label(config, data, name, radius)
+        return Path(project.overlay), project.data
+    root = config.parent.absolute()
+    return root, {
+        "config_type": "filesystem",
+        "name": root.name,
+        "description": "",
+        "version": "0.5.0",
+        "pickable_objects": [],
+        "overlay_root": f"local://{root}",
+        "overlay_fs_args": {"auto_mkdir": True},
+    }
 
 
 def config_of(path: Path) -> Path:
@@ -237,9 +237,14 @@ def _spacing(voxel_size: Point) -> float:
     return sum(voxel_size) / 3
 
 
-def _object_label(config: Path, data: dict[str, Any], name: str, radius: float | None) -> int:
-    """The label of an object, which is added where it is not there; `data`, the configuration's, is changed."""
-    labels = {entry["name"]: _label(config, entry) for entry in data["pickable_objects"]}
+def _labels(config: Path, data: dict[str, Any]) -> dict[str, int]:
+    """The labels, 1 and up, of a configuration's objects."""
+    return {entry["name"]: _label(config, entry) for entry in data["pickable_objects"]}
+
+
+def _add_object(config: Path, data: dict[str, Any], name: str, radius: float | None) -> int:
+    """The label of an object, which is added to `data`, the configuration's, where it is not there."""
+    labels = _labels(config, data)
     if name in labels:
         return labels[name]
     label = max(labels.values(), default=0) + 1
