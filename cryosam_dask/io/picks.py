@@ -5,6 +5,7 @@ Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `poi
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -39,6 +40,8 @@ __all__ = [
     "read_points",
     "write_picks",
 ]
+
+logger = logging.getLogger(__name__)
 
 PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
 """Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
@@ -130,6 +133,7 @@ def read_points(
     tomogram_name: str | None = None,
     tomograms: str | PathLike[str] | None = None,
     kind: str | None = None,
+    notes: list[str] | None = None,
 ) -> pd.DataFrame:
     """Points of a file, in voxels of the tomogram.
 
@@ -142,6 +146,7 @@ def read_points(
         Those of other tomograms are converted as if they were of this one, too, and may then be negative
     tomograms : RELION's tomograms.star, for centred coordinates; an optimisation set names its own
     kind : which of several kinds in a file (a column, an object, a class); `ALL`: the points of all
+    notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
     Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then what
     else it tells: tomogram, kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated
@@ -149,8 +154,6 @@ def read_points(
     has those of several tomograms or kinds of which none was asked for, holds anything but finite coordinates, or
     mostly such as lie far below the first voxel, which are not counted from there.
     """
-    import pandas as pd
-
     if "#" in str(path) and copick.is_address(str(path)):
         path = copick.picks_path(str(path))
     path = Path(path)
@@ -160,14 +163,27 @@ def read_points(
     frame = Frame(
         parse_voxel_size(voxel_size), shape, tomogram_name, None if tomograms is None else Path(tomograms), kind
     )
+    table = _read(path, format, frame)
+    for note in dict.fromkeys(frame.notes):
+        if notes is None:
+            logger.warning("%s", note)
+        else:
+            notes.append(note)
+    return table
+
+
+def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
+    """See `read_points`."""
+    import pandas as pd
+
     columns = FORMATS[pick_format(path, format)].read(path, frame)
-    columns = choose(path, choose(path, columns, "tomogram", tomogram_name), "kind", kind)
+    columns = choose(path, choose(path, columns, "tomogram", frame.tomogram), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
     found: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
     # positions of other tomograms, in the frame of this one, may be anywhere
-    if tomogram_name != ALL or len(set(columns.get("tomogram", ()))) < 2:
-        _check_origin(path, np.stack(list(found.values()), axis=1), shape)
+    if frame.tomogram != ALL or len(set(columns.get("tomogram", ()))) < 2:
+        _check_origin(path, np.stack(list(found.values()), axis=1), frame.shape)
     if "score" in columns:
         found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:

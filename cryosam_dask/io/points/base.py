@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Frame:
     tomograms : RELION's tomograms.star, with the unbinned sizes
     kind : the particle's name (copick's object, IMOD's object); read: which of several, `ALL` for all
     user, session : whose picks these are, in copick's words
+    notes : gets a sentence for each thing that a reader had to assume
     """
 
     voxel_size: Point | None = None
@@ -56,6 +57,7 @@ class Frame:
     kind: str | None = None
     user: str = "cryosam"
     session: str = "0"
+    notes: list[str] = field(default_factory=list, compare=False)
 
     def angstrom(self, what: str) -> Float64:
         """The voxel size as an array; InputError that begins with `what` if it isn't known."""
