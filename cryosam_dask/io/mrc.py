@@ -50,7 +50,7 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
     header = read_header(path, raw, found, voxel_size=voxel_size, unsigned=unsigned)
     samples = samples_of(path, found)
     notes: tuple[str, ...] = ()
-    if header.sign is not None:
+    if header.sign is not None and not header.sign.told:
         counts = byte_counts(parts_between(found, samples, header.offset, header.offset + header.voxel_bytes))
         notes = sign_notes(header.sign, counts, sampled_whole(found))
     return _source(path, header, found, samples_hash(found, samples), None, notes)

@@ -115,15 +115,15 @@ _lock = threading.Lock()
 
 
 def _sampled(url: str, start: bytes, size: int, version: str, header: MrcHeader) -> tuple[str, Counts]:
-    """The hash of the samples, and how often each byte is in their voxels; each unit opens the file again, and need not
-    fetch a megabyte for it each time."""
+    """The hash of the samples, and how often each byte is in their voxels of 8 bits; each unit opens the file again, and
+    need not fetch a megabyte for it each time."""
     key = (public(url), start, size, version)
     if version and key in _known:
         return _known[key]
     ranges = [(first, min(first + SAMPLE_BYTES, size)) for first in sample_starts(size)]
     samples = _fetch(url, ranges)
-    counts = byte_counts(parts_between(size, samples, header.offset, header.offset + header.voxel_bytes))
-    sampled = samples_hash(size, samples), counts
+    voxels = parts_between(size, samples, header.offset, header.offset + header.voxel_bytes) if header.sign else []
+    sampled = samples_hash(size, samples), byte_counts(voxels)
     with _lock:
         if len(_known) >= _KEPT:
             _known.clear()
