@@ -115,8 +115,8 @@ _lock = threading.Lock()
 
 
 def _sampled(url: str, start: bytes, size: int, version: str, header: MrcHeader) -> tuple[str, Counts]:
-    """The hash of the samples, and how often each byte is in their voxels of 8 bits; each unit opens the file again, and
-    need not fetch a megabyte for it each time."""
+    """The hash of the samples, and how often each byte is in their voxels of 8 bits; each unit opens the file again,
+    and need not fetch a megabyte for it each time."""
     key = (public(url), start, size, version)
     if version and key in _known:
         return _known[key]
