@@ -87,19 +87,23 @@ def _whole_header(path: Path, raw: bytes) -> bytes:
 
 
 def _unpacked_bytes(path: Path, file: io.FileIO, size: int, header: MrcHeader) -> tuple[int, tuple[str, ...]]:
-    """How many bytes a gzip file of `size` decodes to, by what it says itself where that is what the header promises,
-    with or without the extended header; at most that many are counted."""
+    """How many bytes a gzip file of `size` decodes to, at most as many as the header promises: by what gzip says where
+    these agree; else they are counted. A file without the extended header is always counted, since the last of
+    several members may happen to be just as long."""
     most = size * MOST_GROWTH
     file.seek(max(0, size - 4))
     noted = int.from_bytes(file.read(4), "little")  # of the last member, modulo 2^32 (RFC 1952, ISIZE)
-    length = header.offset + header.voxel_bytes
-    for expected in (length, HEADER_BYTES + header.voxel_bytes):
-        if expected <= most and noted == expected % (1 << 32):
-            return expected, ()
-    if length > most:
+    length, shorter = header.offset + header.voxel_bytes, HEADER_BYTES + header.voxel_bytes
+    if length <= most and noted == length % (1 << 32):
+        return length, ()
+    if shorter > most:
         return most, ()
-    note = "gzip's record of the size is not what the header says: it is longer, or was made in parts"
-    return Inflated(file, path, Stream(0, size, length, run=header.section_bytes)).measure(), (note,)
+    unpacked = Inflated(file, path, Stream(0, size, length, run=header.section_bytes)).measure()
+    if unpacked == shorter and noted == shorter % (1 << 32):
+        return unpacked, ()
+    return min(unpacked, length), (
+        "gzip's record of the size is not what the header says: it is longer, or was made in parts",
+    )
 
 
 def _packed_sign_notes(path: Path, file: io.FileIO, stream: Stream, header: MrcHeader) -> tuple[str, ...]:

@@ -194,6 +194,16 @@ def test_gzip_members_are_counted_to_see_that_it_is_not_there(mrc_content, volum
     assert any("is not there" in note for note in source.notes)
 
 
+def test_a_last_member_as_long_as_the_voxels_does_not_deceive(mrc_content, volume, tmp_path):
+    raw = mrc_content(volume, 1, nsymbt=100)
+    path = tmp_path / "tomo.mrc.gz"
+    path.write_bytes(gzip.compress(raw[:100]) + gzip.compress(raw[100:]))
+    assert len(raw[100:]) == 1024 + volume.size * 2
+    source = open_tomogram(path)
+    np.testing.assert_array_equal(source.read(ALL), volume)
+    assert not [note for note in source.notes if "is not there" in note]
+
+
 def test_an_extended_header_that_is_there_is_skipped(opened, mrc_content, volume):
     for place in PLACES:
         source = opened(mrc_content(volume, 1, nsymbt=100), place)
