@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,19 +106,34 @@ def samples_hash(size: int, samples: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def sampled_hash(path: Path, size: int) -> str:
-    """`samples_hash` of the file at `path`."""
-
-    def samples(file: io.BufferedReader) -> Iterator[bytes]:
-        for start in sample_starts(size):
-            file.seek(start)
-            yield file.read(SAMPLE_BYTES)
-
+def samples_of(path: Path, size: int) -> list[bytes]:
+    """The samples at `sample_starts` of the file at `path`, a MiB in all."""
     try:
         with path.open("rb") as file:
-            return samples_hash(size, samples(file))
+            return [_sample(file, start) for start in sample_starts(size)]
     except OSError as err:
         raise unreadable(path, err) from err
+
+
+def _sample(file: io.BufferedReader, start: int) -> bytes:
+    file.seek(start)
+    return file.read(SAMPLE_BYTES)
+
+
+def sampled_hash(path: Path, size: int) -> str:
+    """`samples_hash` of the file at `path`."""
+    return samples_hash(size, samples_of(path, size))
+
+
+def sampled_whole(size: int) -> bool:
+    """Whether the samples of a file of `size` bytes are all of it."""
+    return size <= _SAMPLES * SAMPLE_BYTES
+
+
+def parts_between(size: int, samples: Iterable[bytes], start: int, stop: int) -> list[bytes]:
+    """What of the samples of a file of `size` bytes lies from byte `start` to `stop` of it."""
+    places = zip(sample_starts(size), samples, strict=True)
+    return [sample[max(0, start - first) : max(0, stop - first)] for first, sample in places]
 
 
 def first_bytes(path: Path, count: int) -> bytes:

@@ -111,12 +111,13 @@ def open_hdf5(path: Path, *, name: str = "", voxel_size: Point | None = None) ->
         data = _checked(path, file, name)
         where = f"{path}/{name}"
         spatial, shape, dtype = _volume(where, data)
-        found = _voxel_size(file, name, data)
+        found, told = _voxel_size(file, name, data)
         notes = _notes(file, name) + (() if voxel_size or not found else unset_voxel_size(found))
         z, y, x = (int(data.chunks[axis]) if data.chunks else 1 for axis in spatial)
     sizes = voxel_size or found
     if sizes is None:
-        raise InputError(f"{where}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}")
+        why = f" (it says {shown(told)})" if told else ""
+        raise InputError(f"{where}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}{why}")
     known = identity("hdf5", path.name, size, sampled_hash(path, size), shape, dtype, sizes, dataset=name)
     return Hdf5Source(
         path=path.absolute(),
@@ -237,23 +238,31 @@ def _spatial(where: str, data: Any) -> tuple[int, int, int]:
     return (axes[0], axes[1], axes[2])
 
 
-def _voxel_size(file: Any, name: str, data: Any) -> Point | None:
-    """Å (z, y, x) by EMAN2's attributes or by `element_size_um`."""
+def _voxel_size(file: Any, name: str, data: Any) -> tuple[Point | None, str]:
+    """Å (z, y, x) by EMAN2's attributes or by `element_size_um`; where neither can be meant None, and what they say."""
     eman = _node(file, name.rpartition("/")[0]) if name.endswith("/image") else None
-    candidates = []
+    candidates: list[tuple[str, float, list[Any]]] = []
     if eman is not None:
-        candidates.append([_attribute(eman, f"EMAN.apix_{axis}") for axis in AXES])
+        candidates.append(("EMAN.apix", 1.0, [_attribute(eman, f"EMAN.apix_{axis}") for axis in AXES]))
     micrometres = _attribute(data, "element_size_um")
     if isinstance(micrometres, np.ndarray) and micrometres.size == 3 and micrometres.dtype.kind in "iuf":
-        candidates.append([float(n) * 1e4 for n in micrometres.ravel()])
-    for sizes in candidates:
+        candidates.append(("element_size_um", 1e4, list(micrometres.ravel())))
+    told = []
+    for what, factor, given in candidates:
         try:
-            z, y, x = (float(f"{float(np.asarray(one).item()):.6g}") for one in sizes)
+            z, y, x = (float(np.asarray(one).item()) for one in given)
         except (TypeError, ValueError):
             continue
-        if all(map(plausible_voxel, (z, y, x))):
-            return (z, y, x)
-    return None
+        sizes = (_rounded(z * factor), _rounded(y * factor), _rounded(x * factor))
+        if all(map(plausible_voxel, sizes)):
+            return sizes, ""
+        told.append(f"{what} z, y, x: {z:g}, {y:g}, {x:g}")
+    return None, "; ".join(told)
+
+
+def _rounded(size: float) -> float:
+    """Six digits, which is what people and single precision write."""
+    return float(f"{size:.6g}")
 
 
 def _notes(file: Any, name: str) -> tuple[str, ...]:

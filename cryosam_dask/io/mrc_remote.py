@@ -13,9 +13,17 @@ from urllib.parse import unquote
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.flat import SAMPLE_BYTES, in_file, sample_starts, samples_hash
+from cryosam_dask.io.flat import (
+    SAMPLE_BYTES,
+    in_file,
+    parts_between,
+    sample_starts,
+    sampled_whole,
+    samples_hash,
+)
 from cryosam_dask.io.frame import Block, Described, check_block, one_line_errors
-from cryosam_dask.io.mrc import HEADER_BYTES, MrcHeader, read_header
+from cryosam_dask.io.mrc_header import HEADER_BYTES, MrcHeader, read_header
+from cryosam_dask.io.mrc_sign import Counts, byte_counts, sign_notes
 from cryosam_dask.store.address import check_address, public
 from cryosam_dask.store.filesystem import filesystem, look, publicly
 from cryosam_dask.types import Array, Point, Shape3
@@ -86,36 +94,41 @@ def open_remote_mrc(url: str, *, voxel_size: Point | None = None, unsigned: bool
         state = "empty" if not start else "truncated or not an MRC"
         raise InputError(f"{shown}: {state}: expected a header of {HEADER_BYTES} bytes, found {len(start)}")
     header: MrcHeader = read_header(shown, start, size, voxel_size=voxel_size, unsigned=unsigned)
+    digest, counts = _sampled(url, start, size, version, header)
+    sign_note = () if header.sign is None else sign_notes(header.sign, counts, sampled_whole(size))
     return RemoteMrcSource(
         url=url,
         shape=header.shape,
         dtype=header.dtype,
         voxel_size=header.voxel_size,
         origin=header.origin,
-        identity=header.identity(unquote(shown.rpartition("/")[2]), size, _digest(url, start, size, version)),
-        notes=header.notes,
+        identity=header.identity(unquote(shown.rpartition("/")[2]), size, digest),
+        notes=header.notes + sign_note,
         offset=header.offset,
         stored=header.stored,
         order=header.order,
     )
 
 
-_digests: dict[tuple[str, bytes, int, str], str] = {}
+_known: dict[tuple[str, bytes, int, str], tuple[str, Counts]] = {}
 _lock = threading.Lock()
 
 
-def _digest(url: str, start: bytes, size: int, version: str) -> str:
-    """The hash of the samples; each unit opens the file again, and need not fetch a megabyte for it each time."""
+def _sampled(url: str, start: bytes, size: int, version: str, header: MrcHeader) -> tuple[str, Counts]:
+    """The hash of the samples, and how often each byte is in their voxels of 8 bits; each unit opens the file again,
+    and need not fetch a megabyte for it each time."""
     key = (public(url), start, size, version)
-    if version and key in _digests:
-        return _digests[key]
+    if version and key in _known:
+        return _known[key]
     ranges = [(first, min(first + SAMPLE_BYTES, size)) for first in sample_starts(size)]
-    digest = samples_hash(size, _fetch(url, ranges))
+    samples = _fetch(url, ranges)
+    voxels = parts_between(size, samples, header.offset, header.offset + header.voxel_bytes) if header.sign else []
+    sampled = samples_hash(size, samples), byte_counts(voxels)
     with _lock:
-        if len(_digests) >= _KEPT:
-            _digests.clear()
-        _digests[key] = digest
-    return digest
+        if len(_known) >= _KEPT:
+            _known.clear()
+        _known[key] = sampled
+    return sampled
 
 
 def _fetch(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -8,22 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import RangeByteRequest, Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import WrapperStore
 
-from cryosam_dask.errors import CryosamError, InputError, StoreError
-from cryosam_dask.io.codecs import guarded
+from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.frame import (
     Block,
     Described,
@@ -31,23 +24,16 @@ from cryosam_dask.io.frame import (
     check_block,
     check_volume,
     one_line_errors,
-    regular_file,
-    shown,
     size_and_type,
     unset_voxel_size,
     voxel_dtype,
 )
 from cryosam_dask.io.ngff import axes_and_units, spatial_axes, to_angstrom, transform
-from cryosam_dask.store.filesystem import publicly, zarr_store
-from cryosam_dask.store.storage_errors import DENIED
+from cryosam_dask.io.omezarr_levels import finest_level
+from cryosam_dask.io.omezarr_open import first_multiscale, level_array, ome_of, one_line, open_node
+from cryosam_dask.store.filesystem import publicly
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
-if TYPE_CHECKING:
-    from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
-
-_METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
-_MOST_METADATA = 1 << 24  # bytes; an image's take some thousands
 _MOST_SAMPLED_CHUNKS = 4000
 _LEVEL_DEPTH = 3  # groups between an image and its levels' arrays at most
 _AT_ONCE = 1 << 25  # bytes of decoded chunks, or one chunk
@@ -77,10 +63,10 @@ class ZarrSource(Described):
     def read(self, slices: Block) -> Array:
         """See `TomogramSource.read`. Memory: the box and `_AT_ONCE` bytes, or a chunk or two."""
         publicly(self.url)
-        node = _open(self.url)
+        node = open_node(self.url)
         if not isinstance(node, zarr.Group):
             raise changed(self.url, "an array", "a group")
-        array = _array(node, self.url, self.level)
+        array = level_array(node, self.url, self.level)
         sides = tuple(array.shape[axis] for axis in self.spatial if axis < array.ndim)
         dtype, count = voxel_dtype(self.url, array.dtype), math.prod(self.shape)
         if (sides, dtype, math.prod(array.shape)) != (self.shape, self.dtype, count):
@@ -95,7 +81,7 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
 
     Parameters
     ----------
-    url : a directory or fsspec URL of the image's group (level 0 is read), or of one of its level's arrays
+    url : a directory or fsspec URL of the image's group (the finest level is read), or of one of its level's arrays
     voxel_size : Å (z, y, x), instead of the file's own
 
     Raises InputError where there is no such image, or it is not one 3D volume of real numbers, or it does not tell
@@ -103,9 +89,9 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     """
     url = url.rstrip("/")
     publicly(url)
-    group, url, multiscale, dataset = _find_level(url)
+    group, url, multiscale, dataset, level_notes = _find_level(url, voxel_size is not None)
     level = str(dataset["path"])
-    array = _array(group, url, level)
+    array = level_array(group, url, level)
     where = f"{url}/{level}"
     names, units = axes_and_units(where, multiscale, array.ndim)
     spatial = spatial_axes(where, names, array.shape)
@@ -116,8 +102,9 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     scale, shift = transform(where, multiscale, dataset, array.ndim)
     sizes, origin = to_angstrom(where, spatial, scale, shift, units, voxel_size)
     notes = () if voxel_size else unset_voxel_size(sizes)
-    if (count := len(_ome(group)["multiscales"])) > 1:
+    if (count := len(ome_of(group)["multiscales"])) > 1:
         notes += (f"{count} multiscale images in it; the first is read",)
+    notes += level_notes
     source = ZarrSource(
         url=url,
         level=level,
@@ -134,77 +121,12 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     return source
 
 
-def _open(url: str) -> zarr.Group | zarr.Array[Any]:
-    """The Zarr node at `url`; whatever a store or a network raises becomes one line."""
-    _check_metadata_files(url)
-    try:
-        store = zarr_store(url, read_only=True)
-    except StoreError as err:  # the address: nothing has been asked for yet
-        raise InputError(str(err)) from None
-    hidden: list[StoreError] = []
-    if isinstance(store, Store):
-        store = _Unlisted(store, hidden)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return zarr.open(store=store, mode="r")
-    except CryosamError:
-        raise
-    except FileNotFoundError as err:
-        if hidden:
-            raise hidden[0] from None
-        raise InputError(f"{url}: no Zarr group or array there") from err
-    except Exception as err:
-        raise InputError(f"{url}: can't be opened as Zarr: {_one_line(err)}") from err
-
-
-class _Unlisted(WrapperStore[Store]):
-    """Storage that says of what is not there that access to it is denied, as buckets do whose listing is private.
-
-    That is taken for an answer of metadata alone, which comes in two versions, one of which is never there. A chunk
-    that is denied is an error, and so is an image without any metadata: what was said of it is in `denied`.
-    """
-
-    def __init__(self, store: Store, denied: list[StoreError]) -> None:
-        super().__init__(store)
-        self._denied = denied
-
-    def _with_store(self, store: Store) -> _Unlisted:
-        return _Unlisted(store, self._denied)
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        try:
-            return await self._store.get(key, prototype, byte_range)
-        except StoreError as err:
-            if key.rpartition("/")[2] not in _METADATA_FILES or DENIED not in str(err):
-                raise
-            self._denied.append(err)
-            return None
-
-    async def exists(self, key: str) -> bool:
-        return await self.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)) is not None
-
-
-def _one_line(err: Exception) -> str:
-    return shown(str(err)) or type(err).__name__
-
-
-def _check_metadata_files(folder: str) -> None:
-    """Refuse a local `folder` whose metadata would fill the memory, or block: they are read whole."""
-    if "://" in folder or "::" in folder:
-        return
-    for path in (Path(folder, name) for name in _METADATA_FILES):
-        if os.access(path, os.F_OK) and (size := regular_file(path).st_size) > _MOST_METADATA:
-            raise InputError(f"{path}: {size} bytes of metadata, expected {_MOST_METADATA} at most")
-
-
-def _find_level(url: str) -> tuple[zarr.Group, str, dict[str, Any], dict[str, Any]]:
-    """The image's group, its address, its first multiscale and the dataset asked for."""
-    node = _open(url)
+def _find_level(url: str, sized: bool) -> tuple[zarr.Group, str, dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """The image's group, its address, its first multiscale, and the dataset asked for, with notes (`finest_level`)."""
+    node = open_node(url)
     if isinstance(node, zarr.Group):
-        multiscale = _multiscale(url, node)
-        first: dict[str, Any] = multiscale["datasets"][0]
-        return node, url, multiscale, first
+        multiscale = first_multiscale(url, node)
+        return node, url, multiscale, *finest_level(node, url, multiscale, sized)
     head, tail = url, ""
     for _ in range(_LEVEL_DEPTH):
         head, _slash, name = head.rpartition("/")
@@ -212,80 +134,16 @@ def _find_level(url: str) -> tuple[zarr.Group, str, dict[str, Any], dict[str, An
             break
         tail = f"{name}/{tail}".rstrip("/")
         try:
-            parent = _open(head)
-            multiscale = _multiscale(head, parent) if isinstance(parent, zarr.Group) else {"datasets": []}
+            parent = open_node(head)
+            multiscale = first_multiscale(head, parent) if isinstance(parent, zarr.Group) else {"datasets": []}
         except InputError:
             continue
         for dataset in multiscale["datasets"]:
             if isinstance(parent, zarr.Group) and dataset["path"] == tail:
-                return parent, head, multiscale, dataset
+                return parent, head, multiscale, dataset, ()
     raise InputError(
         f"{url}: a bare Zarr array of shape {node.shape}, expected an OME-Zarr image: a group with 'multiscales'"
     )
-
-
-def _ome(group: zarr.Group) -> dict[str, Any]:
-    """OME's part of the attributes: all of them before version 0.5."""
-    attrs: dict[str, Any] = dict(group.attrs)
-    ome = attrs.get("ome", attrs)
-    return ome if isinstance(ome, dict) else {}
-
-
-def _multiscale(url: str, group: zarr.Group) -> dict[str, Any]:
-    """The first multiscale of the group, checked to list at least one dataset with a path."""
-    attrs: dict[str, Any] = dict(group.attrs)
-    ome = _ome(group)
-    if "image-label" in ome:
-        raise InputError(f"{url}: a labels image, expected a tomogram: give the image it belongs to")
-    if "labels" in ome or url.endswith("/labels"):
-        raise InputError(f"{url}: a collection of labels, expected a tomogram: give the image it belongs to")
-    scales = ome.get("multiscales")
-    first = scales[0] if isinstance(scales, list) and scales else None
-    if not isinstance(first, dict):
-        held = shown(", ".join(sorted({*attrs, *ome})) or "none")
-        several = "bioformats2raw.layout" in {*attrs, *ome}
-        raise InputError(
-            f"{url}: not an OME-Zarr image: no 'multiscales' among its attributes ({held})"
-            + (f"; it holds several, give one as {url}/0" if several else "")
-        )
-    datasets = first.get("datasets")
-    if not (isinstance(datasets, list) and datasets and all(_has_path(d) for d in datasets)):
-        raise InputError(f"{url}: damaged OME-Zarr metadata: 'multiscales' lists no datasets with a path")
-    outside = next((d["path"] for d in datasets if not _is_inside(d["path"])), None)
-    if outside is not None:
-        raise InputError(f"{url}: its metadata lists the array {shown(outside)!r}, a path that is not inside the image")
-    return first
-
-
-def _has_path(dataset: Any) -> bool:
-    return isinstance(dataset, dict) and isinstance(dataset.get("path"), str)
-
-
-def _is_inside(path: str) -> bool:
-    """Whether a path in the metadata is a plain one below the image's folder, on every system."""
-    parts = path.split("/")
-    return path.isprintable() and not {"", ".", ".."} & set(parts) and not set(path) & set("\\:")
-
-
-def _array(group: zarr.Group, url: str, level: str) -> zarr.Array[Any]:
-    """The level's array, checked and `guarded`."""
-    where = f"{url}/{level}"
-    _check_metadata_files(where)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # newer zarr takes such an array for one without any chunk, which is damage here
-            warnings.filterwarnings("error", message=".*stored chunk shape", category=UserWarning)
-            node = group[level]
-            if isinstance(node, zarr.Array):
-                return guarded(where, node)
-    except CryosamError:
-        raise
-    except KeyError as err:
-        raise InputError(f"{url}: its metadata lists the array {shown(level)!r}, which is not there") from err
-    except Exception as err:
-        raise InputError(f"{where}: can't be opened as Zarr: {_one_line(err)}") from err
-    raise InputError(f"{url}: its metadata lists {shown(level)!r}, which is not an array")
 
 
 def _check_chunks(where: str, array: zarr.Array[Any]) -> None:
@@ -314,7 +172,7 @@ def _read_block(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Arr
             raise
         except Exception as err:
             place = ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(AXES, piece, strict=True))
-            raise InputError(f"{source.url}/{source.level}: damaged at {place}: {_one_line(err)}") from err
+            raise InputError(f"{source.url}/{source.level}: damaged at {place}: {one_line(err)}") from err
         target = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(piece, block, strict=True))
         out[target] = values.transpose([left.index(axis) for axis in source.spatial])
     return out

@@ -34,7 +34,6 @@ from cryosam_dask.io.frame import (
     check_volume,
     native,
     one_line_errors,
-    plausible_voxel,
     regular_file,
     same_size,
     shown,
@@ -44,7 +43,7 @@ from cryosam_dask.io.frame import (
 )
 from cryosam_dask.io.tiff_check import check_structure
 from cryosam_dask.io.tiff_decode import COMPRESSIONS, paste, unpacked, unpredicted
-from cryosam_dask.io.tiff_sizes import voxel_size_of
+from cryosam_dask.io.tiff_sizes import Told, voxel_size_of
 from cryosam_dask.types import Array, Point, Shape3
 
 MOST_SEGMENT_BYTES = 1 << 28
@@ -57,14 +56,13 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would
 
 @dataclass(frozen=True)
 class _Stack:
-    """What the pages say; `size_notes` are about the voxel size. `flat` is the place of the first voxel, where all lie
+    """What the pages say; `told` is of the voxel size. `flat` is the place of the first voxel, where all lie
     together; else `offsets` and `counts` (pages, segments) tell where strips or tiles of `segment` (rows, columns) lie.
     """
 
     shape: Shape3
     stored: np.dtype[Any]
-    voxel_size: Point | None
-    size_notes: tuple[str, ...]
+    told: Told
     notes: tuple[str, ...]
     flat: int | None
     offsets: NDArray[np.uint64]
@@ -125,10 +123,12 @@ def open_tiff(path: Path, *, voxel_size: Point | None = None) -> FlatSource | Ti
     stack = _stack(path, size)
     dtype = voxel_dtype(str(path), stack.stored)
     check_volume(str(path), stack.shape)
-    sizes = voxel_size or stack.voxel_size
+    told = stack.told
+    sizes = voxel_size or told.sizes
     if sizes is None:
-        raise InputError(f"{path}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}")
-    notes = stack.notes + (() if voxel_size else stack.size_notes + unset_voxel_size(sizes))
+        why = f" ({told.why})" if told.why else ""
+        raise InputError(f"{path}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}{why}")
+    notes = stack.notes + (() if voxel_size else told.notes + unset_voxel_size(sizes))
     known = identity("tiff", path.name, size, sampled_hash(path, size), stack.shape, dtype, sizes)
     common: dict[str, Any] = {"path": path.absolute(), "shape": stack.shape, "dtype": dtype, "voxel_size": sizes}
     common |= {"origin": (0.0, 0.0, 0.0), "identity": known, "notes": notes}
@@ -208,7 +208,6 @@ def _described(path: Path, tiff: Any) -> _Stack:
         found = " x ".join(f"{n} {axis}" for axis, n in zip(series.axes, series.shape, strict=True))
         raise InputError(f"{path}: not one stack of pages (found {shown(found)}), expected z, y, x")
     z, y, x = (int(n) for _, n in sides)
-    sizes, size_notes = voxel_size_of(tiff)
     notes: tuple[str, ...] = ()
     if axes[0] in "TC":
         notes += (f"its {z} pages are called {'time points' if axes[0] == 'T' else 'channels'}; read as z",)
@@ -221,8 +220,7 @@ def _described(path: Path, tiff: Any) -> _Stack:
     stack = _Stack(
         shape=(z, y, x),
         stored=np.dtype(dtype).newbyteorder(tiff.byteorder),
-        voxel_size=sizes if sizes and all(map(plausible_voxel, sizes)) else None,
-        size_notes=size_notes,
+        told=voxel_size_of(tiff),
         notes=notes,
         flat=series.dataoffset if plain and not page.is_tiled else None,
         offsets=np.empty((0, 0), np.uint64),

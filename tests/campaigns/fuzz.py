@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-READERS = ("mrc", "star", "csv", "omezarr")
+READERS = ("mrc", "star", "csv", "omezarr", "gz", "tiff", "hdf5", "npy", "npz")
 ADDRESS_SPACE = 8 << 30
 HANG = 30  # s after which a case is given up, and counted
 _IO = Path(__file__).parent.parent / "io"
@@ -141,7 +141,10 @@ class Worker:
         with atheris.instrument_imports(include=["cryosam_dask.io", "zarr.core.metadata", "zarr.codecs"]):
             import damage
 
-        make, names = damage.MAKERS[self.arguments.reader], {"omezarr": "tomo.zarr"}
+        make, names = (
+            damage.MAKERS[self.arguments.reader],
+            {"omezarr": "tomo.zarr", "gz": "tomo.mrc.gz", "tiff": "tomo.tif"},
+        )
         corpus = self.folder.with_name(f"{self.folder.name}-corpus")
         _seeds(corpus, self.arguments)
 
@@ -192,7 +195,7 @@ def _seeds(corpus: Path, arguments: argparse.Namespace) -> None:
     if arguments.reader == "omezarr":
         for number, files in enumerate(damage.sound_images()):
             for place, name in enumerate(sorted(files)):
-                choice = bytes([number << 4 & 255, place << 3 & 255]).ljust(8, b"\0")
+                choice = bytes([number << 3 & 255, place << 3 & 255]).ljust(8, b"\0")
                 (corpus / f"file{number}-{place}").write_bytes(b"\0" + choice + files[name])
         return
     with tempfile.TemporaryDirectory() as name:

@@ -93,7 +93,7 @@ def damaged(r: random.Random, raw: bytes) -> bytes:
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _WORDS = {"n": (0, 1, 2), "mode": (3,), "start": (4, 5, 6), "m": (7, 8, 9), "axes": (16, 17, 18), "group": (22,)}
 _WORDS |= {"nsymbt": (23,), "imod": (38, 39), "stamp": (53,)}
-_FLOAT_WORDS = (*range(10, 16), *range(49, 52))
+_FLOAT_WORDS = (*range(10, 16), 19, 20, *range(49, 52))
 
 
 def make_mrc(r: random.Random, folder: Path) -> Path:
@@ -124,6 +124,10 @@ def make_mrc(r: random.Random, folder: Path) -> Path:
                 r.choice((order, order, "<", ">")) + "i", header, 4 * r.choice(_WORDS.get(kind, (0,))), value
             )
     body = VOLUME.astype(np.dtype(MODES[mode]).newbyteorder(order)).tobytes()
+    if mode == 0 and r.random() < 0.3:
+        body = r.randbytes(len(body))
+    if r.random() < 0.2:  # stated, and not there
+        extended = 0
     raw = bytes(header) + bytes(extended) + body + bytes(r.choice((0, 0, 0, 1, 4096)))
     if r.random() < 0.3:
         raw = damaged(r, raw)
@@ -145,6 +149,8 @@ def expected_mrc(raw: bytes, order: str, unsigned: bool) -> np.ndarray | None:
         return None
     dtype = np.dtype("u1" if mode == 0 and unsigned else MODES[mode]).newbyteorder(order)
     count = columns * rows * sections
+    if len(raw) == 1024 + count * dtype.itemsize:
+        extended = 0
     if 1024 + extended + count * dtype.itemsize > len(raw):
         return None
     stored = np.frombuffer(raw, dtype, count, 1024 + extended).reshape(sections, rows, columns)
@@ -267,7 +273,8 @@ SPRUNG = Path(tempfile.gettempdir()) / f"sprung-{random.SystemRandom().getrandbi
 
 @functools.cache
 def sound_images() -> tuple[dict[str, bytes], ...]:
-    """The files of sound images of `VOLUME`: both versions, every readable codec, sharded, of several axes."""
+    """The files of sound images of `VOLUME`: both versions, every readable codec, sharded, of several axes, and of two
+    levels in both orders."""
     v2 = (
         None,
         numcodecs.Blosc(),
@@ -282,16 +289,23 @@ def sound_images() -> tuple[dict[str, bytes], ...]:
     options += [(3, {"compressors": each}) for each in v3]
     options += [(3, {"compressors": each, "shards": (4, 8, 12)}) for each in v3[1:]]
     options += [(3, {"filters": zarr.codecs.TransposeCodec(order=(2, 0, 1))}), (2, {"order": "F"})]
+    images = [(version, more, ("0",)) for version, more in options]
+    images += [(version, {}, levels) for version in (2, 3) for levels in (("0", "1"), ("1", "0"))]
     found = []
-    for version, more in options:
+    for version, more, levels in images:
         axes = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
         steps = [{"type": "scale", "scale": [10.0, 10.0, 10.0]}, {"type": "translation", "translation": [1, 2, 3]}]
-        image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+        coarse = [{"type": "scale", "scale": [20.0, 20.0, 20.0]}]
+        scales = {"0": steps, "1": coarse}
+        datasets = [{"path": level, "coordinateTransformations": scales[level]} for level in levels]
+        image = {"axes": axes, "datasets": datasets}
         with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             group = zarr.open_group(name, mode="w", zarr_format=version)
             array = group.create_array("0", shape=VOLUME.shape, chunks=(4, 4, 4), dtype=VOLUME.dtype, **more)
             array[...] = VOLUME
+            if "1" in levels:
+                group.create_array("1", shape=(3, 4, 6), chunks=(3, 4, 6), dtype="i2")[...] = VOLUME[::2, ::2, ::2]
             meta = {"multiscales": [{"version": "0.4" if version == 2 else "0.5", **image}]}
             group.attrs.update(meta if version == 2 else {"ome": meta})
             paths = sorted(path for path in Path(name).rglob("*") if path.is_file())
@@ -447,6 +461,9 @@ def sound_tiffs() -> tuple[bytes, ...]:
     found = []
     for options in (
         {"imagej": True, "resolution": (1, 1), "metadata": {"spacing": 1.5, "unit": "nm"}},
+        {"imagej": True, "resolution": (1e3, 1e3), "metadata": {"spacing": 1e-3, "unit": "microns"}},
+        {"imagej": True, "resolution": (1, 1), "metadata": {"spacing": 1, "unit": "\\u00C5", "zunit": "pixels"}},
+        {"resolution": (1e7, 1e7), "resolutionunit": "CENTIMETER", "metadata": None},
         {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 1e-3, "PhysicalSizeY": 1e-3, "PhysicalSizeZ": 1e-3}},
         {"compression": "zlib", "predictor": 2, "rowsperstrip": 3, "metadata": None},
         {"bigtiff": True, "byteorder": ">", "metadata": None},
