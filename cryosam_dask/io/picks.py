@@ -177,7 +177,7 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     import pandas as pd
 
     columns = FORMATS[pick_format(path, format)].read(path, frame)
-    columns = choose(path, choose(path, columns, "tomogram", frame.tomogram), "kind", frame.kind)
+    columns = choose(path, choose(path, columns, "tomogram", frame.tomogram, frame.notes), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
     found: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
