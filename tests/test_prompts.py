@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ FRACTIONS = (np.array(CLICKS) / SHAPE).tolist()
 HALF = "all 5 points are in the first half of each side: are they in larger voxels"
 UNWANTED = "the only one of the points that are not wanted, 1,1,1, lies within 2 voxels of the corner"
 REFUSED = "points lie within 2 voxels of the corner 0,0,0"
-QUICK: dict[str, Any] = {"match.rank": "similarity", "match.count": 8, "match.tau_sim": 0.2}
+QUICK: dict[str, Any] = {"match.rank": "similarity", "match.count": 1, "match.tau_sim": 0.2}
+SETTINGS = settings_for("builtin", QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,16 @@ def tomogram(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def features(tomogram: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with features, and no query. Tests copy it."""
+    out = tmp_path_factory.mktemp("prompts") / "bare.zarr"
+    driver = Driver(out, SerialExecutor())
+    driver.ingest(tomogram)
+    driver.features(SETTINGS)
+    return out
+
+
 def written(path: Path, points: list[list[float]], **columns: Any) -> Path:
     pd.DataFrame(points, columns=list("zyx")).assign(**columns).to_csv(path, index=False)
     return path
@@ -48,26 +60,25 @@ def written(path: Path, points: list[list[float]], **columns: Any) -> Path:
 # Said -----------------------------------------------------------------------------------------------------------------
 
 
-def test_doubts_are_among_the_notes_of_a_run_and_in_its_journal(tomogram: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run.zarr"
-    settings = settings_for("builtin", QUICK)
-    driver = cs.run(tomogram, CLICKS, out, negatives=[[1, 1, 1]], settings=settings, workers=0)
-    for words in (HALF, UNWANTED):
-        assert sum(words in note for note in driver.notes) == 1
-        assert sum(words in note for note in journal.commands(RunStore.open(str(out)))[0]["notes"]) == 1
-
-
-def test_doubts_are_in_the_row_of_the_tomogram_that_was_clicked(tomogram: Path, tmp_path: Path) -> None:
-    summary = run_many([tomogram], CLICKS, tmp_path / "runs", settings=settings_for("builtin", QUICK),
-                       executor=SerialExecutor())  # fmt: skip
+def test_doubts_are_in_the_summarys_row_and_in_the_runs_journal(tomogram: Path, features: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(features, tmp_path / "TS_1.zarr")
+    summary = run_many(
+        [tomogram], CLICKS, tmp_path, negatives=[[1, 1, 1]], settings=SETTINGS, executor=SerialExecutor()
+    )
     (row,) = summary.rows
     assert row.status == "done"
-    assert sum(HALF in note for note in row.notes) == 1
+    noted = [note for entry in journal.commands(RunStore.open(str(out))) for note in entry["notes"]]
+    for words in (HALF, UNWANTED):
+        assert sum(words in note for note in row.notes) == 1
+        assert sum(words in note for note in noted) == 1
 
 
-def test_run_and_query_say_what_was_assumed_and_what_is_in_doubt(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
+def test_run_and_query_say_what_was_assumed_and_what_is_in_doubt(
+    cryosam: Run, tomogram: Path, features: Path, tmp_path: Path
+) -> None:
     """A file of another tomogram's name, with points of a tomogram that is binned more."""
     file, out = written(tmp_path / "p.csv", CLICKS, tomogram="TS_99"), tmp_path / "run.zarr"
+    shutil.copytree(features, out)
     changes = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
     name = f"{file}: its points are of 'TS_99' by name, and are used with 'TS_1'"
     code, _, err = cryosam(
@@ -87,7 +98,7 @@ def test_run_and_query_say_what_was_assumed_and_what_is_in_doubt(cryosam: Run, t
     )
     assert code == 0
     assert [err.count(words) for words in (name, HALF, UNWANTED)] == [1, 1, 1]
-    file = written(tmp_path / "k.csv", CLICKS, tomogram="TS_99", kind=["a", "a", "a", "b", "b"])
+    file = written(tmp_path / "k.csv", CLICKS, tomogram="TS_99", kind=["a", "a", "a", "a", "b"])
     code, _, err = cryosam("query", out, "--kinds", file, "--models", "builtin", "--workers", 0)
     assert code == 0
     assert [err.count(words) for words in (name.replace("p.csv", "k.csv"), HALF)] == [1, 1]
@@ -130,19 +141,17 @@ def test_fractions_of_the_size_are_refused_in_python(tomogram: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_query_and_borrow_have_the_same_checks(tomogram: Path, tmp_path: Path) -> None:
-    out, settings = tmp_path / "run.zarr", settings_for("builtin", QUICK)
+def test_query_and_borrow_have_the_same_checks(tomogram: Path, features: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(features, tmp_path / "run.zarr")
     driver = Driver(out, SerialExecutor())
-    driver.ingest(tomogram)
-    driver.features(settings)
     with pytest.raises(InputError, match=REFUSED):
-        driver.query("a", FRACTIONS, settings)
+        driver.query("a", FRACTIONS, SETTINGS)
     with pytest.raises(InputError, match=REFUSED):
-        kinds_of({"a": FRACTIONS[:1], "b": FRACTIONS[1:2]}, None, None, None).query(driver, settings)
-    driver.query("a", CLICKS[:1], settings)
+        kinds_of({"a": FRACTIONS[:1], "b": FRACTIONS[1:2]}, None, None, None).query(driver, SETTINGS)
+    driver.query("a", CLICKS[:1], SETTINGS)
     other = tmp_path / "other.zarr"
     with pytest.raises(InputError, match=REFUSED):
-        cs.run(tomogram, None, other, query=out, name="a", negatives=FRACTIONS, settings=settings, workers=0)
+        cs.run(tomogram, None, other, query=out, name="a", negatives=FRACTIONS, settings=SETTINGS, workers=0)
     assert not other.exists()
 
 
