@@ -312,10 +312,14 @@ def test_an_empty_truth_is_one(make: Make, truth: Path, tmp_path: Path) -> None:
     assert (figures["precision"], figures["notes"]) == (0, ["no true points of a, so that every pick is false: TS_1"])
 
 
-def test_a_truth_without_any_point_is_refused(make: Make, truth: Path, tmp_path: Path) -> None:
+def test_a_truth_without_any_point_is_refused(
+    make: Make, truth: Path, tmp_path: Path, cryosam: Callable[..., tuple[int, str, str]]
+) -> None:
     """For one run, for several with a file of all, and in a folder of which no file has one."""
     store = make("TS_1", a=places(0))
     (truth / "TS_1.csv").write_text("z,y,x,tomogram\n")
+    code, out, err = cryosam("evaluate", store.url, "--truth", truth / "TS_1.csv", "--radius", 1)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     for true in (truth / "TS_1.csv", truth):
         for call in (outputs.evaluate, outputs.evaluate_runs):
             with pytest.raises(InputError, match=r"TS_1\.csv: holds no points$"):
