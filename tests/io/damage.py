@@ -288,14 +288,14 @@ def expected_star(path: Path, text: str) -> np.ndarray | None:
 def _expected_ratio(blocks: dict[str, Any], block: Any) -> Any:
     """Voxels of 10 Å per pixel, (n, 1) or a number; None where what the file is is in doubt."""
     sizes: Any = 10.0
-    if "rlnImageName" in block:
-        names = np.atleast_1d(block["rlnImageName"]).tolist()
-        optics = blocks.get("optics", {})
-        if not all(re.search(r"_\d+\.\d\dA_\d{6}\.mrcs$", str(name)) for name in names) or not len(optics):
+    if {"rlnImageName", "rlnTomoName", "rlnTomoParticleName"} & set(block):
+        optics, columns = blocks.get("optics", {}), ("rlnOpticsGroup", "rlnImagePixelSize")
+        if not ({"rlnImageName", "rlnOpticsGroup"} <= set(block) and set(columns) <= set(optics)):
             return None
-        table = dict(
-            zip(*(np.atleast_1d(optics[name]) for name in ("rlnOpticsGroup", "rlnImagePixelSize")), strict=True)
-        )
+        names = np.atleast_1d(block["rlnImageName"]).tolist()
+        if not all(re.search(r"_\d+\.\d\dA_\d{6}\.mrcs$", str(name)) for name in names):
+            return None
+        table = dict(zip(*(np.atleast_1d(optics[name]) for name in columns), strict=True))
         groups = np.atleast_1d(block["rlnOpticsGroup"])
         alone = next(iter(table.values())) if len(set(table.values())) == 1 else None  # all particles', whatever group
         sizes = np.array([table[group] if alone is None else alone for group in groups], float)[:, None]
