@@ -14,7 +14,7 @@ from cryosam_dask.benchmark.data import Truth
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.picks import ALL, read_points
-from cryosam_dask.outputs.truth import in_a_corner
+from cryosam_dask.io.points.plausible import check_corner, in_a_corner
 from cryosam_dask.types import Point, Shape3
 
 if TYPE_CHECKING:
@@ -41,19 +41,22 @@ def read_positions(truth: Truth, source: TomogramSource, pixel_size: float | Non
     pixel_size : Å of the pixels that the file's coordinates count, where it does not say so itself and they are not
         the tomogram's voxels, as in STAR files of Warp and RELION 3 (unbinned)
 
-    Raises InputError where more than `OUTSIDE` of them lie outside of the tomogram, with what may be meant.
+    Raises InputError where more than `OUTSIDE` of them lie outside of the tomogram, or all at its corner, with what may
+    be meant.
     """
     size = np.asarray(source.voxel_size, float)
     if pixel_size is None:
-        points = _read(truth, source.voxel_size, source.shape)
+        points, assumed = _read(truth, source.voxel_size, source.shape)
     else:
         z, y, x = (int(n) for n in np.ceil(np.asarray(source.shape) * size / pixel_size))
-        points = _read(truth, pixel_size, (z, y, x)) * pixel_size / size
+        points, assumed = _read(truth, pixel_size, (z, y, x))
+        points = points * pixel_size / size
+    check_corner(str(truth.path), points)
     inside = ((points >= 0) & (points <= np.asarray(source.shape) - 1)).all(axis=1)
     left_out = int((~inside).sum())
     if left_out > OUTSIDE * len(points):
         raise InputError(_outside(truth, source, points, left_out))
-    notes = []
+    notes = list(assumed)
     if left_out:
         notes.append(f"{left_out} of {len(points)} positions lie outside of the tomogram and are left out")
     points = points[inside]
@@ -65,8 +68,8 @@ def read_positions(truth: Truth, source: TomogramSource, pixel_size: float | Non
     return Positions(points, tuple(notes))
 
 
-def _read(truth: Truth, voxel_size: float | Point, shape: Shape3) -> NDArray[np.float64]:
-    """(n, 3) positions in voxels of that size.
+def _read(truth: Truth, voxel_size: float | Point, shape: Shape3) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """(n, 3) positions in voxels of that size, and what had to be assumed.
 
     All tomograms of a file are read: then refinement may have moved some positions to below 0.
     """
@@ -75,19 +78,21 @@ def _read(truth: Truth, voxel_size: float | Point, shape: Shape3) -> NDArray[np.
         stamp = truth.path.stat().st_mtime_ns
     except OSError:
         stamp = 0  # the reader says why
-    table = _table(truth.path, stamp, voxel_size, shape, truth.format, ALL if named else None)
+    table, notes = _table(truth.path, stamp, voxel_size, shape, truth.format, ALL if named else None)
     if named and "tomogram" in table.columns:
         table = table[table["tomogram"] == truth.tomogram_name]
     points: NDArray[np.float64] = table[["z", "y", "x"]].to_numpy(float)
-    return points
+    return points, notes
 
 
 @lru_cache(maxsize=2)
 def _table(
     path: Path, stamp: int, voxel_size: float | Point, shape: Shape3, format: str | None, name: str | None
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The points of a file as it was at `stamp`: one of all tomograms of a data set is read once, not for each."""
-    return read_points(path, voxel_size=voxel_size, shape=shape, format=format, tomogram_name=name)
+    notes: list[str] = []
+    table = read_points(path, voxel_size=voxel_size, shape=shape, format=format, tomogram_name=name, notes=notes)
+    return table, tuple(notes)
 
 
 def _outside(truth: Truth, source: TomogramSource, points: NDArray[np.float64], count: int) -> str:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cryosam_dask.cli.options import numbers
+from cryosam_dask.cli.options import numbers, say
 from cryosam_dask.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cryosam_dask.io.frame import TomogramSource
     from cryosam_dask.store.run_store import RunStore
 
@@ -73,9 +75,9 @@ class Prompts:
                 raise InputError(f"--kind {text}: expected NAME=Z,Y,X, as ribosome=92,410,388")
             found.setdefault(name, []).append(_position(place, f"--kind {name}="))
         if self.kinds is not None:
-            from cryosam_dask.io.picks import ALL, read_points
+            from cryosam_dask.io.picks import ALL
 
-            table = read_points(self.kinds, **self._frame(tomogram), kind=ALL)
+            table = self._table(self.kinds, tomogram, ALL)
             if "kind" not in table:
                 raise InputError(f"{self.kinds}: no column kind; expected z,y,x,kind")
             for name, place in zip(table["kind"], table[["z", "y", "x"]].to_numpy().tolist(), strict=True):
@@ -93,18 +95,23 @@ class Prompts:
         """
         found = [_position(text, "--point") for text in self.point or []]
         if self.points is not None:
-            from cryosam_dask.io.picks import read_points
-
-            table = read_points(self.points, **self._frame(tomogram), kind=self.points_kind)
-            found += table[["z", "y", "x"]].to_numpy().tolist()
+            found += self._table(self.points, tomogram, self.points_kind)[["z", "y", "x"]].to_numpy().tolist()
         return found
 
-    def _frame(self, tomogram: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
-        """What `read_points` is told of a file."""
+    def _table(self, path: Path, tomogram: Callable[[], dict[str, Any]] | None, kind: str | None) -> pd.DataFrame:
+        """The points of a file; what had to be assumed is said. `InputError` where all are at the tomogram's corner."""
+        from cryosam_dask.io.picks import read_points
+        from cryosam_dask.io.points.plausible import check_corner
+
         known: dict[str, Any] = {} if tomogram is None else tomogram()
         if self.points_tomogram is not None:
             known["tomogram_name"] = self.points_tomogram
-        return known | {"format": self.points_format, "tomograms": self.points_tomograms}
+        notes: list[str] = []
+        known |= {"format": self.points_format, "tomograms": self.points_tomograms, "notes": notes}
+        table = read_points(path, **known, kind=kind)
+        say(notes)
+        check_corner(str(path), table[["z", "y", "x"]].to_numpy(), alone=True)
+        return table
 
     def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
         """All points, at least one."""

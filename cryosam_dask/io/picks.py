@@ -1,27 +1,29 @@
-"""Points and picks of all formats, and the check that a point lies in the tomogram.
+"""Points and picks of all formats.
 
-Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `points` has a module for each format.
+Everything in Python is zero-based voxels of the input tomogram, (z, y, x); `points` has a module for each format, and
+`points.plausible` the checks.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_bytes
-from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
+from cryosam_dask.io.frame import one_line_errors, parse_voxel_size
 from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame
 from cryosam_dask.io.points.base import choose
+from cryosam_dask.io.points.plausible import check_origin, check_points
 from cryosam_dask.io.text import number, numbers
 from cryosam_dask.types import AXES, Pick, Shape3
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL",
-    "FAR",
     "FORMATS",
     "PICK_FORMATS",
     "Frame",
@@ -45,9 +46,6 @@ logger = logging.getLogger(__name__)
 
 PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
 """Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
-
-FAR = 0.1
-"""Share of a side, or of a file's largest coordinate: a particle less than this outside may be cut by the border."""
 
 
 @one_line_errors()
@@ -177,56 +175,18 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     import pandas as pd
 
     columns = FORMATS[pick_format(path, format)].read(path, frame)
-    columns = choose(path, choose(path, columns, "tomogram", frame.tomogram), "kind", frame.kind)
+    columns = choose(path, choose(path, columns, "tomogram", frame.tomogram, frame.notes), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
     found: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
     # positions of other tomograms, in the frame of this one, may be anywhere
     if frame.tomogram != ALL or len(set(columns.get("tomogram", ()))) < 2:
-        _check_origin(path, np.stack(list(found.values()), axis=1), frame.shape)
+        check_origin(path, np.stack(list(found.values()), axis=1), frame.shape)
     if "score" in columns:
         found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
         found["instance"] = _integers(path, "instance", columns.pop("instance"))
     return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
-
-
-@one_line_errors()
-def check_points(points: ArrayLike | pd.DataFrame, shape: Shape3) -> NDArray[np.float64]:
-    """`points` as (N, 3) float64 (z, y, x), all in the tomogram of `shape`: 0 ≤ coordinate ≤ size − 1.
-
-    Raises InputError that names the first point outside, the valid range of each axis, and notices x,y,z order.
-    """
-    if hasattr(points, "columns"):  # a table of pandas, which is not imported for this
-        table: Any = points
-        points = table[list(AXES)].to_numpy()
-    try:
-        array = np.array(points, dtype=np.float64, ndmin=2)
-    except (TypeError, ValueError) as err:
-        raise InputError(f"points {shown(points)}: expected numbers Z,Y,X") from err
-    if array.ndim != 2 or array.shape[1] != 3 or not len(array):
-        raise InputError(f"points of shape {array.shape}: expected three numbers Z,Y,X for each of one or more points")
-    top = np.asarray(shape) - 1
-    inside = _inside(array, top)
-    if inside.all():
-        return array
-    worst = int(np.flatnonzero(~inside)[0])
-    ranges = ", ".join(f"{axis} 0 to {limit}" for axis, limit in zip(AXES, top, strict=True))
-    message = f"point {_show(array[worst])} is outside the tomogram (valid: {ranges})"
-    if len(array) > 1:
-        message += f"; {int((~inside).sum())} of {len(array)} points are"
-    if _inside(array[:, ::-1], top).all():
-        swapped = _show(array[worst][::-1])
-        message += f"; it looks like x,y,z order, cryosam takes Z,Y,X: try {swapped}"
-    raise InputError(message)
-
-
-def _inside(points: NDArray[np.float64], top: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.asarray(np.all((points >= 0) & (points <= top), axis=1), dtype=np.bool_)
-
-
-def _show(point: Iterable[float]) -> str:
-    return ",".join(f"{v:g}" for v in point)
 
 
 def pick_format(path: Path, asked: str | None) -> str:
@@ -254,17 +214,6 @@ def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
         row = int(np.flatnonzero(~np.isfinite(found))[0])
         raise InputError(f"{path}: row {row + 1}: {name} is '{found[row]}', expected a number")
     return found
-
-
-def _check_origin(path: Path, points: NDArray[np.float64], shape: Shape3 | None) -> None:
-    """Refuse points (n, 3) most of which lie far below the first voxel, as those that count from a centre do."""
-    far = points < -FAR * np.asarray(np.abs(points).max() if shape is None else shape, dtype=float)
-    if 2 * int(far.any(axis=1).sum()) > len(points):
-        row, axis = (int(i) for i in np.argwhere(far)[0])
-        raise InputError(
-            f"{path}: row {row + 1}: {AXES[axis]} is {points[row, axis]:g}, outside the tomogram, as most points are: "
-            "voxels count from the first one, which is 0; do these count from the tomogram's centre?"
-        )
 
 
 def _integers(path: Path, name: str, values: Any) -> NDArray[np.int64]:

@@ -60,8 +60,9 @@ def evaluate(
     truth_labels : instances, in any format of `open_tomogram`; read box by box
     truth_format : of the points, where the suffix does not tell it
 
-    The keys are those of `Evaluation` and, with labels, of `MaskEvaluation`. Raises InputError where the truth can't be
-    read, is not this tomogram's, or has another shape, StoreError where there are no results.
+    The keys are those of `Evaluation` and, with labels, of `MaskEvaluation`; `notes` has what had to be assumed. Raises
+    InputError where the truth can't be read, holds no points, is not this tomogram's, or has another shape, StoreError
+    where there are no results.
     """
     store = RunStore.open(run)
     chosen = single_name(store, name)
@@ -71,6 +72,7 @@ def evaluate(
     if points is None:
         called = ", ".join(sorted({tomogram.name.casefold(), *tomogram.keys}))
         raise InputError(f"{truth}: no points of {tomogram.name} in it, as a file or a tomogram called {called}")
+    source.check_any()
     table = picks.read(store, chosen)
     figures = evaluate_picks(
         table[list(AXES)],
@@ -124,7 +126,7 @@ def evaluate_runs(
     czii : also the challenge's score; kinds that are not its classes are left out of it
 
     Tomograms without a truth, without results or with damaged ones, and truths without a run are in the notes. Raises
-    InputError where nothing can be compared.
+    InputError where nothing can be compared, and where the truth as a whole holds no points.
     """
     urls = find_runs(runs)
     points = Truth.open(truth, truth_format, single=len(urls) == 1)
@@ -133,6 +135,7 @@ def evaluate_runs(
     found = _Found(points, labels, queries, named=isinstance(radius, Mapping), single=len(urls) == 1)
     stores = found.opened(urls)
     result = evaluate_dataset(found.of_runs(stores), radius)
+    points.check_any()
     if not result.rows:
         raise InputError("; ".join([f"{truth}: nothing to compare with", *found.notes()[:3]]))
     dataset = DatasetEvaluation(result.rows, result.kinds, tuple(found.notes()))

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.copick import run_name
 from cryosam_dask.io.frame import one_line_errors, shown
 from cryosam_dask.io.listing import run_names
-from cryosam_dask.io.picks import ALL, FAR, read_points
-from cryosam_dask.io.points.base import plain_name
+from cryosam_dask.io.picks import ALL, read_points
+from cryosam_dask.io.points.base import plain_name, renamed
+from cryosam_dask.io.points.plausible import check_corner, check_place, in_a_corner
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 TOMOGRAM = "tomogram"
 KINDS = ("kind", "species")
 """Columns that tell tomograms and kinds of particles apart in a file of several; `cryosam simulate` writes species."""
-
-_MANY = 8
-"""Points that are hardly ever all in one eighth of a tomogram by chance."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,9 @@ class Truth:
     _tables: dict[object, pd.DataFrame] = field(default_factory=dict)
     _outside: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     _cornered: dict[str, None] = field(default_factory=dict)
+    _without: dict[str, dict[str, None]] = field(default_factory=dict)
+    _assumed: dict[str, None] = field(default_factory=dict)
+    _total: int = 0
 
     @classmethod
     def open(cls, truth: str | Path, format: str | None = None, *, single: bool = False) -> Truth:
@@ -94,8 +94,11 @@ class Truth:
         """Points of a kind in voxels of the tomogram (columns z, y, x, …); None where there is no truth for it.
 
         Points beyond the border are points: annotations and refined positions may lie there (`doubts` says how many
-        do). Raises InputError where several files or tomograms could be meant, for files that can't be read, and where
-        more than half of the points are far outside of the tomogram, as those in voxels of another size are.
+        do). So is a tomogram that a file of others has no points of, and a file without any in a folder with others.
+
+        Raises InputError where several files or tomograms could be meant, for files that can't be read or hold no
+        points, and where more than half of the points are far outside of the tomogram, as those in voxels of another
+        size are, or all at its corner, as fractions of its size are.
         """
         self._asked |= tomogram.keys
         path: Path | None = self.path
@@ -107,16 +110,28 @@ class Truth:
         table = _of_kind(self._table(path, tomogram), path, kind)
         table = None if table is None else self._of_tomogram(table, path, tomogram)
         if table is not None:
-            self._look_where(table, tomogram, path)
+            self._look_where(table, tomogram, path, kind)
         return table
 
+    def check_any(self) -> None:
+        """InputError where files were read and none of them holds a point: a truth that says nothing."""
+        if self._used and not self._total:
+            read = [str(path) for path in self.files if str(path) in self._used]
+            what = f"{read[0]}: holds" if len(read) == 1 else f"{self.path}: the {len(read)} files that were read hold"
+            raise InputError(f"{what} no points")
+
     def doubts(self) -> list[str]:
-        """Which tomograms have true points beyond their border, or all of them in one corner, in words."""
-        said = []
+        """What had to be assumed when files were read, and which tomograms have no true points, points beyond their
+        border, or all of them in one corner, in words."""
+        said = list(self._assumed)
+        for kind, names in self._without.items():
+            said.append(f"no true points of {kind}, so that every pick is false: {', '.join(map(shown, names))}")
         if self._outside:
             listed = ", ".join(f"{count} of {n} in {shown(name)}" for name, (count, n, _) in self._outside.items())
             most = max(far for _, _, far in self._outside.values())
-            said = [f"true points outside of their tomogram, by up to {most:.3g} voxels, count as all others: {listed}"]
+            said.append(
+                f"true points outside of their tomogram, by up to {most:.3g} voxels, count as all others: {listed}"
+            )
         if self._cornered:
             listed = ", ".join(map(shown, self._cornered))
             said.append(f"all true points in the first half of each side: are they in larger voxels? {listed}")
@@ -135,20 +150,13 @@ class Truth:
             words.append(f"{other} more file{'s' * (other > 1)} of points under {self.path} not read: of other kinds")
         return words
 
-    def _look_where(self, table: pd.DataFrame, tomogram: Tomogram, path: Path) -> None:
+    def _look_where(self, table: pd.DataFrame, tomogram: Tomogram, path: Path, kind: Kind) -> None:
         """Count points that are outside of the tomogram, look for a corner with all; InputError where most are far."""
-        points, size = table[list(AXES)].to_numpy(dtype=float), np.array(tomogram.shape)
+        points, size, name = table[list(AXES)].to_numpy(dtype=float), np.array(tomogram.shape), tomogram.name
         if not len(points):
+            self._without.setdefault(kind.name, {})[name] = None
             return
-        far, name = _are_far(points, size), tomogram.name
-        if 2 * int(far.sum()) > len(points):
-            shape = " x ".join(map(str, tomogram.shape))
-            turned = 2 * int(_are_far(points[:, ::-1], size).sum()) <= len(points)
-            raise InputError(
-                f"{path}: {int(far.sum())} of {len(points)} points are outside of {name} ({shape} voxels z, y, x, of "
-                f"{tomogram.voxel_size[0]:g} Å): are they in {'x,y,z order' if turned else 'voxels of another size'}, "
-                "or another tomogram's?"
-            )
+        check_place(path, points, name, tomogram.shape, tomogram.voxel_size)
         beyond = np.maximum(-0.5 - points, points - (size - 0.5)).max(axis=1)
         if (beyond > 0).any():
             count, n, most = self._outside.get(name, (0, 0, 0.0))
@@ -168,7 +176,10 @@ class Truth:
         self._names |= dict.fromkeys(known)
         meant = _match(known, tomogram, path)
         if meant is None:
-            return table if len(known) == 1 and (self.single or self.files) else None
+            if len(known) != 1 or not (self.single or self.files):
+                return None
+            self._assumed |= dict.fromkeys(renamed(path, known[0], tomogram.name))
+            return table
         self._used.add(meant)
         return table[table[TOMOGRAM].astype(str) == meant]
 
@@ -177,20 +188,24 @@ class Truth:
         frame = (str(path), tomogram.voxel_size, tomogram.shape)
         if frame not in self._tables:
             self._tables.clear()
-            self._tables[frame] = _points(path, self.format, tomogram)
+            self._tables[frame] = self._points(path, tomogram)
         return self._tables[frame]
 
+    def _points(self, path: Path, tomogram: Tomogram) -> pd.DataFrame:
+        """The points of all tomograms and kinds in a file; an empty table where one of a folder's files has none."""
+        size, shape, notes = tomogram.voxel_size, tomogram.shape, list[str]()
+        try:
+            table = read_points(path, format=self.format, voxel_size=size, shape=shape, tomogram_name=ALL, notes=notes)
+        except InputError as error:
+            if not self.files or not str(error).endswith(": holds no points"):
+                raise
+            import pandas as pd
 
-def _points(path: Path, format: str | None, tomogram: Tomogram) -> pd.DataFrame:
-    """The points of all tomograms and kinds in a file; an empty table where it has none, which is a truth, too."""
-    try:
-        return read_points(path, format=format, voxel_size=tomogram.voxel_size, shape=tomogram.shape, tomogram_name=ALL)
-    except InputError as error:
-        if not str(error).endswith(": holds no points"):
-            raise
-    import pandas as pd
-
-    return pd.DataFrame({axis: np.zeros(0) for axis in AXES})
+            return pd.DataFrame({axis: np.zeros(0) for axis in AXES})
+        self._assumed |= dict.fromkeys(notes)
+        self._total += len(table)
+        check_corner(str(path), table[list(AXES)].to_numpy(dtype=float), alone=self.single)
+        return table
 
 
 def _match(names: Sequence[str], tomogram: Tomogram, path: Path) -> str | None:
@@ -223,14 +238,3 @@ def _of_kind(table: pd.DataFrame, path: Path, kind: Kind) -> pd.DataFrame | None
         known = ", ".join(map(shown, sorted(kinds.unique())[:6]))
         raise InputError(f"{path}: points of {known}, none of {kind.name!r}: name the kind, as in --radius KIND=120A")
     return table
-
-
-def in_a_corner(points: NDArray[np.float64], shape: Shape3) -> bool:
-    """Whether points (n, 3), and not too few of them, are all in the first half of each side (z, y, x): those in
-    voxels of twice the size or more are."""
-    return len(points) >= _MANY and bool((points.max(axis=0) < np.asarray(shape) / 2).all())
-
-
-def _are_far(points: NDArray[np.float64], size: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which points are farther outside of a tomogram than a particle at its border."""
-    return np.asarray(((points < -FAR * size) | (points > (1 + FAR) * size)).any(axis=1))

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
 from cryosam_dask.io.frame import TomogramSource
-from cryosam_dask.io.picks import check_points
+from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import registry
 from cryosam_dask.models.catalog import encoder_info, segmenter_info

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.picks import check_points
+from cryosam_dask.io.points.plausible import check_corner, check_points, doubts
 from cryosam_dask.pipeline.driver import lent
 from cryosam_dask.stages import borrow, query_file
 from cryosam_dask.stages.borrow import Loan
@@ -60,12 +61,28 @@ class Kinds:
         return [*self.negatives, *(p for other, points in self.points.items() if other != name for p in points)]
 
     def check(self, shape: Shape3) -> None:
-        """`InputError` for a point outside of the tomogram."""
+        """`InputError` for a point outside of the tomogram, and for points that are all at its corner."""
         for points in (*self.points.values(), *([self.negatives] if self.negatives else [])):
             check_points(np.asarray(points, float), shape)
+        check_corner("prompts", self._clicked())
+
+    def doubts(self, shape: Shape3) -> list[str]:
+        """What a user should look at again: points that may be in other units than voxels of this tomogram."""
+        unwanted = np.asarray(self.negatives, float).reshape(-1, 3)
+        return doubts(self._clicked(), shape) + doubts(unwanted, shape, "points that are not wanted")
+
+    def _clicked(self) -> NDArray[np.float64]:
+        """(n, 3): the points of all kinds."""
+        return np.array([point for points in self.points.values() for point in points], float).reshape(-1, 3)
 
     def query(self, driver: Driver, settings: Settings) -> None:
-        """Make, or borrow, the query of each kind. Where one can't be made so, `StoreError` before any is."""
+        """Make, or borrow, the query of each kind. Where one can't be made so, `StoreError` before any is.
+
+        Doubts about the points are noted.
+        """
+        self.check(driver.store.shape)
+        for note in self.doubts(driver.store.shape):
+            driver.note(note)
         for name in self.names:
             driver.check_same(name, self.points.get(name), self.unlike(name))
         for name, loan in self.loans.items():

@@ -267,3 +267,18 @@ def test_positions_in_a_corner_are_remarked_upon(tmp_path: Path) -> None:
     path.write_text("z,y,x\n" + "".join(f"{z},{y},{x}\n" for z, y, x in grid))
     found = read_positions(Truth(path), open_tomogram(tmp_path / "t.mrc"))
     assert "--truth-pixel-size" in found.notes[0]
+    path.write_text("z,y,x\n" + "".join(f"{z / 24},{y / 40},{x / 44}\n" for z, y, x in grid))
+    with pytest.raises(InputError, match=r"p\.csv: all 27 points lie within 2 voxels of the corner"):
+        read_positions(Truth(path), open_tomogram(tmp_path / "t.mrc"))
+
+
+def test_what_was_assumed_of_positions_is_noted(tmp_path: Path) -> None:
+    """A file that states two sizes of its pixels."""
+    with mrcfile.new(tmp_path / "t.mrc", np.zeros(SHAPE, np.float32)) as file:
+        file.voxel_size = 10
+    names = [f"rlnCoordinate{axis}" for axis in "XYZ"] + ["rlnPixelSize", "rlnDetectorPixelSize"]
+    header = "".join(f"_{name}\n" for name in names)
+    (tmp_path / "p.star").write_text(f"data_\n\nloop_\n{header}40 30 20 10 5\n20 10 8 10 5\n")
+    found = read_positions(Truth(tmp_path / "p.star"), open_tomogram(tmp_path / "t.mrc"))
+    assert found.points.tolist() == [[20, 30, 40], [8, 10, 20]]
+    assert ["of 10 Å by rlnPixelSize, of 5 Å by rlnDetectorPixelSize" in note for note in found.notes] == [True]

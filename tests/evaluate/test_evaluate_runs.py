@@ -301,7 +301,35 @@ def test_an_empty_truth_is_one(make: Make, truth: Path, tmp_path: Path) -> None:
     assert [row.picks.f1 for row in result.rows] == [0, 1, 1]
     kind = result.kinds[0]
     assert (kind.tomograms, kind.truth_in, kind.pooled.false_positives) == (3, 1, 2)
-    assert outputs.evaluate(tmp_path / "runs" / "TS_1.zarr", truth / "TS_1.csv", 1)["precision"] == 0
+    assert result.notes == ("no true points of a, so that every pick is false: TS_1, TS_2",)
+    # of a kind that a joint file has in another tomogram, too
+    both = pd.concat([pd.DataFrame(places(s), columns=list("zyx")).assign(tomogram=t, kind=k)
+                      for s, t, k in ((0, "TS_3", "a"), (1, "TS_1", "b"))])  # fmt: skip
+    both.to_csv(truth / "joint.csv", index=False)
+    joint = outputs.evaluate_runs(tmp_path / "runs", truth / "joint.csv", {"a": 1}).dataset
+    assert [(row.tomogram, row.picks.f1) for row in joint.rows] == [("TS_1", 0), ("TS_3", 1)]
+    figures = outputs.evaluate(tmp_path / "runs" / "TS_1.zarr", truth / "joint.csv", 1)
+    assert (figures["precision"], figures["notes"]) == (0, ["no true points of a, so that every pick is false: TS_1"])
+
+
+def test_a_truth_without_any_point_is_refused(
+    make: Make, truth: Path, tmp_path: Path, cryosam: Callable[..., tuple[int, str, str]]
+) -> None:
+    """For one run, for several with a file of all, and in a folder of which no file has one."""
+    store = make("TS_1", a=places(0))
+    (truth / "TS_1.csv").write_text("z,y,x,tomogram\n")
+    code, out, err = cryosam("evaluate", store.url, "--truth", truth / "TS_1.csv", "--radius", 1)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    for true in (truth / "TS_1.csv", truth):
+        for call in (outputs.evaluate, outputs.evaluate_runs):
+            with pytest.raises(InputError, match=r"TS_1\.csv: holds no points$"):
+                call(store.url, true, 1)
+    make("TS_2", a=places(1))
+    with pytest.raises(InputError, match=r"TS_1\.csv: holds no points$"):
+        outputs.evaluate_runs(tmp_path / "runs", truth / "TS_1.csv", 1)
+    (truth / "TS_2.csv").write_text("z,y,x\n")
+    with pytest.raises(InputError, match=r"truth: the 2 files that were read hold no points$"):
+        outputs.evaluate_runs(tmp_path / "runs", truth, 1)
 
 
 def test_nothing_to_compare_is_one_line(make: Make, truth: Path, tmp_path: Path) -> None:
@@ -342,9 +370,47 @@ def test_truth_in_larger_voxels_is_remarked_upon(make: Make, truth: Path) -> Non
     assert "notes" not in outputs.evaluate(store.url, write(truth / "few.csv", places(0, 3) / 2), 1)
 
 
+@pytest.mark.parametrize("unit", [np.array(SHAPE), 20.0])
+def test_a_truth_all_at_the_corner_is_refused(make: Make, truth: Path, tmp_path: Path, unit: Any) -> None:
+    """Fractions of the size, as template matchers write them; and tenths of micrometres."""
+    store = make("TS_1", a=places(0))
+    file = write(truth / "TS_1.csv", places(0) / unit)
+    words = r"TS_1\.csv: all 6 points lie within 2 voxels of the corner 0,0,0 .*fractions of the tomogram's size"
+    with pytest.raises(InputError, match=words):
+        outputs.evaluate(store.url, file, 1)
+    make("TS_2", a=places(0))
+    with pytest.raises(InputError, match=words):
+        outputs.evaluate_runs(tmp_path / "runs", truth, 1)
+    # one particle of one of several tomograms may be there
+    write(truth / "TS_1.csv", np.array([[0.5, 1.0, 1.5]]))
+    write(truth / "TS_2.csv", places(0))
+    result = outputs.evaluate_runs(tmp_path / "runs", truth, 1).dataset
+    assert [row.picks.recall for row in result.rows] == [0, 1]
+    with pytest.raises(InputError, match=r"TS_1\.csv: its only point lies within 2 voxels"):
+        outputs.evaluate(store.url, file, 1)
+
+
+def test_what_was_assumed_when_a_truth_was_read_is_noted(make: Make, truth: Path) -> None:
+    """A note of the reader: two columns that contradict each other."""
+    store, table = make("TS_1", a=places(0)), pd.DataFrame(places(0), columns=list("zyx"))
+    star = table.rename(columns={axis: f"rlnCoordinate{axis.upper()}" for axis in "zyx"})
+    import starfile
+
+    starfile.write(star.assign(rlnPixelSize=10.0, rlnDetectorPixelSize=5.0), truth / "t.star")
+    figures = outputs.evaluate(store.url, truth / "t.star", 1)
+    assert figures["f1"] == 1
+    (note,) = figures["notes"]
+    assert "pixels of 10 Å by rlnPixelSize, of 5 Å by rlnDetectorPixelSize" in note
+    assert outputs.evaluate_runs(store.url, truth / "t.star", 1).dataset.notes == (note,)
+
+
 def test_a_single_tomogram_may_be_called_anything(make: Make, truth: Path) -> None:
     store = make("TS_1", a=places(0))
-    assert outputs.evaluate(store.url, write(truth / "t.csv", places(0), tomogram="position_7"), 1)["f1"] == 1
+    other = write(truth / "t.csv", places(0), tomogram="position_7")
+    figures = outputs.evaluate(store.url, other, 1)
+    assert figures["f1"] == 1
+    assert figures["notes"] == [f"{other}: its points are of 'position_7' by name, and are used with 'TS_1'"]
+    assert "notes" not in outputs.evaluate(store.url, write(truth / "t.csv", places(0), tomogram="ts_1.mrc"), 1)
     two = np.vstack([places(0), places(1)])
     file = write(truth / "two.csv", two, tomogram=["x"] * 6 + ["y"] * 6)
     with pytest.raises(InputError, match=r"two\.csv: no points of TS_1 in it"):

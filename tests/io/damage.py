@@ -215,8 +215,38 @@ STAR_MORE = ("rlnAutopickFigureOfMerit", "rlnTomoParticleId", "rlnOriginXAngst",
 CENTRED = [f"rlnCenteredCoordinate{axis}Angst" for axis in "XYZ"]
 
 
+def make_warp_stacks(r: random.Random) -> list[str]:
+    """Lines of a particles file as Warp's export of 2D stacks, with one or two optics groups."""
+    sizes = r.sample(("4", "5.5", "10", "12.25"), r.choice((1, 1, 2)))
+    lines = ["data_general", "", "_rlnTomoSubTomosAre2DStacks 1", "", "data_optics", "", "loop_", "_rlnOpticsGroup"]
+    lines += ["_rlnTomoTiltSeriesPixelSize", "_rlnImagePixelSize"]
+    lines += [f"{group} 2 {size}" for group, size in enumerate(sizes, start=1)]
+    names = (*STAR_COLUMNS, "rlnTomoName", "rlnTomoParticleName", "rlnImageName", "rlnOpticsGroup")
+    lines += ["", "data_particles", "", "loop_", *(f"_{name}" for name in names)]
+    for i in range(1, r.choice((2, 3, 5))):
+        group = r.choice((1, 1, 1, len(sizes), 3)) if r.random() < 0.2 else r.randint(1, len(sizes))
+        size = float(sizes[min(group, len(sizes)) - 1])
+        place = " ".join(_value(r).strip() or "1" for _ in STAR_COLUMNS)
+        lines.append(f"{place} TS_1.tomostar TS_1/{i} TS_1_{size:.2f}A_{i:06d}.mrcs {group}")
+    return lines
+
+
+def make_detector(r: random.Random) -> list[str]:
+    """Lines of a file that states its detector's pixel, with a magnification or none."""
+    stated = {"rlnDetectorPixelSize": r.choice(("5", "10", "24.5", "0", "-1", "x", "1e300"))}
+    if r.random() < 0.5:
+        stated["rlnMagnification"] = r.choice(("10000", "4237.5", "0", "1e-300", "nan"))
+    lines = ["data_", "", "loop_", *(f"_{name}" for name in (*STAR_COLUMNS, *stated))]
+    rows = range(r.choice((1, 2, 4)))
+    return lines + [" ".join([*(_value(r).strip() or "1" for _ in STAR_COLUMNS), *stated.values()]) for _ in rows]
+
+
 def make_star(r: random.Random, folder: Path) -> Path:
     path = folder / "points.star"
+    if r.random() < 0.25:
+        lines = r.choice((make_warp_stacks, make_detector))(r)
+        path.write_bytes(_encoded(r, r.choice(ENDS).join(lines)))
+        return path
     names = list(CENTRED if r.random() < 0.15 else STAR_COLUMNS)
     names += [name for name in STAR_MORE if r.random() < 0.15]
     r.shuffle(names)
@@ -241,7 +271,9 @@ def make_star(r: random.Random, folder: Path) -> Path:
 
 def expected_star(path: Path, text: str) -> np.ndarray | None:
     """z, y, x by the starfile library, where the file is plain enough for it; None elsewhere."""
-    if re.search(r"""['"#\r_]*['"\r]""", text) or "Angst" in text or "rlnTomoTiltSeries" in text:
+    if re.search(r"""['"#\r_]*['"\r]""", text) or "Angst" in text:
+        return None
+    if "rlnTomoTiltSeries" in text and "_rlnImagePixelSize" not in text:
         return None
     if re.search(r"#(?!\d+$)", text, re.MULTILINE):
         return None
@@ -254,8 +286,31 @@ def expected_star(path: Path, text: str) -> np.ndarray | None:
     for block in blocks.values():
         if set(STAR_COLUMNS) <= set(block):
             found = np.array([np.atleast_1d(np.asarray(block[name], float)) for name in STAR_COLUMNS[::-1]]).T
-            return np.round(found, 6)
+            ratio = _expected_ratio(blocks, block)
+            return None if ratio is None else np.round(found * ratio, 6)
     return None
+
+
+def _expected_ratio(blocks: dict[str, Any], block: Any) -> Any:
+    """Voxels of 10 Å per pixel, (n, 1) or a number; None where what the file is is in doubt."""
+    sizes: Any = 10.0
+    if {"rlnImageName", "rlnTomoName", "rlnTomoParticleName"} & set(block):
+        optics, columns = blocks.get("optics", {}), ("rlnOpticsGroup", "rlnImagePixelSize")
+        if not ({"rlnImageName", "rlnOpticsGroup"} <= set(block) and set(columns) <= set(optics)):
+            return None
+        names = np.atleast_1d(block["rlnImageName"]).tolist()
+        if not all(re.search(r"_\d+\.\d\dA_\d{6}\.mrcs$", str(name)) for name in names):
+            return None
+        table = dict(zip(*(np.atleast_1d(optics[name]) for name in columns), strict=True))
+        groups = np.atleast_1d(block["rlnOpticsGroup"])
+        alone = next(iter(table.values())) if len(set(table.values())) == 1 else None  # all particles', whatever group
+        sizes = np.array([table[group] if alone is None else alone for group in groups], float)[:, None]
+    elif "rlnDetectorPixelSize" in block:
+        sizes = np.atleast_1d(np.asarray(block["rlnDetectorPixelSize"], float))[:, None]
+        if "rlnMagnification" in block:
+            sizes = sizes * 1e4 / np.atleast_1d(np.asarray(block["rlnMagnification"], float))[:, None]
+    ratio = sizes / 10.0
+    return np.where(np.abs(ratio - 1) < 1e-6, 1.0, ratio)
 
 
 # OME-Zarr -------------------------------------------------------------------------------------------------------------

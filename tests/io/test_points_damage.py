@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from damage import JSONS, LONGEST_MESSAGE, SLOWEST, damaged, traced
+from damage import JSONS, LONGEST_MESSAGE, SLOWEST, damaged, make_detector, make_warp_stacks, traced
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points
@@ -30,6 +30,8 @@ from cryosam_dask.types import Pick
 FRAME = {"voxel_size": 10.0, "shape": (50, 60, 70)}
 PICKS = [Pick(1.5, 2, 3, 0.5, 1), Pick(4, 5, 6.25, 0.25, 2), Pick(7, 8, 9, 0.125, 3)]
 KINDS = {"imod": ".mod", "copick": ".json", "ndjson": ".ndjson", "parquet": ".parquet", "warp": ".star"}
+KINDS |= {"warp 2D stacks": ".star", "detector's pixels": ".star"}
+TEXTS = {"warp 2D stacks": make_warp_stacks, "detector's pixels": make_detector}
 LEAST, PER_BYTE = 32 << 20, 100
 
 
@@ -43,6 +45,9 @@ def _traced() -> Iterator[None]:
 
 @functools.cache
 def sound(kind: str) -> bytes:
+    if kind in TEXTS:
+        every = ("\n".join(TEXTS[kind](random.Random(seed))).encode() for seed in range(100))
+        return next(raw for raw in every if raw.count(b"\n") > 8 and not read_points_of(raw, kind)[1])
     return encode_picks([(PICKS, Frame((10.0,) * 3, (50, 60, 70), "TS_1", kind="apo"))], kind)
 
 

@@ -23,6 +23,9 @@ COLUMNS = ["z", "y", "x", "score", "instance"]
 ALL = "*"
 """Asked for as the tomogram or the kind: the points of all."""
 
+UNNAMED = "tomogram"
+"""What a tomogram is called in a file that needs a name, where none is known."""
+
 DIGITS = 6
 """Decimals that positions are rounded to where a unit was converted, so that a voxel's centre stays a whole number."""
 
@@ -130,17 +133,19 @@ def keep(columns: Columns, rows: Sequence[bool] | NDArray[np.bool_]) -> Columns:
     }
 
 
-def choose(path: Path, columns: Columns, name: str, asked: str | None) -> Columns:
+def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: list[str] | None = None) -> Columns:
     """The rows of one tomogram or one kind: `name` is the column that tells them apart, if the file has it.
 
-    A single tomogram is taken whatever it is called, since names differ between programs. InputError that lists what
-    there is where several are and none was asked for, or another.
+    A single tomogram is taken whatever it is called, since names differ between programs; `notes` gets a sentence where
+    its name is another. InputError that lists what there is where several are and none was asked for, or another.
     """
     if asked == ALL or name not in columns:
         return columns
     names = [str(value) for value in columns[name]]
     known = sorted(set(names))
     if len(known) < 2 and (name == "tomogram" or asked is None):
+        if known and asked is not None and notes is not None:
+            notes += renamed(path, known[0], asked)
         return columns
     meant = [asked] if asked in known else [one for one in known if asked is not None and _same(one, asked)]
     if len(meant) != 1:
@@ -158,6 +163,13 @@ def plain_name(name: str) -> str:
     while (shorter := _ENDING.sub("", name)) and shorter != name:
         name = shorter
     return name
+
+
+def renamed(path: Path, name: str, asked: str) -> list[str]:
+    """A note where a file's only tomogram has another name than the one that its points are used with."""
+    if name in ("", UNNAMED) or plain_name(name).casefold() == plain_name(asked).casefold():
+        return []
+    return [f"{path}: its points are of {shown(repr(name))} by name, and are used with {shown(repr(asked))}"]
 
 
 def _same(one: str, other: str) -> bool:

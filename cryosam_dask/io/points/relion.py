@@ -5,8 +5,7 @@ The conventions are taken from RELION's sources (`particle_set.cpp`, `tomogram_s
 relion4: `rlnCoordinateX/Y/Z`, pixels, zero-based. RELION 4 adds 1 when it reads a position and places the first voxel
     of a reconstruction at 1; RELION 5 does neither, so in both the first voxel's centre is coordinate 0. What is
     written here are voxels of the picked tomogram: where that one is binned, give RELION's import the binning as its
-    scale factor. A file whose optics table has `rlnTomoTiltSeriesPixelSize` holds unbinned pixels, one whose particles
-    have `rlnPixelSize` pixels of that size; they are scaled to the tomogram's voxels when read.
+    scale factor. Pixels of which a file states the size (`pixels`) are scaled to the tomogram's voxels when read.
 relion5: `rlnCenteredCoordinateX/Y/ZAngst`, Å from the centre of the unbinned tomogram, D/2 pixels from its first voxel
     (`Tomogram::centre`), for odd D too: i · voxel size − D/2 · pixel size for index i of a tomogram of any binning.
     D and the pixel size are `rlnTomoSizeX/Y/Z` and `rlnTomoTiltSeriesPixelSize` of a tomograms.star. Without one,
@@ -26,9 +25,20 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
-from cryosam_dask.io.points import warp
-from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, plain_name, positions, rounded
+from cryosam_dask.io.frame import shown
+from cryosam_dask.io.points import pixels, warp
+from cryosam_dask.io.points.base import (
+    UNNAMED,
+    Columns,
+    Float64,
+    Frame,
+    Part,
+    axes_of,
+    choose,
+    plain_name,
+    positions,
+    rounded,
+)
 from cryosam_dask.io.star import Table, encode_table, read_tables
 from cryosam_dask.io.text import numbers
 
@@ -45,7 +55,7 @@ ANGLES = ["rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogram
 SIZES = ["rlnTomoSizeZ", "rlnTomoSizeY", "rlnTomoSizeX"]
 SCORE, INSTANCE, CLASS = "rlnAutopickFigureOfMerit", "rlnTomoParticleId", "rlnClassNumber"
 NAME, MICROGRAPH = "rlnTomoName", "rlnMicrographName"
-PIXEL_SIZE, OWN_PIXEL_SIZE = "rlnTomoTiltSeriesPixelSize", "rlnPixelSize"
+PIXEL_SIZE = pixels.TILT_SERIES
 PARTICLES_FILE, TOMOGRAMS_FILE = "rlnTomoParticlesFile", "rlnTomoTomogramsFile"
 _WHAT = "points in RELION 5's convention"
 
@@ -74,7 +84,7 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
     columns: Columns = dict(table.columns)
     name = next((name for name in (NAME, MICROGRAPH) if name in columns), None)
     if name is not None:
-        columns = choose(path, columns | {"tomogram": columns[name]}, "tomogram", frame.tomogram)
+        columns = choose(path, columns | {"tomogram": columns[name]}, "tomogram", frame.tomogram, frame.notes)
     if CLASS in columns and frame.kind is not None:
         columns = choose(path, columns | {"kind": columns[CLASS]}, "kind", frame.kind)
     table = Table({key: values for key, values in columns.items() if key not in ("tomogram", "kind")}, True)
@@ -87,8 +97,8 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """RELION 4's file of picks; the name is "tomogram" where none is known."""
-    return _encode([(table, frame.tomogram or "tomogram", positions(table)) for table, frame in parts], PIXELS)
+    """RELION 4's file of picks; the name is `UNNAMED` where none is known."""
+    return _encode([(table, frame.tomogram or UNNAMED, positions(table)) for table, frame in parts], PIXELS)
 
 
 def encode_centred(parts: Sequence[Part], joint: bool) -> bytes:
@@ -126,8 +136,8 @@ def _positions(
 ) -> Float64:
     """(n, 3) z, y, x in voxels."""
     known = frame.voxel_size is not None and (frame.shape is not None or sizes is not None)
-    pixels = table.has(PIXELS)
-    centred = table.has(CENTRED) and (convention == "relion5" or not pixels or (known and convention == "any"))
+    in_pixels = table.has(PIXELS)
+    centred = table.has(CENTRED) and (convention == "relion5" or not in_pixels or (known and convention == "any"))
     if centred:
         what = f"{path}: centred coordinates"
         if sizes is None:
@@ -209,29 +219,14 @@ def _numbers(path: Path, table: Table, columns: Sequence[str]) -> Float64:
 
 
 def _scale(path: Path, tables: Sequence[Table], table: Table, frame: Frame, convention: Convention) -> Float64:
-    """Voxels per pixel of the file, (3,) or (n, 3) z, y, x: 1 unless the file says what its pixels are."""
-    sizes = np.unique(
-        [size for one in tables if PIXEL_SIZE in one.columns for size in _numbers(path, one, [PIXEL_SIZE])]
-    )
-    if len(sizes) > 1:
-        found = shown(", ".join(f"{size:g}" for size in sizes))
-        raise InputError(f"{path}: several tilt series pixel sizes ({found} Å), expected one: split the file")
-    if not len(sizes) and OWN_PIXEL_SIZE in table.columns:
-        sizes = _numbers(path, table, [OWN_PIXEL_SIZE])
-    if not len(sizes):
-        named = table.columns.get(MICROGRAPH, [])
-        if convention == "warp" or (convention == "any" and named and all(one.endswith(".tomostar") for one in named)):
-            return warp.per_unit(path, _numbers(path, table, PIXELS), frame)
-        return np.ones(3)
-    for size in np.unique(sizes):
-        if not plausible_voxel(size):
-            raise InputError(f"{path}: a pixel size of {size:g} Å, which no camera's pixels are")
-    if frame.voxel_size is None:
-        raise InputError(
-            f"{path}: coordinates in pixels of {sizes.min():g} Å: the tomogram's voxel size is needed; {ASK_VOXEL_SIZE}"
-        )
-    ratio = sizes / np.asarray(frame.voxel_size, dtype=float)
-    return np.where(np.abs(ratio - 1) < 1e-6, 1.0, ratio)  # sizes in files have few decimals
+    """Voxels per unit of the file, (3,), (1, 3) or (n, 3) z, y, x: 1 unless the file says what its pixels are."""
+    ratio = pixels.voxels_per_pixel(path, tables, table, frame, convention)
+    if ratio is not None:
+        return ratio
+    named = table.columns.get(MICROGRAPH, [])
+    if convention == "warp" or (convention == "any" and named and all(one.endswith(".tomostar") for one in named)):
+        return warp.per_unit(path, _numbers(path, table, PIXELS), frame)
+    return np.ones(3)
 
 
 def _shifts(path: Path, table: Table, frame: Frame) -> Float64:

@@ -1,19 +1,25 @@
 """Warp's and M's particle positions in STAR files, which share columns with RELION's.
 
 Taken from their sources (`ExportParticlesTiltseries.cs`, `TiltSeries.MatchFull.cs`, `TiltSeries.ReconstructFull.cs`,
-`Species.cs`): a voxel with index i of a reconstruction stands at i · pixel size, Å from the first voxel.
+`TiltSeries.ReconstructParticleSeries.cs`, `Species.cs`): a voxel with index i of a reconstruction stands at
+i · pixel size, Å from the first voxel.
 
 Warp, pixels: `rlnCoordinateX/Y/Z`, zero-based, `rlnMicrographName` NAME.tomostar; pixels are the tomogram's unless
-    `rlnPixelSize` gives theirs. This is what is written; give `ts_export_particles` the voxel size as --coords_angpix.
+    `pixels` finds theirs. This is what is written; give `ts_export_particles` the voxel size as --coords_angpix.
 Warp, template matching: the same columns as a fraction of the volume's extent, 0 to 1 (`--normalized_coords`).
+Warp, 2D stacks (`ts_export_particles --2d`): `rlnCoordinateX/Y/Z` in pixels of the export, which is the image pixel
+    size of the particle's optics group. Until July 2026 that table stated the unbinned pixel as
+    `rlnTomoTiltSeriesPixelSize`, now the export's. RELION 5's own 2D stacks have the same columns, in unbinned pixels.
 M: `wrpCoordinateX1/Y1/Z1`, `…X2/…`: Å from the first voxel along a particle's trajectory, of which the mean is read,
     as M does for RELION; `wrpSourceName`. M's own tables are not written: they need hashes of M's sources.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +30,11 @@ from cryosam_dask.io.text import numbers
 
 _SCORE, _INSTANCE = "rlnAutopickFigureOfMerit", "rlnTomoParticleId"
 _WHAT = "points in Warp's convention"
+
+_NAME, _PARTICLE, _IMAGE, _FLAT = "rlnTomoName", "rlnTomoParticleName", "rlnImageName", "rlnTomoSubTomosAre2DStacks"
+_ITEM = ".tomostar"
+_STACK = re.compile(r"_(\d+)[.,](\d\d)A_\d{6,}\.mrcs$")
+"""What Warp calls a particle's stack: NAME_12.00A_000001.mrcs, with the export's pixel."""
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
@@ -50,7 +61,9 @@ def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> 
         return None
     columns: Columns = dict(table.columns)
     if "wrpSourceName" in columns:
-        columns = choose(path, columns | {"tomogram": columns["wrpSourceName"]}, "tomogram", frame.tomogram)
+        columns = choose(
+            path, columns | {"tomogram": columns["wrpSourceName"]}, "tomogram", frame.tomogram, frame.notes
+        )
     steps = 1
     while table.has([f"wrpCoordinate{axis}{steps + 1}" for axis in "XYZ"]):
         steps += 1
@@ -65,6 +78,44 @@ def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> 
         if column in columns:
             found[key] = columns[column]
     return found | ({"tomogram": columns["tomogram"]} if "tomogram" in columns else {})
+
+
+def wrote_stacks(tables: Sequence[Table], particles: Table, convention: str) -> Literal["yes", "no", "maybe"]:
+    """Whether the coordinates are those of Warp's export of 2D stacks.
+
+    Warp's own marks are the stacks' names, and tomograms called NAME.tomostar whose particles are called NAME/1: RELION
+    calls a stack 1_stack2d.mrcs, and a particle as the tomogram with the number behind. It is not sure where both
+    programs' marks are there, and where tomograms of 2D stacks have Warp's names and nothing else tells.
+    """
+    if convention not in ("any", "warp"):
+        return "no"
+    tomograms, images = particles.columns.get(_NAME, []), particles.columns.get(_IMAGE, [])
+    names = particles.columns.get(_PARTICLE, [])
+    flat = any(table.columns.get(_FLAT, [""])[:1] == ["1"] for table in tables)
+    if convention == "warp":
+        return "yes" if flat or pixels_of_stacks(particles) is not None else "no"
+    items = bool(tomograms) and all(name.endswith(_ITEM) for name in tomograms)
+    pairs = list(zip(tomograms, names, strict=False))
+    by_warp = items and bool(pairs) and all(_is_of(name, one.removesuffix(_ITEM)) for one, name in pairs)
+    by_relion = bool(images) and all(image.endswith(("_stack2d.mrcs", "_data.mrc")) for image in images)
+    if by_warp or pixels_of_stacks(particles) is not None:
+        return "maybe" if by_relion else "yes"
+    by_relion = by_relion or (bool(pairs) and all(_is_of(name, one) for one, name in pairs))
+    return "maybe" if items and flat and not by_relion else "no"
+
+
+def pixels_of_stacks(particles: Table) -> Float64 | None:
+    """Å (n,), with two decimals, by which Warp calls the particles' stacks; None unless it calls all of them so."""
+    named = [_STACK.search(image) for image in particles.columns.get(_IMAGE, [])]
+    if not named or None in named:
+        return None
+    return np.array([float(f"{match[1]}.{match[2]}") for match in named if match is not None])
+
+
+def _is_of(particle: str, tomogram: str) -> bool:
+    """Whether a particle is called by the tomogram's name and a number."""
+    name, _, number = particle.rpartition("/")
+    return name == tomogram and number.isdigit()
 
 
 def per_unit(path: Path, values: Float64, frame: Frame) -> Float64:
