@@ -73,6 +73,7 @@ def export_copick(
             user=choice.user,
             session=choice.session,
             voxel_size=store.voxel_size,
+            shape=store.shape,
             radius=_radius(store, picks.read(store, one)["size"].to_numpy()),
             new_tomogram=choice.tomogram if "tomogram" in contents and not overwrite else None,
         )

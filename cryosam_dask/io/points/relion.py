@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import same_voxels
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
 from cryosam_dask.io.points import warp
-from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, plain_name, positions, rounded
+from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, positions, rounded
+from cryosam_dask.io.points.names import matching
 from cryosam_dask.io.star import Table, encode_table, read_tables
 from cryosam_dask.io.text import numbers
 
@@ -106,6 +108,17 @@ def encode_centred(parts: Sequence[Part], joint: bool) -> bytes:
     return _encode(rows, CENTRED)
 
 
+def listed_names(path: Path, names: Sequence[str]) -> list[str]:
+    """What a tomograms.star calls tomograms; InputError where it has not just one for each of them."""
+    extents = _extents(path)
+    listed = [_of(extents, name, path)[0] for name in names]
+    for place, name in enumerate(listed):
+        if (first := listed.index(name)) != place:
+            both = f"{shown(names[first])} and {shown(names[place])}"
+            raise InputError(f"{path}: {both} are both {shown(name)}: say with --tomogram what they are called there")
+    return listed
+
+
 def _encode(rows: Sequence[tuple[pd.DataFrame, str, Float64]], names: Sequence[str]) -> bytes:
     """A file of (picks, tomogram, positions z, y, x); `names` are the positions' columns, z, y, x."""
     import pandas as pd
@@ -118,7 +131,7 @@ def _encode(rows: Sequence[tuple[pd.DataFrame, str, Float64]], names: Sequence[s
         table[SCORE] = picks["score"].to_numpy(dtype=float)
         table[INSTANCE] = picks["instance"].to_numpy(dtype=np.int64)
         tables.append(table)
-    return encode_table(pd.concat(tables, ignore_index=True))
+    return encode_table(pd.concat(tables, ignore_index=True), NAME)
 
 
 def _positions(
@@ -170,7 +183,7 @@ def _extents(path: Path) -> dict[str, Float64]:
 
 def _of(extents: dict[str, Float64], name: str, path: Path) -> tuple[str, Float64]:
     """What a tomogram is called among those of a tomograms.star, and its size."""
-    found = [name] if name in extents else [one for one in extents if plain_name(one) == plain_name(name)]
+    found = matching(name, extents)
     if len(found) != 1:
         listed = ", ".join(map(shown, list(extents)[:5])) + (", …" if len(extents) > 5 else "")
         several = "several tomograms that could be" if found else "no tomogram"
@@ -213,9 +226,10 @@ def _scale(path: Path, tables: Sequence[Table], table: Table, frame: Frame, conv
     sizes = np.unique(
         [size for one in tables if PIXEL_SIZE in one.columns for size in _numbers(path, one, [PIXEL_SIZE])]
     )
-    if len(sizes) > 1:
+    if len(sizes) > 1 and not same_voxels(sizes[0], sizes[-1], frame.shape):
         found = shown(", ".join(f"{size:g}" for size in sizes))
         raise InputError(f"{path}: several tilt series pixel sizes ({found} Å), expected one: split the file")
+    sizes = sizes[:1]  # others round it
     if not len(sizes) and OWN_PIXEL_SIZE in table.columns:
         sizes = _numbers(path, table, [OWN_PIXEL_SIZE])
     if not len(sizes):
@@ -230,8 +244,9 @@ def _scale(path: Path, tables: Sequence[Table], table: Table, frame: Frame, conv
         raise InputError(
             f"{path}: coordinates in pixels of {sizes.min():g} Å: the tomogram's voxel size is needed; {ASK_VOXEL_SIZE}"
         )
-    ratio = sizes / np.asarray(frame.voxel_size, dtype=float)
-    return np.where(np.abs(ratio - 1) < 1e-6, 1.0, ratio)  # sizes in files have few decimals
+    known, which = np.unique(sizes, return_inverse=True)  # sizes in files have few decimals
+    same = np.array([same_voxels(size, frame.voxel_size, frame.shape) for size in known])[which].reshape(sizes.shape)
+    return np.where(same, 1.0, sizes / np.asarray(frame.voxel_size, dtype=float))
 
 
 def _shifts(path: Path, table: Table, frame: Frame) -> Float64:
