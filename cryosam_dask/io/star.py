@@ -88,8 +88,8 @@ def _parse(path: Path, lines: Sequence[str]) -> list[Table]:
 
     tables: list[Table] = []
     names: set[str] = set()
-    for number, tokens in _token_lines(path, lines):
-        first = tokens[0]
+    for number, tokens, quoted in _token_lines(path, lines):
+        first = "" if quoted else tokens[0]  # in quotes it is a value, whatever it says
         if first.startswith("data_") and len(tokens) == 1:
             if first in names:
                 raise unreadable(number, f"a second block {shown(first)}")
@@ -119,8 +119,8 @@ def _parse(path: Path, lines: Sequence[str]) -> list[Table]:
     return tables
 
 
-def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line's number, its values) of each line that has any."""
+def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str], bool]]:
+    """(line's number, its values, whether the first one is in quotes) of each line that has any."""
     for number, line in enumerate(lines, start=1):
         if not ("'" in line or '"' in line or "#" in line):
             tokens = line.split()
@@ -134,4 +134,4 @@ def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[s
                 if match[3] is None:
                     tokens.append(next(text for text in match.groups() if text is not None))
         if tokens:
-            yield number, tokens
+            yield number, tokens, line.lstrip()[0] in "'\""
