@@ -138,8 +138,8 @@ def join_picks(summary: Summary, names: Sequence[str]) -> list[str]:
         try:
             content = encode()
         except InputError as error:
-            export = "write it with cryosam export and --tomogram RUN=NAME"
-            notes.append(f"{file} is not written: {printable(str(error))}; {export}")
+            way_out = f"cryosam export {public(summary.folder)} {file} --tomogram RUN=NAME writes it"
+            notes.append(f"{file} is not written: {printable(str(error))}; {way_out}")
         else:
             put_text(summary.folder, file, content.decode())
     return notes
@@ -152,7 +152,7 @@ def _as_csv(parts: Mapping[str, Sequence[Part]]) -> bytes:
     import pandas as pd
 
     tables = [
-        table.assign(tomogram=check_name("the tomogram", frame.tomogram), kind=name)
+        table.assign(tomogram=check_name("tomogram", frame.tomogram, "--tomogram"), kind=name)
         for name, of_kind in parts.items()
         for table, frame in of_kind
     ]

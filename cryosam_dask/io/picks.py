@@ -108,9 +108,9 @@ def encode_picks(
         raise InputError(f"{format} holds the picks of one tomogram alone; of several: {joined}")
     for _, frame in parts:
         if joint or (chosen.names and frame.tomogram is not None):
-            check_name("the tomogram", frame.tomogram)
+            check_name("tomogram", frame.tomogram, "--tomogram")
         if chosen.kinds and frame.kind is not None:
-            check_name("the kind", frame.kind)
+            check_name("kind", frame.kind, "--object")
     return chosen.encode([(_table(picks), frame) for picks, frame in parts], joint)
 
 

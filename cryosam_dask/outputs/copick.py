@@ -15,6 +15,7 @@ from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
 from cryosam_dask.outputs.names import file_name, name_one
 from cryosam_dask.outputs.results import check_own, check_painted, single_name
 from cryosam_dask.store import layout, picks
+from cryosam_dask.store.address import is_local
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
@@ -151,7 +152,8 @@ def _write_multilabel(store: RunStore, targets: dict[str, copick_out.Target]) ->
 def _run_in(project: Path, store: RunStore) -> str:
     """The run in a project that a tomogram is of: the one that is called as its file, else as its tilt series."""
     config, own = copick_out.config_of(project), copick.as_run(file_name(store))
-    if config.exists() and own in copick.list_runs(copick.open_project(str(config))):
+    roots = copick.open_project(str(config)).roots if config.exists() else ()
+    if any(is_local(root) and (Path(root) / "ExperimentRuns" / own).is_dir() for root in roots):
         return own
     return copick.as_run(name_one(store, None, None)[0])
 

@@ -35,7 +35,7 @@ def name_one(store: RunStore, asked: Asked, tomograms: Path | None) -> tuple[str
     own = file_name(store)
     texts = [asked] if isinstance(asked, str) else list(asked or [])
     if isinstance(asked, Mapping) or (texts and _is_csv(texts[0])):
-        texts = [name for name in [asked_names(asked, [own]).get(own)] if name is not None]
+        texts = [name for run, name in _all_pairs(asked) if matching(run, [own])]  # others are of other runs
     if len(texts) > 1:
         raise InputError(f"--tomogram {' --tomogram '.join(map(shown, texts))}: one run has one name")
     if texts:
@@ -53,12 +53,8 @@ def name_many(runs: Sequence[str], asked: Asked, tomograms: Path | None) -> tupl
 
 def asked_names(asked: Asked, own: Sequence[str]) -> dict[str, str]:
     """Own name → the name that is asked for; InputError for what is no such pair, or of no run."""
-    if isinstance(asked, Mapping):
-        pairs = list(asked.items())
-    else:
-        pairs = [pair for text in ([asked] if isinstance(asked, str) else asked or []) for pair in _pairs(text)]
     found: dict[str, str] = {}
-    for run, name in pairs:
+    for run, name in _all_pairs(asked):
         meant = matching(run, own)
         if len(meant) != 1 or not name:
             there = ", ".join(map(shown, own[:5])) + (", …" if len(own) > 5 else "")
@@ -84,6 +80,12 @@ def _written(
 def _kept(store: RunStore, own: str) -> set[str]:
     """The name if it is that of a run in a copick project, where it has no additions."""
     return {own} if copick.run_name(str(store.info["input"]["path"])) == own else set()
+
+
+def _all_pairs(asked: Asked) -> list[tuple[str, str]]:
+    if isinstance(asked, Mapping):
+        return list(asked.items())
+    return [pair for text in ([asked] if isinstance(asked, str) else asked or []) for pair in _pairs(text)]
 
 
 def _is_csv(text: str) -> bool:

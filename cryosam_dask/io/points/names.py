@@ -3,11 +3,13 @@
 Programs that reconstruct or denoise add to the name of the tilt series. Taken from their sources and manuals:
 
 Warp     NAME_10.00Apx.mrc, and NAME.mrc_10.00Apx.mrc of older versions (`TiltSeries.ToTomogramWithPixelSize`)
-RELION 5 rec_NAME.mrc; rec_NAME_half1.mrc and _half2 of half the frames (`tomo_backproject_program.cpp`)
+RELION 5 rec_NAME.mrc; rec_NAME_half1.mrc and _half2 of half the frames (`reconstruct_tomogram.cpp`)
 AreTomo  NAME_Vol.mrc, NAME_EVN_Vol.mrc, NAME_ODD_Vol.mrc (`CTsPackage::SaveVol`)
 IMOD     NAME_rec.mrc, NAME_full_rec.mrc; NAME.rec, NAME_full.rec of older versions (etomo's `ImageFilenameStyle`)
 EMAN2    NAME__bin4.hdf (`e2tomogram.py`)
-IsoNet   …_corrected (`predict.py`); DeepDeWedge …_refined; many people's …_denoised, …_deconv, …_bin4, …_b4
+IsoNet   NAME_corrected.mrc (`predict.py`)
+
+and people add _bin4, _b4, _denoised, _deconv and the like, which is taken from public scripts.
 
 A tilt series that is called so itself, such as one of grid square b4, loses a part of its name, so whoever writes names
 says which they are.
@@ -45,12 +47,16 @@ _RELION, _RELIONS_HALF = re.compile(r"^rec_"), re.compile(r"^(rec_.+)_half[12]$"
 _SHOWN = 6
 
 
-def check_name(what: str, name: str | None) -> str:
-    """A tomogram's or a kind's name that any file can hold, tabs and spaces included; InputError for others."""
+def check_name(what: str, name: str | None, option: str) -> str:
+    """A tomogram's or a kind's name that any file can hold, tabs and spaces included; InputError for others.
+
+    what : it is a name of; option : that gives another
+    """
     if not name:
-        raise InputError(f"{what}'s name is empty, expected one that the file can hold")
+        raise InputError(f"the {what}'s name is empty: give one with {option}")
     if _CONTROL.search(name) or len(name.encode(errors="replace")) > _MOST_BYTES:
-        raise InputError(f"{what}'s name {shown(repr(name))}: expected no control characters, and at most 255 bytes")
+        expected = f"expected no control characters, and at most {_MOST_BYTES} bytes: give another with {option}"
+        raise InputError(f"the {what}'s name {shown(repr(name))}: {expected}")
     return name
 
 
