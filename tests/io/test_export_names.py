@@ -51,11 +51,11 @@ def cryosam(*words: object) -> tuple[str, str]:
 )
 def test_one_run_is_called_by_its_tilt_series(run: Make, tmp_path: Path, file: str, series: str) -> None:
     store = run(file)
-    star, out = tmp_path / "p.star", []
+    star = tmp_path / "p.star"
     for kind, column, ending in (("warp", "rlnMicrographName", ".tomostar"), ("star", "rlnTomoName", "")):
-        out = cryosam("export", store.url, star, "--format", kind)
+        _, said = cryosam("export", store.url, star, "--format", kind)
         assert starfile.read(star)[column].tolist() == [series + ending]
-        assert (f"not by their files: {series} ({file})" in out[1]) == (file != series)
+        assert (f"not by their files: {series} ({file})" in said) == (file != series)
     outputs.export(store.url, tmp_path / "p.json")
     assert json.loads((tmp_path / "p.json").read_text())["run_name"] == series
     assert outputs.export(store.url, tmp_path / "p.csv") == []  # which names no tomogram
@@ -96,7 +96,7 @@ def test_a_folder_of_runs(run: Make, tmp_path: Path) -> None:
     for z, name in enumerate(("rec_TS_1", "TS_2_10.00Apx", "TS_3_rec", "TS_3_bin4")):
         run(name, z)
     path, runs = tmp_path / "p.csv", tmp_path / "runs"
-    out, said = cryosam("export", runs, path)
+    _, said = cryosam("export", runs, path)
     assert named(path) == {"TS_1": 0, "TS_2": 1, "TS_3_rec": 2, "TS_3_bin4": 3}
     assert "by their files: TS_2 (TS_2_10.00Apx), TS_1 (rec_TS_1)\n" in said
     assert "two would be called the same: TS_3_bin4, TS_3_rec" in said

@@ -71,7 +71,7 @@ def test_the_tilt_series_of_a_reconstruction(file: str, series: str) -> None:
 ADDED = ["_rec", "_full_rec", "_10.00Apx", "_bin4", "_b4", "_Vol", "_EVN", ".mrc", "_corrected", "_full"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["TS_1", "TS_2", "rec_TS_1", "a"]), st.lists(st.sampled_from(ADDED)))))
 def test_names_of_series_never_collapse(parts: list[tuple[str, list[str]]]) -> None:
     own = list({(start + "".join(ends)).casefold(): start + "".join(ends) for start, ends in parts}.values())
@@ -108,7 +108,7 @@ def test_points_of_a_tilt_series_are_those_of_its_reconstruction(tmp_path: Path)
     for name in ("TS_1_full_rec", "rec_TS_1.mrc", "TS_1_bin4_rec", "TS_1_Vol"):
         assert read_points(tmp_path / "p.csv", tomogram_name=name)["z"].tolist() == [1]
     assert read_points(tmp_path / "p.csv", tomogram_name="TS_2_bin4.mrc")["z"].tolist() == [10]
-    with pytest.raises(InputError, match="several of them TS_2_Vol|several of them 'TS_2_Vol'"):
+    with pytest.raises(InputError, match="several of them 'TS_2_Vol'"):
         read_points(tmp_path / "p.csv", tomogram_name="TS_2_Vol")
 
 
@@ -170,8 +170,7 @@ def test_joint_tables_give_names_back(tmp_path: Path, kind: str, name: str) -> N
     path = tmp_path / f"p.{kind}"
     try:
         content = encode_picks([(PICKS, Frame(tomogram=name)), (PICKS, Frame(tomogram="other"))], kind, joint=True)
-    except InputError as error:
-        assert str(error).isprintable()
+    except InputError:
         assert not name or not name.isprintable() or len(name.encode()) > 255
         return
     path.write_bytes(content)
