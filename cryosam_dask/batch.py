@@ -203,8 +203,7 @@ class _Batch:
             if stopped:
                 break
         summary = Summary(self._folder, tuple(self._rows), stopped)
-        join_picks(summary, kinds.names)
-        return summary
+        return replace(summary, notes=tuple(join_picks(summary, kinds.names)))
 
     def _pass_over(self, index: int, kinds: Kinds) -> bool:
         """Whether a tomogram is complete; its row then says so."""

@@ -19,6 +19,12 @@ from cryosam_dask.types import AXES, Array, Axis, Bool, Float32, Point, Shape3
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """(start, stop) along z, y, x."""
 
+SAME_SIZE = 1e-3
+"""Share that voxel sizes of one grid may differ by: files round them, each to its own number of decimals."""
+
+MOST_SHIFT = 0.5
+"""Voxels that such a difference may move the far end of a volume by."""
+
 
 def axis_index(axis: Axis) -> int:
     return AXES.index(axis)
@@ -186,6 +192,25 @@ def _touching(lower: NDArray[np.intp], fraction: NDArray[np.float64]) -> Interpo
     start, highest = int(lower.min()), int(lower.max())
     stop = highest + 2 if np.any(fraction[lower == highest] > 0) else highest + 1
     return Interpolation(start, stop, lower - start, fraction)
+
+
+def same_voxels(
+    sizes: float | Sequence[float], others: float | Sequence[float], shape: Sequence[int] | None = None
+) -> bool:
+    """Whether voxel sizes, one or (z, y, x), are equal up to the rounding of files: within `SAME_SIZE`, and where the
+    `shape` (z, y, x) is known, so that no voxel is moved by more than `MOST_SHIFT` voxels."""
+    a, b = (np.broadcast_to(np.asarray(each, dtype=float), 3) for each in (sizes, others))
+    difference, larger = np.abs(a - b), np.maximum(np.abs(a), np.abs(b))
+    near = bool((difference <= SAME_SIZE * larger).all())
+    return near and (shape is None or bool((difference * np.asarray(shape) <= MOST_SHIFT * larger).all()))
+
+
+def one_side(sizes: Sequence[float], shape: Sequence[int] | None = None) -> float | None:
+    """The voxel size of cubes, the mean of (z, y, x) that are the same by `same_voxels`; None where they are not."""
+    low, high, mean = min(sizes), max(sizes), sum(sizes) / len(sizes)
+    if low == high:
+        return float(low)
+    return float(mean) if same_voxels(low, high) and same_voxels(sizes, mean, shape) else None
 
 
 def to_angstrom(

@@ -5,13 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from cryosam_dask.errors import InputError
+from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_text
-from cryosam_dask.io.picks import Frame, encode_picks
+from cryosam_dask.io.frame import printable
+from cryosam_dask.io.picks import encode_picks
+from cryosam_dask.io.points import COLUMNS as PICK_COLUMNS
+from cryosam_dask.io.points import Frame, Part
+from cryosam_dask.io.points import csv as csv_points
+from cryosam_dask.io.points.names import check_name, series_names
 from cryosam_dask.store import picks
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import filesystem, local_path
@@ -60,11 +68,13 @@ class Summary:
     Attributes
     ----------
     folder : that results are in; stopped : why not all tomograms were tried; empty if they were
+    notes : what a user should know of the joint files
     """
 
     folder: str
     rows: tuple[Row, ...]
     stopped: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -98,37 +108,55 @@ class Summary:
         put_text(self.folder, "summary.csv", out.getvalue())
 
 
-def join_picks(summary: Summary, names: Sequence[str]) -> None:
+def join_picks(summary: Summary, names: Sequence[str]) -> list[str]:
     """`picks.csv` and `picks.star` (pixels, as RELION 4 reads them) of all complete tomograms, in the folder.
 
-    In the CSV the first column, in STAR `rlnTomoName`, is the tomogram's name. Of several kinds the CSV has a column
-    `kind`, and each has a STAR file of its own, `picks_NAME.star`. Without any tomogram, nothing is written.
-    """
-    import pandas as pd
+    In the CSV the first column, in STAR `rlnTomoName`, is the tilt series' name (`io.points.names`). Of several kinds
+    the CSV has a column `kind`, and each has a STAR file of its own, `picks_NAME.star`. Without any tomogram, nothing
+    is written.
 
-    columns = ["z", "y", "x", "score", "instance"]
-    found = {
+    Returns in words how tomograms are called, and which file was not written for a name that it can't hold.
+    """
+    own = [row.name for row in summary.rows]  # of all, so that a name does not depend on what is complete
+    kept = [row.name for row in summary.rows if copick.run_name(row.tomogram) == row.name]
+    written, notes = series_names(own, kept=kept)
+    parts = {
         name: [
-            (picks.read(RunStore.open(row.run), name)[columns], Frame(tomogram=row.name))
-            for row in summary.rows
+            (picks.read(RunStore.open(row.run), name)[PICK_COLUMNS], Frame(tomogram=tomogram))
+            for row, tomogram in zip(summary.rows, written, strict=True)
             if row.status in ("done", "skipped")
         ]
         for name in names
     }
-    if not any(found.values()):
-        return
-    if len(names) == 1:
-        put_text(summary.folder, "picks.csv", encode_picks(found[names[0]], "csv", joint=True).decode())
-        put_text(summary.folder, "picks.star", encode_picks(found[names[0]], "star", joint=True).decode())
-        return
-    every = pd.concat(
-        [table.assign(tomogram=frame.tomogram, kind=name) for name in names for table, frame in found[name]],
-        ignore_index=True,
-    )
-    text = every[["tomogram", "kind", *columns]].to_csv(index=False, lineterminator="\n")
-    put_text(summary.folder, "picks.csv", text)
+    if not any(parts.values()):
+        return []
+    files: list[tuple[str, Callable[[], bytes]]] = [("picks.csv", partial(_as_csv, parts))]
     for name in names:
-        put_text(summary.folder, f"picks_{name}.star", encode_picks(found[name], "star", joint=True).decode())
+        star = "picks.star" if len(names) == 1 else f"picks_{name}.star"
+        files.append((star, partial(encode_picks, parts[name], "star", joint=True)))
+    for file, encode in files:
+        try:
+            content = encode()
+        except InputError as error:
+            way_out = f"cryosam export {public(summary.folder)} {file} --tomogram RUN=NAME writes it"
+            notes.append(f"{file} is not written: {printable(str(error))}; {way_out}")
+        else:
+            put_text(summary.folder, file, content.decode())
+    return notes
+
+
+def _as_csv(parts: Mapping[str, Sequence[Part]]) -> bytes:
+    """The picks of all kinds, and of one kind without its name."""
+    if len(parts) == 1:
+        return encode_picks(next(iter(parts.values())), "csv", joint=True)
+    import pandas as pd
+
+    tables = [
+        table.assign(tomogram=check_name("tomogram", frame.tomogram, "--tomogram"), kind=name)
+        for name, of_kind in parts.items()
+        for table, frame in of_kind
+    ]
+    return csv_points.encode_table(pd.concat(tables, ignore_index=True)[["tomogram", "kind", *PICK_COLUMNS]])
 
 
 def put_text(folder: str, file: str, text: str) -> None:

@@ -89,3 +89,14 @@ def test_angstrom_positions_of_voxels_cells_and_tokens_agree() -> None:
 def test_boxes_intersect() -> None:
     assert geometry.intersect(((0, 4), (0, 4), (0, 4)), ((2, 9), (1, 3), (0, 1))) == ((2, 4), (1, 3), (0, 1))
     assert geometry.intersect(((0, 4), (0, 4), (0, 4)), ((4, 9), (1, 3), (0, 1))) is None
+
+
+def test_voxel_sizes_are_the_same_up_to_rounding_and_half_a_voxel() -> None:
+    assert geometry.same_voxels(10.0, (10.0, 10.009, 9.991))
+    assert not geometry.same_voxels(10.0, (10.0, 10.011, 10.0))
+    assert geometry.same_voxels((10.0, 10.0, 10.009), 10.0, (8000, 8000, 500))
+    assert not geometry.same_voxels((10.0, 10.0, 10.009), 10.0, (500, 500, 600))
+    assert geometry.one_side((10.52, 10.52, 10.52), (9, 9, 10**6)) == 10.52
+    assert geometry.one_side((13.2812, 13.2813, 13.2812)) == pytest.approx(13.28123333)
+    assert geometry.one_side((13.2812, 13.2813, 13.2812), (10**6, 9, 9)) is None
+    assert geometry.one_side((9.992, 10.0, 10.008)) is None  # by more than 0.1 % from one another

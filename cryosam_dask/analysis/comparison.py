@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-_SAME_SIZE = 1e-3  # relative difference of voxel sizes that headers' roundings explain
 
 
 def compare(
@@ -94,7 +93,7 @@ def compare(
 def _check_same(a: RunStore, b: RunStore, same_content: bool) -> None:
     if a.shape != b.shape:
         raise InputError(f"runs of different tomograms: {a.url} has shape {a.shape}, {b.url} has {b.shape}")
-    if not np.allclose(a.voxel_size, b.voxel_size, rtol=_SAME_SIZE, atol=0):
+    if not geometry.same_voxels(a.voxel_size, b.voxel_size, a.shape):
         sizes = [", ".join(f"{v:g}" for v in store.voxel_size) for store in (a, b)]
         raise InputError(f"runs of different tomograms: {a.url} has voxels of {sizes[0]} Å, {b.url} of {sizes[1]} Å")
     if same_content and _content(a) != _content(b):

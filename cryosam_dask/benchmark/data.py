@@ -23,7 +23,7 @@ from pathlib import Path
 from cryosam_dask.benchmark.names import same_tomogram, star_names
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.listing import find_tomograms, natural
-from cryosam_dask.io.points.base import plain_name
+from cryosam_dask.io.points.names import matching, series_names, stem
 from cryosam_dask.outputs.truth_files import files_under
 
 POINT_SUFFIXES = (".star", ".csv", ".json", ".ndjson")
@@ -114,7 +114,8 @@ def _chosen(entries: list[Entry], only: str | None) -> list[Entry]:
             raise InputError(f"--tomograms {only}: expected a number from 1, or names separated by commas")
         return entries[: int(only)]
     wanted = [name.strip() for name in only.split(",") if name.strip()]
-    found = {name: [e for e in entries if e.name == name or plain_name(e.name) == plain_name(name)] for name in wanted}
+    known = [entry.name for entry in entries]
+    found = {name: [e for e in entries if e.name in matching(name, known)] for name in wanted}
     if missing := [name for name, some in found.items() if not some]:
         raise InputError(f"--tomograms: no {_some(missing)} among {_some([e.name for e in entries])}")
     keep = {e.name for some in found.values() for e in some}
@@ -213,8 +214,7 @@ def _flat(data: Path, truth: Path | None, truth_format: str | None, which: str |
         some = [str(path) for path in stars or points]
         raise InputError(f"{place}: {len(some)} files of positions ({_some(some)}); say which with --truth FILE")
     entries = []
-    for path, own in by_name.items():
-        name = plain_name(path.name)
+    for name, (path, own) in zip(_names(tomograms), by_name.items(), strict=True):
         if len(own) == 1:
             entries.append(Entry(name, str(path), {"": Truth(own[0], truth_format)}))
         else:
@@ -223,12 +223,16 @@ def _flat(data: Path, truth: Path | None, truth_format: str | None, which: str |
     return entries
 
 
+def _names(tomograms: Sequence[Path]) -> list[str]:
+    """What tomograms are called: as their tilt series, where that tells them apart."""
+    return series_names([stem(path.name) for path in tomograms])[0]
+
+
 def _of_one_star(tomograms: Sequence[Path], star: Path, format: str | None) -> list[Entry]:
     """Each tomogram with its rows of a STAR file."""
     names = star_names(star)
     entries = []
-    for path in tomograms:
-        name = plain_name(path.name)
+    for name, path in zip(_names(tomograms), tomograms, strict=True):
         if not names and len(tomograms) == 1:
             entries.append(Entry(name, str(path), {"": Truth(star, format)}))
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryosam_dask.io.points.base import plain_name
+from cryosam_dask.io.points.names import matching, plain_name
 from cryosam_dask.io.star import read_tables
 
 NAME_COLUMNS = ("rlnTomoName", "rlnMicrographName", "wrpSourceName")
@@ -15,13 +15,13 @@ NAME_COLUMNS = ("rlnTomoName", "rlnMicrographName", "wrpSourceName")
 def same_tomogram(name: str, others: Sequence[str]) -> list[str]:
     """Which of `others` may be names of the tomogram `name`.
 
-    Those with the same plain name; where there are none, the longest that one of the two begins with, up to a sign
-    that is no letter or digit (`TS_026_rec_bin6` is `TS_026`, and not `TS_02`).
+    Those that `io.points.names.matching` finds; where there are none, the longest that one of the two begins with, up
+    to a sign that is no letter or digit (`TS_026_crop` is `TS_026`, and not `TS_02`).
     """
+    if exact := matching(name, others, case=False):
+        return exact
     own = plain_name(name).casefold()
     plain = {other: plain_name(other).casefold() for other in others}
-    if exact := [other for other, short in plain.items() if short == own]:
-        return exact
     begun = {
         other: min(len(short), len(own)) for other, short in plain.items() if _begins(own, short) or _begins(short, own)
     }

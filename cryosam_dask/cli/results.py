@@ -66,7 +66,12 @@ def export(
     smooth: Annotated[float, typer.Option(metavar="VOXELS", help="Smooth meshes by so many voxels.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder, or a copick tomogram.")] = False,
     tomogram: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What picks call the tomogram; else it is called as its file.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What picks call the tomogram, else as the tilt series, by its file. Of a folder of runs: RUN=NAME, "
+            "again for each, or a .csv with the columns run,tomogram.",
+        ),
     ] = None,
     tomograms: Annotated[
         Path | None,

@@ -104,6 +104,7 @@ def run(
     common |= {"reference": clicked, "query_from": source, "fail_fast": fail_fast, "report": _tell}
     summary = batch.run_many(tomograms, points, out, **common)
     typer.echo(summary.in_words())
+    say(list(summary.notes))
     raise typer.Exit(summary.exit_code)
 
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from cryosam_dask.errors import CryosamError, InputError
+from cryosam_dask.geometry import same_voxels
 from cryosam_dask.io.frame import as_path, in_angstrom, one_line_errors, regular_file, shown
 from cryosam_dask.store.address import check_address, is_local, public
 from cryosam_dask.store.filesystem import filesystem
-from cryosam_dask.types import Point
+from cryosam_dask.types import Point, Shape3
 
 CONFIG_SUFFIX = ".json"
 _MOST_BYTES = 1 << 24  # of a configuration; some kilobytes are usual
@@ -36,7 +37,6 @@ _SPACING = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\s_]')
 SAME_SPACING = 5e-4
 """Å; folders name voxel sizes with three decimals."""
-_SAME = 1e-3  # of the spacing
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,9 @@ def tomogram(text: str) -> Tomogram:
     return found[0]
 
 
-def spacing_notes(known: Tomogram, voxel_size: Point) -> tuple[str, ...]:
-    """A note where a tomogram's voxel size (Å) is not the one that its folder is called by."""
-    if max(abs(size - known.spacing) for size in voxel_size) <= _SAME * known.spacing:
+def spacing_notes(known: Tomogram, voxel_size: Point, shape: Shape3) -> tuple[str, ...]:
+    """A note where a tomogram's voxel size (Å; z, y, x as its shape) is not the one that its folder is called by."""
+    if same_voxels(voxel_size, known.spacing, shape):
         return ()
     own, folder = in_angstrom(voxel_size), f"{known.spacing:g} Å"
     return (f"voxels of {own} in the project's folder for {folder}, by which other tools place picks",)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cryosam_dask.errors import InputError, StoreError
+from cryosam_dask.geometry import one_side
 from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import alone, write_text
 from cryosam_dask.io.frame import Block, shown
@@ -31,12 +32,9 @@ from cryosam_dask.store.address import is_local
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cryosam_dask.types import Array, Point
+    from cryosam_dask.types import Array, Point, Shape3
 
 CONFIG_NAME = "config.json"
-_EVEN = 1e-3
-"""Relative difference of voxel sizes along the axes that is taken for none."""
-
 _LARGEST_LABEL = 2**31 - 1
 
 
@@ -99,6 +97,7 @@ def open_target(
     user: str,
     session: str,
     voxel_size: Point,
+    shape: Shape3 | None = None,
     radius: float | None = None,
     new_tomogram: str | None = None,
 ) -> Target:
@@ -107,6 +106,7 @@ def open_target(
     Parameters
     ----------
     path : the project's configuration, or its folder, in which it is `config.json` or the only configuration
+    voxel_size, shape : the tomogram's, Å and voxels
     radius : Å, of the sphere that stands for a pick; of an object that the project has not, yet
     new_tomogram : the type of a tomogram that must not be there, yet
 
@@ -116,7 +116,7 @@ def open_target(
     copick.check_run(run)
     for what, name in (("object", object_name), ("user", user), ("session", session)):
         copick.check_name(what, name)
-    spacing = _spacing(voxel_size)
+    spacing = _spacing(voxel_size, shape)
     config = config_of(path)
     root, data = _project(config)
     label = _labels(config, data).get(object_name, 0)
@@ -227,14 +227,13 @@ def _write_volume(
     )
 
 
-def _spacing(voxel_size: Point) -> float:
-    low, high = min(voxel_size), max(voxel_size)
-    if high - low > _EVEN * high:
+def _spacing(voxel_size: Point, shape: Shape3 | None) -> float:
+    if (side := one_side(voxel_size, shape)) is None:
         raise InputError(
             f"voxels of {' x '.join(f'{v:g}' for v in voxel_size)} Å: copick's voxels are cubes; "
             "resample the tomogram, or export in another format"
         )
-    return sum(voxel_size) / 3
+    return side
 
 
 def _labels(config: Path, data: dict[str, Any]) -> dict[str, int]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cryosam_dask.errors import CryosamError, InputError
+from cryosam_dask.geometry import one_side
 from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
@@ -88,8 +89,9 @@ def describe(source: TomogramSource) -> str:
 
 
 def in_angstrom(voxel_size: Point) -> str:
-    """A voxel size (z, y, x), for people; one number where all are the same."""
-    sizes = voxel_size[:1] if len(set(voxel_size)) == 1 else voxel_size
+    """A voxel size (z, y, x), for people; one number where all are the same up to rounding."""
+    side = one_side(voxel_size)
+    sizes = voxel_size if side is None else (side,)
     return " x ".join(f"{size:g}" for size in sizes) + " Å"
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import SAME_SIZE
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, in_angstrom, plausible_voxel, unset_voxel_size
 from cryosam_dask.types import Point
 
 Order = tuple[int, int, int]
 _Number = TypeVar("_Number", int, float)
-SAME_SIZE = 1e-3  # of it: voxel sizes that differ by less are equal
 _FARTHEST, _FARTHEST_START = 1e9, 10  # Å, and the longest side: beyond that an origin was never set
 _ODD_RATIO = 10  # between voxel sides; a sampling of 1 left in the header multiplies one side by the number of slices
 

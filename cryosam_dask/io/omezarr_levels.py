@@ -13,13 +13,13 @@ from typing import Any
 import zarr
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import SAME_SIZE
 from cryosam_dask.io.frame import shown
 from cryosam_dask.io.ngff import axes_and_units, spatial_axes, transform
 from cryosam_dask.io.omezarr_open import level_array
 from cryosam_dask.types import AXES, Point, Shape3
 
 _MOST_LEVELS = 32  # each is half as large as the one before
-_SAME_SIZE = 1e-3  # of it: scales that differ by less are equal
 _UNEQUAL, _CUT = (
     1.5,
     2,
@@ -49,7 +49,7 @@ class _Level:
 
     def is_finer(self, other: _Level) -> bool:
         """By the scales alone."""
-        return self.size < other.size * (1 - _SAME_SIZE) if other.scale else False
+        return self.size < other.size * (1 - SAME_SIZE) if other.scale else False
 
 
 def finest_level(

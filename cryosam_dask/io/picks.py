@@ -23,6 +23,7 @@ from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors, parse_voxel_size
 from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame
 from cryosam_dask.io.points.base import choose
+from cryosam_dask.io.points.names import check_name
 from cryosam_dask.io.points.plausible import check_origin, check_points
 from cryosam_dask.io.text import number, numbers
 from cryosam_dask.types import AXES, Pick, Shape3
@@ -96,12 +97,18 @@ def encode_picks(
 ) -> bytes:
     """The file of picks of one or more tomograms, each with its frame; `joint`: with the tomogram's name at each pick.
 
-    InputError for a format that holds one tomogram alone, or lacks something in a frame.
+    InputError for a format that holds one tomogram alone, or lacks something in a frame, and for a name that the format
+    can't hold so that it is read back as it is.
     """
     chosen = FORMATS[format]
     if (joint or len(parts) != 1) and not chosen.joint:
         joined = ", ".join(name for name, each in FORMATS.items() if each.joint)
         raise InputError(f"{format} holds the picks of one tomogram alone; of several: {joined}")
+    for _, frame in parts:
+        if joint or (chosen.names and frame.tomogram is not None):
+            check_name("tomogram", frame.tomogram, "--tomogram")
+        if chosen.kinds and frame.kind is not None:
+            check_name("kind", frame.kind, "--object")
     return chosen.encode([(_table(picks), frame) for picks, frame in parts], joint)
 
 

@@ -129,7 +129,7 @@ def open_tomogram(
 def _open_copick(text: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
     known = copick.tomogram(text)
     source = _open_zarr(known.url, voxel_size, unsigned)
-    return replace(source, notes=source.notes + copick.spacing_notes(known, source.voxel_size))
+    return replace(source, notes=source.notes + copick.spacing_notes(known, source.voxel_size, source.shape))
 
 
 def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:

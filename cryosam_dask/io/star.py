@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 DIGITS = 6
 """Decimals in the file, RELION's own number."""
 
+# What a name can't have: starfile reads an apostrophe as a quote, and these words as no value. RELION joins spaces
+# (`simplify` in its strings.cpp), and neither takes a quote inside quotes.
+_UNWRITABLE = re.compile(r"""['"]|^\s|\s$|\s\s|^(nan|NaN|<NA>)$""")
+# What a value needs quotes for, so that it is no comment, block, column or end of a text.
+_QUOTED = re.compile(r"[\s#]|^[_;$\[\]]|^(data|save|loop|stop|global)_", re.IGNORECASE)
+
 # A quoted value, a comment to the line's end, or what stands between spaces. A lone quote at the start matches none.
 _TOKEN = re.compile(r"""\s*(?:'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\#.*)|([^\s'"]\S*))""")
 
@@ -46,11 +52,31 @@ def read_tables(path: Path) -> list[Table]:
     return _parse(path, read_lines(path))
 
 
-def encode_table(table: pd.DataFrame) -> bytes:
-    """A STAR file of one table, because RELION's coordinate import reads a file's first one."""
+def encode_table(table: pd.DataFrame, names: str, *, quotes: bool = True) -> bytes:
+    """A STAR file of one table, because RELION's coordinate import reads a file's first one.
+
+    Parameters
+    ----------
+    names : the column of texts; they are quoted where one must be
+    quotes : whether its readers know quotes; if not, the names must not stand first in a row
+
+    Raises InputError for a name that would not be read back as it is.
+    """
     import starfile
 
-    text: str = starfile.to_string({"particles": table}, float_format=f"%.{DIGITS}f")
+    every = table[names].unique().tolist()
+    for name in every:
+        if _UNWRITABLE.search(name) or not name.isprintable() or not (quotes or re.fullmatch(r"[^\s#]+", name)):
+            words = "quotes, tabs, two spaces together or at an end" if quotes else "spaces, quotes or #"
+            raise InputError(
+                f"the name {shown(repr(name))} can't stand in a STAR file: expected none of {words}: give another with "
+                "--tomogram"
+            )
+    text: str = starfile.to_string(
+        {"particles": table},
+        float_format=f"%.{DIGITS}f",
+        quote_all_strings=quotes and any(map(_QUOTED.search, every)),
+    )
     return text.encode()
 
 
@@ -62,8 +88,8 @@ def _parse(path: Path, lines: Sequence[str]) -> list[Table]:
 
     tables: list[Table] = []
     names: set[str] = set()
-    for number, tokens in _token_lines(path, lines):
-        first = tokens[0]
+    for number, tokens, quoted in _token_lines(path, lines):
+        first = "" if quoted else tokens[0]  # in quotes it is a value, whatever it says
         if first.startswith("data_") and len(tokens) == 1:
             if first in names:
                 raise unreadable(number, f"a second block {shown(first)}")
@@ -93,8 +119,8 @@ def _parse(path: Path, lines: Sequence[str]) -> list[Table]:
     return tables
 
 
-def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line's number, its values) of each line that has any."""
+def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str], bool]]:
+    """(line's number, its values, whether the first one is in quotes) of each line that has any."""
     for number, line in enumerate(lines, start=1):
         if not ("'" in line or '"' in line or "#" in line):
             tokens = line.split()
@@ -108,4 +134,4 @@ def _token_lines(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[s
                 if match[3] is None:
                     tokens.append(next(text for text in match.groups() if text is not None))
         if tokens:
-            yield number, tokens
+            yield number, tokens, line.lstrip()[0] in "'\""

@@ -10,10 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick, copick_out, listing
+from cryosam_dask.io import copick, copick_out
 from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
+from cryosam_dask.outputs.names import file_name, name_one
 from cryosam_dask.outputs.results import check_own, check_painted, single_name
 from cryosam_dask.store import layout, picks
+from cryosam_dask.store.address import is_local
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
@@ -64,15 +66,16 @@ def export_copick(
     names = [single_name(store, name)] if name is not None or choice.object else picks.names(store)
     contents = list(dict.fromkeys(choice.contents))
     _check_copick(store, names, choice)
-    targets = {}
+    in_project, targets = choice.run or _run_in(Path(project), store), {}
     for one in names:
         targets[one] = copick_out.open_target(
             Path(project),
-            run=choice.run or copick.as_run(tomogram_name(store)),
+            run=in_project,
             object_name=choice.object or object_name(one),
             user=choice.user,
             session=choice.session,
             voxel_size=store.voxel_size,
+            shape=store.shape,
             radius=_radius(store, picks.read(store, one)["size"].to_numpy()),
             new_tomogram=choice.tomogram if "tomogram" in contents and not overwrite else None,
         )
@@ -146,10 +149,13 @@ def _write_multilabel(store: RunStore, targets: dict[str, copick_out.Target]) ->
     return written
 
 
-def tomogram_name(store: RunStore) -> str:
-    """What a run's tomogram is called: the run of a copick project, else its file without suffixes."""
-    path = str(store.info["input"]["path"])
-    return copick.run_name(path) or listing.run_names([path])[0]
+def _run_in(project: Path, store: RunStore) -> str:
+    """The run in a project that a tomogram is of: the one that is called as its file, else as its tilt series."""
+    config, own = copick_out.config_of(project), copick.as_run(file_name(store))
+    roots = copick.open_project(str(config)).roots if config.exists() else ()
+    if any(is_local(root) and (Path(root) / "ExperimentRuns" / own).is_dir() for root in roots):
+        return own
+    return copick.as_run(name_one(store, None, None)[0])
 
 
 def _radius(store: RunStore, sizes: Array) -> float | None:

@@ -70,7 +70,7 @@ def evaluate(
     source = Truth.open(truth, truth_format, single=True)
     points = source.read(tomogram, Kind(chosen))
     if points is None:
-        called = ", ".join(sorted({tomogram.name.casefold(), *tomogram.keys}))
+        called = ", ".join(sorted({tomogram.name.casefold(), *tomogram.keys, *tomogram.series}))
         raise InputError(f"{truth}: no points of {tomogram.name} in it, as a file or a tomogram called {called}")
     source.check_any()
     table = picks.read(store, chosen)

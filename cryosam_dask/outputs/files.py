@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors
-from cryosam_dask.io.picks import PICK_FORMATS, Frame, encode_picks, pick_format
-from cryosam_dask.outputs.copick import COPICK, CopickChoice, export_copick, object_name, tomogram_name
+from cryosam_dask.io.picks import FORMATS, PICK_FORMATS, Frame, encode_picks, pick_format
+from cryosam_dask.outputs.copick import COPICK, CopickChoice, export_copick, object_name
 from cryosam_dask.outputs.evaluation import find_runs
 from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, WHATS, What, kinds_name, write_labels, write_meshes
+from cryosam_dask.outputs.names import Asked, name_many, name_one
 from cryosam_dask.outputs.queries import export_query
 from cryosam_dask.outputs.results import check_own, single_name
 from cryosam_dask.store import picks
@@ -28,7 +30,7 @@ def export(
     smooth: float = 0.0,
     overwrite: bool = False,
     copick: CopickChoice | None = None,
-    tomogram: str | None = None,
+    tomogram: Asked = None,
     tomograms: str | Path | None = None,
 ) -> list[str]:
     """Write the picks, the labels or the meshes of a query to a file, or all of it into a copick project.
@@ -44,10 +46,13 @@ def export(
     smooth : of meshes, in voxels (`io.mesh.surface_of`)
     overwrite : whether a folder that exists may be replaced, and a tomogram in a copick project
     copick : names in the copick project, and what goes there
-    tomogram : what a file of picks calls the tomogram; None: as its file; tomograms : RELION's tomograms.star
+    tomogram : what a file of picks calls the tomogram; of a folder of runs a mapping (run → name), "RUN=NAME" of each,
+        or a CSV file with the columns run, tomogram; None: as the tilt series, by its file (`io.points.names`)
+    tomograms : RELION's tomograms.star, for relion5
 
-    Returns what was left out, in words. Raises `InputError` for a format that does not hold `what` and for the run's
-    own tomogram as the file, `StoreError` where there is nothing to export.
+    Returns in words what was left out, and tomograms' names that are not those of their files. Raises
+    `InputError` for a format that does not hold `what` and for the run's own tomogram as the file, `StoreError` where
+    there is nothing to export.
     """
     path, asked = Path(path), None if format is None else format.lower()
     if what not in (None, *WHATS):
@@ -106,17 +111,16 @@ def _write_picks(
     name: str | None,
     format: str | None,
     copick: CopickChoice,
-    tomogram: str | None,
+    tomogram: Asked,
     tomograms: str | Path | None,
 ) -> list[str]:
-    """Picks of a run, or those of all runs in a folder, to one file; which of these have none, in words."""
+    """Picks of a run, or those of all runs in a folder, to one file; which of these have none, and names, in words."""
     chosen_format = pick_format(path, format)
     runs = _runs_in(run)
     joint = runs is not None
-    if joint and tomogram is not None:
-        raise InputError(f"{run}: a folder of runs, whose tomograms are called as the runs; no name for all of them")
+    names, notes = _names(str(run), runs, chosen_format, tomogram, tomograms)
     parts, without = [], []
-    for one in runs or [str(run)]:
+    for one, tomogram_name in zip(runs or [str(run)], names, strict=True):
         store = RunStore.open(one)
         check_own(store, path)
         if joint and name is not None and name not in picks.names(store):
@@ -126,7 +130,7 @@ def _write_picks(
         frame = Frame(
             voxel_size=store.voxel_size,
             shape=store.shape,
-            tomogram=PurePosixPath(one).stem if joint else tomogram or tomogram_name(store),
+            tomogram=tomogram_name,
             tomograms=None if tomograms is None else Path(tomograms),
             kind=copick.object or (object_name(chosen) if chosen_format == COPICK else chosen),
             user=copick.user,
@@ -137,7 +141,19 @@ def _write_picks(
         raise StoreError(f"{run}: no picks called {name!r} in any of its runs")
     with one_line_errors():
         write_bytes(path, encode_picks(parts, chosen_format, joint=joint))
-    return [f"left out, no picks called {name!r}: {', '.join(without)}"] if without else []
+    return ([f"left out, no picks called {name!r}: {', '.join(without)}"] if without else []) + notes
+
+
+def _names(
+    run: str, runs: Sequence[str] | None, format: str, tomogram: Asked, tomograms: str | Path | None
+) -> tuple[list[str], list[str]]:
+    """What picks call the tomograms, of all runs in the folder so that names do not depend on who has picks, and
+    that in words, where the file holds names."""
+    listed = Path(tomograms) if tomograms is not None and format == "relion5" else None
+    if runs is not None:
+        return name_many(runs, tomogram, listed)
+    name, notes = name_one(RunStore.open(run), tomogram, listed)
+    return [name], notes if FORMATS[format].names else []
 
 
 def _runs_in(run: str | Path) -> list[str] | None:

@@ -15,7 +15,8 @@ from cryosam_dask.io.copick import run_name
 from cryosam_dask.io.frame import one_line_errors, shown
 from cryosam_dask.io.listing import run_names
 from cryosam_dask.io.picks import ALL, read_points
-from cryosam_dask.io.points.base import plain_name, renamed
+from cryosam_dask.io.points.base import renamed
+from cryosam_dask.io.points.names import plain_name
 from cryosam_dask.io.points.plausible import check_corner, check_place, in_a_corner
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files
 from cryosam_dask.store.run_store import RunStore
@@ -34,6 +35,7 @@ class Tomogram:
     """What is asked of a truth: the tomogram of a run.
 
     name : what it is called in tables; keys : all that a truth may call it, without case
+    series : what a truth may call it that has none of the keys: the tilt series, without case
     shape : (z, y, x); voxel_size : Å (z, y, x)
     """
 
@@ -41,14 +43,21 @@ class Tomogram:
     keys: frozenset[str]
     shape: Shape3
     voxel_size: tuple[float, float, float]
+    series: frozenset[str] = frozenset()
+
+    def file_of(self, files: Sequence[Path], folder: Path, kind: Kind) -> Path | None:
+        """Which of the files under a folder is of a kind in this tomogram; see `truth_files.file_of`."""
+        found = file_of(files, folder, self.keys, self.name, kind)
+        return found or file_of(files, folder, self.series, self.name, kind)
 
 
 def tomogram_of(store: RunStore) -> Tomogram:
     """The tomogram of a run. It goes by the run's name and by what its input's path calls it."""
     name = stem_of(re.split(r"[/\\]", store.url.rstrip("/"))[-1])
     names = {name, *_named_by(str(store.info.get("input", {}).get("path", "")))}
-    keys = {key for one in names for key in (one, stem_of(one), plain_name(one))}
-    return Tomogram(name, frozenset(key.casefold() for key in keys), store.shape, store.voxel_size)
+    keys = frozenset(key.casefold() for one in names for key in (one, stem_of(one)))
+    series = frozenset(plain_name(one).casefold() for one in names)
+    return Tomogram(name, keys, store.shape, store.voxel_size, series)
 
 
 def _named_by(path: str) -> set[str]:
@@ -100,10 +109,10 @@ class Truth:
         points, and where more than half of the points are far outside of the tomogram, as those in voxels of another
         size are, or all at its corner, as fractions of its size are.
         """
-        self._asked |= tomogram.keys
+        self._asked |= tomogram.keys | tomogram.series
         path: Path | None = self.path
         if self.files:
-            path = file_of(self.files, self.path, tomogram.keys, tomogram.name, kind)
+            path = tomogram.file_of(self.files, self.path, kind)
         if path is None:
             return None
         self._used.add(str(path))
@@ -209,12 +218,13 @@ class Truth:
 
 
 def _match(names: Sequence[str], tomogram: Tomogram, path: Path) -> str | None:
-    """Which of a file's names of tomograms is this one's: with or without folder and suffixes."""
-    found = []
+    """Which of a file's names of tomograms is this one's: with or without folder and suffixes, or its tilt series'."""
+    found: list[str] = []
     for name in names:
         last = re.split(r"[/\\]", name)[-1]
-        if {one.casefold() for one in (name, last, stem_of(last), plain_name(last))} & tomogram.keys:
+        if {one.casefold() for one in (name, last, stem_of(last))} & tomogram.keys:
             found.append(name)
+    found = found or [name for name in names if plain_name(name).casefold() in tomogram.series]
     if len(found) > 1:
         raise InputError(f"{path}: {' and '.join(map(shown, found[:3]))} could both be {tomogram.name}")
     return found[0] if found else None

@@ -9,18 +9,17 @@ import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.evaluate import MaskEvaluation, evaluate_masks
+from cryosam_dask.geometry import same_voxels
 from cryosam_dask.io.frame import Block, TomogramSource
 from cryosam_dask.io.source import SUFFIXES, open_tomogram
 from cryosam_dask.outputs.results import check_painted
 from cryosam_dask.outputs.truth import Tomogram
-from cryosam_dask.outputs.truth_files import Kind, file_of
+from cryosam_dask.outputs.truth_files import Kind
 from cryosam_dask.store import layout
 from cryosam_dask.store.address import is_local
 from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Shape3
-
-_SAME = 0.01  # share that voxel sizes of one grid may differ by: headers round them
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def _open(path: str | Path, store: RunStore) -> TomogramSource:
 
 
 def _same_size(source: TomogramSource, store: RunStore) -> bool:
-    return bool(np.allclose(source.voxel_size, store.voxel_size, rtol=_SAME, atol=0))
+    return same_voxels(source.voxel_size, store.voxel_size, store.shape)
 
 
 def _size(source: TomogramSource) -> str:
@@ -100,7 +99,7 @@ class LabelFiles:
         """The labels of a kind in a tomogram, None where there are none."""
         if not self.files:
             return self.path
-        return file_of(self.files, Path(self.path), tomogram.keys, tomogram.name, kind)
+        return tomogram.file_of(self.files, Path(self.path), kind)
 
 
 def _label_files(path: str | Path) -> tuple[Path, ...]:

@@ -42,7 +42,8 @@ FROM = "from"
 """Attribute of a borrowed query: the tomogram that it was prompted in, its name there, the points, and a digest."""
 
 VOXEL_TOLERANCE = 0.02
-"""Share by which voxel sizes may differ. Textures and radii are compared in voxels; headers are rounded."""
+"""Share by which voxel sizes may differ: of other grids, whose textures and radii are compared in voxels. Whether two
+are of one grid is told by `geometry.same_voxels`."""
 
 CONTRASTS = tuple(float(factor) for factor in 2.0 ** (np.arange(-8, 9) / 4))
 """Factors of a borrowed profile that the ranking tries."""

@@ -12,12 +12,12 @@ from cryosam_dask.io.points.base import ALL, COLUMNS, Format, Frame, Part
 
 FORMATS: dict[str, Format] = {
     "csv": Format((".csv",), csv.read, csv.encode, joint=True),
-    "star": Format((".star",), relion.read, relion.encode, joint=True),
-    "relion4": Format((), partial(relion.read, convention="relion4"), relion.encode, joint=True),
-    "relion5": Format((), partial(relion.read, convention="relion5"), relion.encode_centred, joint=True),
-    "warp": Format((), partial(relion.read, convention="warp"), warp.encode, joint=True),
-    "imod": Format((".mod",), imod.read, imod.encode),
-    "copick": Format((".json",), copick.read, copick.encode),
+    "star": Format((".star",), relion.read, relion.encode, joint=True, names=True),
+    "relion4": Format((), partial(relion.read, convention="relion4"), relion.encode, joint=True, names=True),
+    "relion5": Format((), partial(relion.read, convention="relion5"), relion.encode_centred, joint=True, names=True),
+    "warp": Format((), partial(relion.read, convention="warp"), warp.encode, joint=True, names=True),
+    "imod": Format((".mod",), imod.read, imod.encode, kinds=True),
+    "copick": Format((".json",), copick.read, copick.encode, names=True, kinds=True),
     "ndjson": Format((".ndjson", ".jsonl"), ndjson.read, ndjson.encode),
     "parquet": Format((".parquet", ".pq"), parquet.read, parquet.encode, joint=True),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import one_side
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, shown
+from cryosam_dask.io.points.names import matching
+from cryosam_dask.io.points.names import plain_name as plain_name
 from cryosam_dask.types import AXES, Point, Shape3
 
 if TYPE_CHECKING:
@@ -32,11 +34,6 @@ DIGITS = 6
 Float64 = NDArray[np.float64]
 Columns = dict[str, Any]
 """Name → texts or an array, all of one length: z, y, x in voxels, and what else the file has. Not checked yet."""
-
-_ENDING = re.compile(
-    r"(\.(tomostar|mrc|mrcs|rec|map|st|ali|ccp4|ome|zarr|star|csv|json|ndjson|xml)|_\d+(\.\d+)?apx|_\d+\.\d+a)$",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,12 @@ class Frame:
         return self.tomogram
 
     def cubic(self, what: str) -> float:
-        """The one voxel size; InputError if it isn't known or differs between the axes."""
+        """The one voxel size; InputError if it isn't known or differs between the axes by more than rounding."""
         sides: list[float] = self.angstrom(what).tolist()
-        if len(set(sides)) > 1:
+        if (side := one_side(sides, self.shape)) is None:
             size = " x ".join(f"{side:g}" for side in sides)
             raise InputError(f"{what} know one voxel size, the tomogram's is {size} Å (z, y, x): choose another format")
-        return sides[0]
+        return side
 
 
 Part = tuple["pd.DataFrame", Frame]
@@ -96,13 +93,16 @@ class Format:
     suffixes : that stand for it
     read : (path, frame) → columns; InputError for what can't be read
     encode : (parts, whether each pick needs its tomogram's name) → the file
-    joint : whether a file can hold several tomograms
+    joint : whether a file can hold several tomograms; names : whether a file of one tomogram names it
+    kinds : whether a file names the kind
     """
 
     suffixes: tuple[str, ...]
     read: Callable[[Path, Frame], Columns]
     encode: Callable[[Sequence[Part], bool], bytes]
     joint: bool = False
+    names: bool = False
+    kinds: bool = False
 
 
 def positions(table: pd.DataFrame) -> Float64:
@@ -147,7 +147,7 @@ def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: li
         if known and asked is not None and notes is not None:
             notes += renamed(path, known[0], asked)
         return columns
-    meant = [asked] if asked in known else [one for one in known if asked is not None and _same(one, asked)]
+    meant = [] if asked is None else matching(asked, known, series=name == "tomogram")
     if len(meant) != 1:
         listed = ", ".join(map(shown, known[:5])) + (", …" if len(known) > 5 else "")
         which = "several of them" if meant else "none of them"
@@ -156,21 +156,8 @@ def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: li
     return keep(columns, [one == meant[0] for one in names])
 
 
-def plain_name(name: str) -> str:
-    """A tomogram's name without its folder, its suffixes and the voxel size that Warp appends, as in
-    TS_026.mrc_10.00Apx.mrc."""
-    name = re.split(r"[/\\]", name.strip().rstrip("/"))[-1]
-    while (shorter := _ENDING.sub("", name)) and shorter != name:
-        name = shorter
-    return name
-
-
 def renamed(path: Path, name: str, asked: str) -> list[str]:
     """A note where a file's only tomogram has another name than the one that its points are used with."""
     if name in ("", UNNAMED) or plain_name(name).casefold() == plain_name(asked).casefold():
         return []
     return [f"{path}: its points are of {shown(repr(name))} by name, and are used with {shown(repr(asked))}"]
-
-
-def _same(one: str, other: str) -> bool:
-    return plain_name(one) == plain_name(other)

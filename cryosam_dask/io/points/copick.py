@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import one_side
 from cryosam_dask.io.frame import shown
 from cryosam_dask.io.points import jsons
 from cryosam_dask.io.points.base import Columns, Frame, Part, axes_of, positions, rounded
@@ -31,13 +32,12 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
     if not frame.kind:
         raise InputError(f"{_WHAT}: the object's name is needed")
     angstrom = positions(table) * frame.angstrom(_WHAT)
-    sides = set(frame.voxel_size or ())
     content: dict[str, Any] = {
         "pickable_object_name": frame.kind,
         "user_id": frame.user,
         "session_id": frame.session,
         "run_name": frame.tomogram,
-        "voxel_spacing": sides.pop() if len(sides) == 1 else None,
+        "voxel_spacing": one_side(frame.angstrom(_WHAT).tolist(), frame.shape),
         "unit": "angstrom",
         "points": [
             {

@@ -33,9 +33,15 @@ def joined(parts: Sequence[Part], joint: bool) -> pd.DataFrame:
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
     """Numbers read back bit for bit."""
-    sharp = joint and any("#" in str(frame.tomogram) for _, frame in parts)  # a comment, unless it is quoted
-    quoting = csv.QUOTE_NONNUMERIC if sharp else csv.QUOTE_MINIMAL
-    text: str = joined(parts, joint).to_csv(index=False, lineterminator="\n", quoting=quoting)
+    return encode_table(joined(parts, joint))
+
+
+def encode_table(table: pd.DataFrame) -> bytes:
+    """A table of numbers and names, all of which are quoted where one would be read as a comment or lose a space."""
+    names = {str(name) for column in ("tomogram", "kind") if column in table for name in table[column].unique()}
+    quoted = any("#" in name or name != name.strip() for name in names)
+    quoting = csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL
+    text: str = table.to_csv(index=False, lineterminator="\n", quoting=quoting)
     return text.encode()
 
 

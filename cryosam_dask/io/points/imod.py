@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.io.frame import shown
 from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, positions, rounded
 from cryosam_dask.io.text import read_bytes
 
@@ -34,6 +35,7 @@ _OTRANS, _FLIPPED, _ROTATED = 1 << 14, 1 << 16, 1 << 17
 _VALUE, _LIMITS = 10, 11  # general values: of a contour, and the smallest and the largest
 _VALUE_FLAGS, _LIMITS_FLAGS = 1 << 7 | 1 << 2, 1 << 4 | 1 << 2 | 1
 _LARGEST_INSTANCE = 2**31 - 1
+_LONGEST_NAME = 63  # of the 64 bytes one ends it
 
 
 @dataclass
@@ -74,9 +76,11 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
     if scores:
         low, high = min(scores), max(scores)
         values.append(models.GeneralStorage(type=_LIMITS, flags=_LIMITS_FLAGS, index=low, value=high))
-    name = (frame.kind or "picks").encode()[:63].decode(errors="ignore")
     head = models.ObjectHeader(
-        name=name, flags=models.ObjectFlags(scattered=True), pdrawsize=5, surfsize=max(instances, default=0)
+        name=_object_name(frame.kind or "picks"),
+        flags=models.ObjectFlags(scattered=True),
+        pdrawsize=5,
+        surfsize=max(instances, default=0),
     )
     header = models.ModelHeader(
         name="cryosam",
@@ -94,6 +98,15 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
             warnings.simplefilter("ignore", DeprecationWarning)
             model.to_file(path)
         return path.read_bytes()
+
+
+def _object_name(name: str) -> str:
+    if len(name.encode()) > _LONGEST_NAME or name != name.strip():
+        raise InputError(
+            f"{_WHAT}: the object's name {shown(repr(name))}: expected at most {_LONGEST_NAME} bytes, and no space at "
+            "its ends: give another with --object"
+        )
+    return name
 
 
 def read(path: Path, frame: Frame) -> Columns:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.geometry import SAME_SIZE, same_voxels
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
 from cryosam_dask.io.points import warp
 from cryosam_dask.io.points.base import Float64, Frame
@@ -29,8 +30,6 @@ from cryosam_dask.io.text import numbers
 TILT_SERIES, OWN, IMAGE = "rlnTomoTiltSeriesPixelSize", "rlnPixelSize", "rlnImagePixelSize"
 DETECTOR, MAGNIFICATION = "rlnDetectorPixelSize", "rlnMagnification"
 _GROUP = "rlnOpticsGroup"
-_EQUAL = 1e-3
-"""Relative difference of sizes that say the same, with few decimals."""
 _MICROMETRE = 1e4  # Å
 
 
@@ -55,8 +54,9 @@ def voxels_per_pixel(
         raise InputError(
             f"{path}: coordinates in pixels of {sizes.min():g} Å: the tomogram's voxel size is needed; {ASK_VOXEL_SIZE}"
         )
-    ratio = sizes[:, None] / np.asarray(frame.voxel_size, dtype=float)
-    return np.where(np.abs(ratio - 1) < 1e-6, 1.0, ratio)  # sizes in files have few decimals
+    known, which = np.unique(sizes, return_inverse=True)  # sizes in files have few decimals
+    same = np.array([same_voxels(size, frame.voxel_size, frame.shape) for size in known])[which]
+    return np.where(same[:, None], 1.0, sizes[:, None] / np.asarray(frame.voxel_size, dtype=float))
 
 
 def _sizes(path: Path, tables: Sequence[Table], particles: Table, frame: Frame, convention: str) -> Float64 | None:
@@ -77,7 +77,7 @@ def _sizes(path: Path, tables: Sequence[Table], particles: Table, frame: Frame, 
             continue  # Warp states the unbinned pixel besides
         with contextlib.suppress(InputError):  # what is not taken need not be right
             other = read()
-            if other is not None and (np.abs(chosen - other) > _EQUAL * chosen).any():
+            if other is not None and (np.abs(chosen - other) > SAME_SIZE * chosen).any():
                 frame.notes.append(_contradiction(path, first, chosen, name, other))
     return chosen
 
@@ -136,7 +136,7 @@ def _of_export(path: Path, tables: Sequence[Table], particles: Table, notes: lis
     if sizes is None and named is not None:
         notes.append(f"{path}: Warp's 2D stacks without {IMAGE}: pixels of {_words(named)} by the stacks' names")
         return named
-    if sizes is not None and named is not None and (np.abs(named - sizes) > 0.006 + _EQUAL * sizes).any():
+    if sizes is not None and named is not None and (np.abs(named - sizes) > 0.006 + SAME_SIZE * sizes).any():
         notes.append(
             f"{path}: pixels of {_words(sizes)} by {IMAGE}, of {_words(named)} by the names of Warp's stacks: the "
             "first is taken"

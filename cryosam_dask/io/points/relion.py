@@ -35,10 +35,10 @@ from cryosam_dask.io.points.base import (
     Part,
     axes_of,
     choose,
-    plain_name,
     positions,
     rounded,
 )
+from cryosam_dask.io.points.names import matching
 from cryosam_dask.io.star import Table, encode_table, read_tables
 from cryosam_dask.io.text import numbers
 
@@ -116,6 +116,17 @@ def encode_centred(parts: Sequence[Part], joint: bool) -> bytes:
     return _encode(rows, CENTRED)
 
 
+def listed_names(path: Path, names: Sequence[str]) -> list[str]:
+    """What a tomograms.star calls tomograms; InputError where it has not just one for each of them."""
+    extents = _extents(path)
+    listed = [_of(extents, name, path)[0] for name in names]
+    for place, name in enumerate(listed):
+        if (first := listed.index(name)) != place:
+            both = f"{shown(names[first])} and {shown(names[place])}"
+            raise InputError(f"{path}: {both} are both {shown(name)}: say with --tomogram what they are called there")
+    return listed
+
+
 def _encode(rows: Sequence[tuple[pd.DataFrame, str, Float64]], names: Sequence[str]) -> bytes:
     """A file of (picks, tomogram, positions z, y, x); `names` are the positions' columns, z, y, x."""
     import pandas as pd
@@ -128,7 +139,7 @@ def _encode(rows: Sequence[tuple[pd.DataFrame, str, Float64]], names: Sequence[s
         table[SCORE] = picks["score"].to_numpy(dtype=float)
         table[INSTANCE] = picks["instance"].to_numpy(dtype=np.int64)
         tables.append(table)
-    return encode_table(pd.concat(tables, ignore_index=True))
+    return encode_table(pd.concat(tables, ignore_index=True), NAME)
 
 
 def _positions(
@@ -180,7 +191,7 @@ def _extents(path: Path) -> dict[str, Float64]:
 
 def _of(extents: dict[str, Float64], name: str, path: Path) -> tuple[str, Float64]:
     """What a tomogram is called among those of a tomograms.star, and its size."""
-    found = [name] if name in extents else [one for one in extents if plain_name(one) == plain_name(name)]
+    found = matching(name, extents)
     if len(found) != 1:
         listed = ", ".join(map(shown, list(extents)[:5])) + (", …" if len(extents) > 5 else "")
         several = "several tomograms that could be" if found else "no tomogram"

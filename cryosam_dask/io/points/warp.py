@@ -38,7 +38,10 @@ _STACK = re.compile(r"_(\d+)[.,](\d\d)A_\d{6,}\.mrcs$")
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """Warp's file of picks; InputError for a frame without a name, or without one voxel size."""
+    """Warp's file of picks; InputError for a frame without a name, or without one voxel size.
+
+    Warp splits rows at spaces (`Star.cs`), so names are not quoted.
+    """
     import pandas as pd
 
     tables = []
@@ -51,7 +54,7 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
         table[_SCORE] = picks["score"].to_numpy(dtype=float)
         table[_INSTANCE] = picks["instance"].to_numpy(dtype=np.int64)
         tables.append(table)
-    return encode_table(pd.concat(tables, ignore_index=True))
+    return encode_table(pd.concat(tables, ignore_index=True), "rlnMicrographName", quotes=False)
 
 
 def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> Columns | None:
