@@ -107,8 +107,10 @@ def _stated(path: Path, tables: Sequence[Table], particles: Table, column: str) 
             each = numbers(path, column, table.columns[column]).tolist()
             groups |= dict(zip(table.columns.get(_GROUP, []), each, strict=False))
             values += each
-    if len(set(values)) < 2:
-        return np.array(values[:1]) if values else None
+    if not values:
+        return None
+    if max(values) - min(values) <= SAME_SIZE * max(values):  # what differs less is one number, rounded
+        return np.array(values[:1])
     own = particles.columns.get(_GROUP)
     if own is None:
         what = "tilt series pixel sizes" if column == TILT_SERIES else f"values of {column}"
