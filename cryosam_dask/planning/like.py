@@ -73,7 +73,7 @@ def _settings(store: RunStore, name: str) -> Settings | None:
 
 def _diameter(store: RunStore, name: str) -> float:
     """Voxels: of a ball as large as the prompted instances are in the middle."""
-    path = f"{layout.query(name)}/sizes"
+    path = layout.query_array(name, "sizes")
     sizes = store.read(path) if path in store else np.zeros(0)
     if not sizes.size or not np.median(sizes) > 0:
         return DIAMETER / float(np.mean(store.voxel_size))

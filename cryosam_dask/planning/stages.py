@@ -199,7 +199,7 @@ class Planner:
 
     def _rank(self) -> None:
         radius = {"radius": self.diameter / 2}
-        self.store.put(f"{layout.query(self.name)}/profiles", np.zeros((1, 1)), ("instance", "shell"), radius)
+        self.store.put(layout.query_array(self.name, "profiles"), np.zeros((1, 1)), ("instance", "shell"), radius)
         count = max(propose.SHORTLIST, int(propose.SHORTLIST_DENSITY * math.prod(self.shape)))
         count = min(count, math.prod(geometry.cell_grid(self.shape, self.settings.match.ratios[-1])))
         places = np.random.default_rng(0).uniform(0, np.array(self.shape) - 1, (min(count, PLACES), 3))

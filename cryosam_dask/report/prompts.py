@@ -71,7 +71,7 @@ def _members(store: RunStore, where: str) -> Iterator[tuple[int, int, int, int]]
     for folder in store.groups(where):
         number = folder.removeprefix("group")
         if number != folder and number.isdecimal():
-            found = stored.read_measured(store, f"{where}/{folder}")
+            found = stored.read_measured(store, layout.group(where, int(number)))
             for index, (prompt, size) in enumerate(zip(found.prompt, found.size, strict=True)):
                 yield int(number), index, int(prompt), int(size)
 
@@ -151,7 +151,7 @@ def _outline(
 
 def typical_radius(store: RunStore, name: str) -> float | None:
     """Equivalent radius of the prompted instances in voxels, None where it isn't known."""
-    where = f"{layout.query(name)}/sizes"
+    where = layout.query_array(name, "sizes")
     if where not in store:
         return None
     sizes = np.asarray(store.read(where), float)

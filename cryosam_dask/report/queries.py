@@ -175,7 +175,7 @@ def _settings(store: RunStore, name: str) -> Settings | None:
 
 
 def _points(store: RunStore, name: str) -> NDArray[np.float64]:
-    where = f"{layout.query(name)}/points"
+    where = layout.query_array(name, "points")
     if where not in store:
         raise StoreError("the prompts are not segmented yet")
     if store.array(where).size > 3 * MOST_PICKS:

@@ -56,7 +56,7 @@ def plan_standardize(shape: Shape3, settings: FeatureSettings, upstream: str) ->
                 name=f"view {axis}",
                 marks=(index,),
                 params={"axis": axis},
-                writes=(Region(f"{layout.STANDARDIZATION}/{axis}", (0, 0), (info.channels + 1, info.channels)),),
+                writes=(Region(layout.standardization(axis), (0, 0), (info.channels + 1, info.channels)),),
                 memory=feature_memory.standardize_memory(shape, axis, info, settings),
             )
         )
@@ -236,7 +236,7 @@ def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult
                 moments.add(tokens)
     mean, matrix = fit_standardization(moments, chosen.standardize)
     store.put(
-        f"{layout.STANDARDIZATION}/{axis}",
+        layout.standardization(axis),
         np.concatenate([mean[None], matrix]).astype(np.float32),
         ("mean_and_rows", "channel"),
     )
@@ -248,7 +248,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     store, chosen, encoder = _open(context, settings)
     axis: Axis = unit.params["axis"]
     slices = range(unit.params["start"], unit.params["stop"])
-    fitted = store.read(f"{layout.STANDARDIZATION}/{axis}") if chosen.standardize != "none" else None
+    fitted = store.read(layout.standardization(axis)) if chosen.standardize != "none" else None
     grid = token_grid(store.shape, axis, chosen, encoder.patch)
     slabs = [
         Slab(store, axis, part, grid, encoder.channels, chosen.ratios) for part in _slabs(slices.start, slices.stop)

@@ -144,8 +144,8 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
 
 def read_query(store: RunStore, this: Pass) -> tuple[Float32, Float32 | None]:
     """The query's feature, and the mean that it is centred by or None."""
-    where = layout.query(this.name)
-    return store.read(f"{where}/feature"), store.read(f"{where}/mean") if this.center else None
+    mean = store.read(layout.query_array(this.name, "mean")) if this.center else None
+    return store.read(layout.query_array(this.name, "feature")), mean
 
 
 def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:

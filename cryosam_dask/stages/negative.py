@@ -52,7 +52,7 @@ def plan(
     where = layout.negatives(name)
     boxes = query.prompted_boxes(store, where, groups)
     memory = max(query.unit_memory(store, box, settings) for box in boxes)
-    if settings.rank == "profile" and f"{layout.query(name)}/profiles" in store:
+    if settings.rank == "profile" and layout.query_array(name, "profiles") in store:
         shells = verify.profile(rank.query_radius(store, name))
         block = np.minimum(np.array(store.shape), rank.BLOCK + 2 * shells.halo)
         memory = max(memory, verify.working_bytes(block, PLACES, shells) + BESIDES)
@@ -60,7 +60,7 @@ def plan(
         name="negatives",
         marks=(0,),
         params={"groups": groups},
-        writes=(Region(f"{where}/features", (0, 0), (len(points), FeatureVolume(store).channels)),),
+        writes=(Region(layout.negative_array(name, "features"), (0, 0), (len(points), FeatureVolume(store).channels)),),
         memory=memory,
     )
     asked = (marks.found_stage(store, query.stage_name(name)) or {}).get("fingerprint")
@@ -90,10 +90,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         # where nothing could be segmented, the place itself is still what a candidate could stand on
         places += [_described(store, name, points[[i]]) for i in missing]
         profiles = np.concatenate([_none(store, name), *places])
-        store.put(f"{where}/profiles", profiles, ("example", "shell"))
+        store.put(layout.negative_array(name, "profiles"), profiles, ("example", "shell"))
     pooled = np.asarray(features, np.float32).reshape(-1, volume.channels)
-    store.put(f"{where}/points", points, ("negative", "axis"), {"units": "voxel", "order": "z, y, x"})
-    store.put(f"{where}/features", pooled, ("instance", "channel"))
+    described = {"units": "voxel", "order": "z, y, x"}
+    store.put(layout.negative_array(name, "points"), points, ("negative", "axis"), described)
+    store.put(layout.negative_array(name, "features"), pooled, ("instance", "channel"))
     return UnitResult({"segmented": len(segmented), "missing": [settings["points"][i] for i in missing]})
 
 
@@ -110,7 +111,7 @@ def _described(
 ) -> Float64:
     """Profiles (k, P) at the distinct ends of `places` that were moved as candidates are; those in the mask only."""
     shells = verify.profile(rank.query_radius(store, name))
-    template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
+    template = np.asarray(store.read(layout.query_array(name, "template")), float)
     volume = store.array(layout.tomogram())
     every = [verify.describe(volume, places[block], shells, template) for block in rank.blocks(places)]
     moved, profiles = (np.concatenate(parts) for parts in zip(*every, strict=True))
@@ -125,7 +126,7 @@ def _described(
 
 
 def _none(store: RunStore, name: str) -> Float64:
-    return np.empty((0, store.array(f"{layout.query(name)}/profiles").shape[1]))
+    return np.empty((0, store.array(layout.query_array(name, "profiles")).shape[1]))
 
 
 def read_points(store: RunStore, name: str) -> list[list[float]]:
@@ -136,16 +137,16 @@ def read_points(store: RunStore, name: str) -> list[list[float]]:
 
 def feature_arrays(store: RunStore, name: str) -> list[str]:
     """The arrays (n, 3C) of the negatives' features, the borrowed ones and this tomogram's own, that there are."""
-    paths = (f"{layout.query(name)}/negative_features", f"{layout.negatives(name)}/features")
+    paths = (layout.query_array(name, "negative_features"), layout.negative_array(name, "features"))
     return [path for path in paths if path in store and store.array(path).shape[0]]
 
 
 def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
     """Profiles (k, P) of all negative examples; borrowed ones at the contrast that the query was found to have here."""
     found = [_none(store, name)]
-    if (path := f"{layout.query(name)}/negative_profiles") in store:
+    if (path := layout.query_array(name, "negative_profiles")) in store:
         borrowed = np.asarray(store.read(path), float)
         found.append(verify.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
-    if (path := f"{layout.negatives(name)}/profiles") in store:
+    if (path := layout.negative_array(name, "profiles")) in store:
         found.append(np.asarray(store.read(path), float))
     return np.concatenate(found)

@@ -39,7 +39,7 @@ def suppression_radius(store: RunStore, name: str, settings: MatchSettings) -> f
     """Least distance of two candidates in voxels: the setting, or half the radius of what was prompted."""
     if settings.nms_radius is not None:
         return settings.nms_radius
-    size = float(np.median(store.read(f"{layout.query(name)}/sizes")))
+    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
     return max(0.5 * equivalent_radius(size), 1.03 * settings.ratios[-1])
 
 
@@ -95,7 +95,7 @@ def choose(
     A proposal within `radius` of a user's prompt stands for the same particle and is left out. A borrowed query has no
     prompts, and there may be no proposals either.
     """
-    prompts = np.asarray(store.read(f"{layout.query(name)}/points"), float)
+    prompts = np.asarray(store.read(layout.query_array(name, "points")), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
     points, scores = points[kept], scores[kept]
     notes: list[str] = []
@@ -111,22 +111,25 @@ def choose(
     scores = np.concatenate([np.ones(len(prompts)), scores[new]])
     where, stored = layout.proposals(name), scores.astype(np.float32)
     described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius}
-    if not _is_there(store, where, points, stored, described):
+    if not _is_there(store, name, points, stored, described):
         # half-written ones are none
         store.group(where).attrs["upstream"] = None
-        store.put(f"{where}/points", points, ("prompt", "axis"), {"units": "voxel", "order": "z, y, x"})
-        store.put(f"{where}/scores", stored, ("prompt",))
+        store.put(
+            layout.proposal_array(name, "points"), points, ("prompt", "axis"), {"units": "voxel", "order": "z, y, x"}
+        )
+        store.put(layout.proposal_array(name, "scores"), stored, ("prompt",))
         store.group(where).attrs.update(described)
     return notes
 
 
-def _is_there(store: RunStore, where: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:
+def _is_there(store: RunStore, name: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:
     """Whether these very proposals are stored."""
+    where = layout.proposals(name)
     try:
         if where not in store or any(store.group(where).attrs.get(key) != described[key] for key in described):
             return False
-        same = np.array_equal(store.read(f"{where}/points"), points)
-        return same and np.array_equal(store.read(f"{where}/scores"), scores)
+        same = np.array_equal(store.read(layout.proposal_array(name, "points")), points)
+        return same and np.array_equal(store.read(layout.proposal_array(name, "scores")), scores)
     except StoreError:
         return False
 
@@ -137,4 +140,4 @@ def read(store: RunStore, name: str) -> tuple[Float64, str]:
     upstream = store.group(where).attrs.get("upstream") if where in store else None
     if not isinstance(upstream, str):
         raise StoreError(f"{store.url}: no proposals for {name!r} yet; run `cryosam match` first")
-    return np.asarray(store.read(f"{where}/points"), float), upstream
+    return np.asarray(store.read(layout.proposal_array(name, "points")), float), upstream

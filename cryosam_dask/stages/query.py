@@ -47,7 +47,7 @@ def plan(
         name="pool",
         marks=(0,),
         params={"groups": groups},
-        writes=(Region(f"{layout.query(name)}/feature", (0,), (channels,)),),
+        writes=(Region(layout.query_array(name, "feature"), (0,), (channels,)),),
         memory=max(unit_memory(store, box, settings) for box in prompted_boxes(store, layout.query(name), groups)),
     )
     described = {"name": name, "center": settings.center, "rank": settings.rank, "points": points}
@@ -85,8 +85,8 @@ def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Pool the features over all prompted instances."""
     store = RunStore.open(context.url, "r+")
-    where = layout.query(settings["name"])
-    volume = FeatureVolume(store)
+    name, volume = settings["name"], FeatureVolume(store)
+    where = layout.query(name)
     total = np.zeros(volume.channels)
     sizes: list[int] = []
     centres: list[Array] = []
@@ -106,12 +106,12 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         )
     feature = (total / sum(sizes)).astype(np.float32)
     mean = volume.mean if settings["center"] else np.zeros_like(feature)
-    store.put(f"{where}/points", np.asarray(settings["points"], np.float64), ("prompt", "axis"))
-    store.put(f"{where}/feature", feature, ("channel",))
-    store.put(f"{where}/mean", mean, ("channel",))
-    store.put(f"{where}/sizes", np.asarray(sizes, np.int64), ("instance",), {"units": "voxel"})
+    store.put(layout.query_array(name, "points"), np.asarray(settings["points"], np.float64), ("prompt", "axis"))
+    store.put(layout.query_array(name, "feature"), feature, ("channel",))
+    store.put(layout.query_array(name, "mean"), mean, ("channel",))
+    store.put(layout.query_array(name, "sizes"), np.asarray(sizes, np.int64), ("instance",), {"units": "voxel"})
     if settings["rank"] == "profile":
-        rank.describe_query(store, settings["name"], np.stack(centres), sizes)
+        rank.describe_query(store, name, np.stack(centres), sizes)
     return UnitResult({"segmented": len(sizes), "missing": missing})
 
 

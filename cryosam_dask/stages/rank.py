@@ -34,10 +34,6 @@ def stage_name(name: str) -> str:
     return f"rank/{name}"
 
 
-def group_path(name: str, index: int) -> str:
-    return layout.profiles(name, index)
-
-
 def blocks(points: NDArray[np.float64]) -> list[NDArray[np.intp]]:
     """Indices of the points of each block that has any, blocks in (z, y, x) order."""
     if len(points) == 0:
@@ -81,7 +77,7 @@ def plan(store: RunStore, name: str, candidates: NDArray[np.float64], upstream: 
                         "points": _rows(places[np.concatenate(bundle)]),
                         "blocks": [len(block) for block in bundle],
                     },
-                    writes=(Region(group_path(name, index), (), ()),),
+                    writes=(Region(layout.profiles(name, index), (), ()),),
                     memory=max(unit_memory(places[block], shape, shells) for block in bundle),
                 )
             )
@@ -108,16 +104,17 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     store = RunStore.open(context.url, "r+")
     name = settings["name"]
     shells = verify.profile(settings["radius"])
-    template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
+    template = np.asarray(store.read(layout.query_array(name, "template")), float)
     volume = store.array(layout.tomogram())
     every = np.split(np.asarray(unit.params["points"], float), np.cumsum(unit.params["blocks"])[:-1])
     described = [verify.describe(volume, points, shells, template) for points in every]
-    path = group_path(name, unit.params["index"])
-    store.put(f"{path}/centres", np.concatenate([c for c, _ in described]), ("place", "axis"), {"units": "voxel"})
-    store.put(f"{path}/profiles", np.concatenate([p for _, p in described]), ("place", "shell"))
+    index = unit.params["index"]
+    centres, profiles = (np.concatenate(part) for part in zip(*described, strict=True))
+    store.put(layout.profile_array(name, index, "centres"), centres, ("place", "axis"), {"units": "voxel"})
+    store.put(layout.profile_array(name, index, "profiles"), profiles, ("place", "shell"))
     if unit.params["kind"] == "background":
         unmoved = [verify.describe(volume, points, shells)[1] for points in every]
-        store.put(f"{path}/unmoved", np.concatenate(unmoved), ("place", "shell"))
+        store.put(layout.profile_array(name, index, "unmoved"), np.concatenate(unmoved), ("place", "shell"))
     return None
 
 
@@ -130,14 +127,14 @@ def describe_query(store: RunStore, name: str, centres: NDArray[np.float64], siz
     own = np.concatenate([verify.describe(volume, centre, shells)[1] for centre in centres])
     # also by the very steps that proposals go through, so that both stand alike
     profiles = np.concatenate([verify.describe(volume, centre, shells, template)[1] for centre in centres])
-    store.put(f"{layout.query(name)}/unmoved", own, ("instance", "shell"))
-    store.put(f"{layout.query(name)}/template", template, ("shell",))
-    store.put(f"{layout.query(name)}/profiles", profiles, ("instance", "shell"), {"radius": radius})
+    store.put(layout.query_array(name, "unmoved"), own, ("instance", "shell"))
+    store.put(layout.query_array(name, "template"), template, ("shell",))
+    store.put(layout.query_array(name, "profiles"), profiles, ("instance", "shell"), {"radius": radius})
 
 
 def query_radius(store: RunStore, name: str) -> float:
     """Equivalent radius of the prompted instances in voxels."""
-    return float(str(store.array(f"{layout.query(name)}/profiles").attrs["radius"]))
+    return float(str(store.array(layout.query_array(name, "profiles")).attrs["radius"]))
 
 
 def gather(
@@ -147,25 +144,26 @@ def gather(
 
     negatives : gives the profiles of negative examples, at the contrast that a borrowed query has in this tomogram
     """
-    paths: dict[str, list[str]] = {"candidates": [], "background": []}
+    indices: dict[str, list[int]] = {"candidates": [], "background": []}
     for unit in stage.units:
-        paths[unit.params["kind"]].append(group_path(name, unit.params["index"]))
+        indices[unit.params["kind"]].append(unit.params["index"])
 
-    def every(kind: str, array: str) -> NDArray[np.float64]:
+    def every(kind: str, array: layout.ProfileArray) -> NDArray[np.float64]:
         # one array, filled: parts and their concatenation would be there twice
-        shapes = [store.array(f"{path}/{array}").shape for path in paths[kind]]
+        paths = [layout.profile_array(name, index, array) for index in indices[kind]]
+        shapes = [store.array(path).shape for path in paths]
         out = np.empty((sum(n for n, _ in shapes), shapes[0][1]))
         stops = np.cumsum([n for n, _ in shapes])
-        for path, (count, _), stop in zip(paths[kind], shapes, stops, strict=True):
-            out[stop - count : stop] = store.read(f"{path}/{array}")
+        for path, (count, _), stop in zip(paths, shapes, stops, strict=True):
+            out[stop - count : stop] = store.read(path)
         return out
 
     centres, profiles = every("candidates", "centres"), every("candidates", "profiles")
     unmoved, fitted = every("background", "unmoved"), every("background", "profiles")
     radius = query_radius(store, name)
-    where = layout.query(name)
-    options = [np.asarray(store.read(f"{where}/{array}"), float) for array in ("profiles", "unmoved")]
-    contrasts = store.array(f"{where}/profiles").attrs.get("contrasts")
+    own = [layout.query_array(name, "profiles"), layout.query_array(name, "unmoved")]
+    options = [np.asarray(store.read(path), float) for path in own]
+    contrasts = store.array(own[0]).attrs.get("contrasts")
     contrast = 1.0
     if isinstance(contrasts, list):
         factors, mean = [float(str(factor)) for factor in contrasts], float(store.info["statistics"]["mean"])

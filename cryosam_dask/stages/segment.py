@@ -153,7 +153,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     similarity = [float(values[0]) for values in similarities] if query else [1.0] * len(kept)
     if settings.get("against"):
         rivals = np.array([max(values[1:]) for values in similarities], np.float32)
-        store.put(f"{layout.group(where, index)}/{stored.RIVAL}", rivals, ("instance",))
+        store.put(layout.instance_array(where, index, stored.RIVAL), rivals, ("instance",))
     stored.write(
         store,
         layout.group(where, index),

@@ -212,8 +212,8 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
     fitting = np.ones(len(places), bool)
     rejected = []
     if settings.match.rank == "profile":
-        score = np.asarray(store.read(f"{layout.proposals(name)}/scores"))[every.prompt]
-        typical = float(np.median(store.read(f"{layout.query(name)}/sizes")))
+        score = np.asarray(store.read(layout.proposal_array(name, "scores")))[every.prompt]
+        typical = float(np.median(store.read(layout.query_array(name, "sizes"))))
         fitting = prompted | of_size(every.box, every.size, typical, store.shape)
         if strange := int((~fitting).sum()):
             rejected.append(
@@ -234,7 +234,7 @@ def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float3
     """Similarity of each instance to the most similar negative; −∞ where the query has none."""
     found = [np.full(len(part.prompt), -np.inf, np.float32) for part in parts]
     for group, values in enumerate(found):
-        path = f"{layout.group(where, group)}/{stored.RIVAL}"
+        path = layout.instance_array(where, group, stored.RIVAL)
         if len(values) and path in store:
             found[group] = store.read(path)
     return np.concatenate(found)

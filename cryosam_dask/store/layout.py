@@ -20,6 +20,11 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
+from typing import Literal
+
 from cryosam_dask.geometry import Box, boxes
 from cryosam_dask.types import AXES, Axis, Shape3
 
@@ -108,8 +113,31 @@ def planes(axis: Axis) -> str:
     return f"embeddings/planes/{axis}"
 
 
+QueryArray = Literal[
+    "feature",
+    "mean",
+    "points",
+    "sizes",
+    "profiles",
+    "template",
+    "unmoved",
+    "negative_features",
+    "negative_profiles",
+]
+"""Arrays of a query: the feature and the mean that it is centred by, (3C,); the prompts, (n, 3); voxels of the prompted
+instances; their radial profiles, as fitted and as they stand, and the template; what a borrowed query brings along."""
+
+NegativeArray = Literal["points", "features", "profiles"]
+ProposalArray = Literal["points", "scores"]
+ProfileArray = Literal["centres", "profiles", "unmoved"]
+
+
 def query(name: str) -> str:
     return f"queries/{name}"
+
+
+def query_array(name: str, array: QueryArray) -> str:
+    return f"{query(name)}/{array}"
 
 
 def negatives(name: str) -> str:
@@ -117,8 +145,17 @@ def negatives(name: str) -> str:
     return f"negatives/{name}"
 
 
+def negative_array(name: str, array: NegativeArray) -> str:
+    return f"{negatives(name)}/{array}"
+
+
+def similarities(name: str) -> str:
+    """Group of all ratios' similarity."""
+    return f"similarity/{name}"
+
+
 def similarity_group(name: str, ratio: int) -> str:
-    return f"similarity/{name}/r{ratio}"
+    return f"{similarities(name)}/r{ratio}"
 
 
 def similarity(name: str, ratio: int) -> str:
@@ -134,6 +171,10 @@ def proposals(name: str) -> str:
     return f"proposals/{name}"
 
 
+def proposal_array(name: str, array: ProposalArray) -> str:
+    return f"{proposals(name)}/{array}"
+
+
 def instances(name: str) -> str:
     return f"instances/{name}"
 
@@ -141,6 +182,16 @@ def instances(name: str) -> str:
 def group(where: str, index: int) -> str:
     """Instances of one group of prompts of a query or of its proposals."""
     return f"{where}/group{index:05d}"
+
+
+def member(group: str, array: str) -> str:
+    """An array of a group."""
+    return f"{group}/{array}"
+
+
+def instance_array(where: str, index: int, array: str) -> str:
+    """An array of `store.instances` of one group of prompts."""
+    return member(group(where, index), array)
 
 
 def state(where: str, index: int) -> str:
@@ -153,8 +204,37 @@ def profiles(name: str, index: int) -> str:
     return f"{proposals(name)}/profiles{index:05d}"
 
 
+def profile_array(name: str, index: int, array: ProfileArray) -> str:
+    return f"{profiles(name, index)}/{array}"
+
+
 def picks(name: str) -> str:
     return f"picks/{name}"
+
+
+def pick_column(name: str, column: str) -> str:
+    return f"{picks(name)}/{column}"
+
+
+def standardization(axis: Axis) -> str:
+    return f"{STANDARDIZATION}/{axis}"
+
+
+def pattern(of: Callable[..., str]) -> re.Pattern[str]:
+    """What matches every path that a function of this module spells; its arguments are named groups."""
+    stands = {name: _Stand(f"(?P<{name}>{_STANDS.get(name, _NAME)})") for name in inspect.signature(of).parameters}
+    return re.compile(of(**stands))
+
+
+class _Stand(str):
+    """Stands for an argument while a path is spelt, whatever the format."""
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+
+_NAME = "[^/]+"
+_STANDS = {"axis": "[zyx]", "ratio": r"\d+", "level": r"\d+", "index": r"\d+", "where": ".+", "array": r"\w+"}
 
 
 def marks(stage: str) -> str:
