@@ -3,7 +3,7 @@
 from cryosam_dask.planning.costs import MACHINES, Machine, machine
 from cryosam_dask.planning.like import measured
 from cryosam_dask.planning.plan import WORKERS, Measured, Options, Plan, plan_run, to_json, worker_counts
-from cryosam_dask.planning.scaling import Bulk, Cluster, Job, Outcome, Work, estimate, job_of, limit, limits, simulate
+from cryosam_dask.planning.scaling import Bulk, Cluster, Job, Outcome, estimate, job_of, limit, limits, simulate
 from cryosam_dask.planning.words import in_words
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Options",
     "Outcome",
     "Plan",
-    "Work",
     "estimate",
     "in_words",
     "job_of",

@@ -6,8 +6,8 @@ worker in flight, and takes their results; both together take it `driver_seconds
 write at the same time share the storage's bandwidth evenly, each up to what one worker can move.
 
     job = Job()
-    tiles = job.stage("features", [Work(seconds=40, read=3e8, write=2e8)] * 131)
-    job.stage("match", [Work(2.0)] * 64, after=tiles)
+    tiles = job.stage("features", [Cost(seconds=40, read=3e8, write=2e8)] * 131)
+    job.stage("match", [Cost(2.0)] * 64, after=tiles)
     simulate(job.tasks, Cluster(workers=64, driver_seconds=0.002, bandwidth=1e9))
 """
 
@@ -20,6 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, NamedTuple
+
+from cryosam_dask.stages.cost import Cost
 
 Limit = Literal["workers", "driver", "storage", "order"]
 LIMITS: tuple[Limit, ...] = ("workers", "driver", "storage", "order")
@@ -37,14 +39,6 @@ class Phase(IntEnum):
     THROUGH = 4
 
 
-class Work(NamedTuple):
-    """A unit's computation in seconds, and the bytes it moves before and after."""
-
-    seconds: float
-    read: float = 0.0
-    write: float = 0.0
-
-
 class Task(NamedTuple):
     """A unit of a stage, or with `on_driver` a step that the driver does itself (a barrier, if it takes no time).
 
@@ -52,7 +46,7 @@ class Task(NamedTuple):
     """
 
     stage: str
-    work: Work
+    work: Cost
     after: tuple[int, ...] = ()
     on_driver: bool = False
 
@@ -101,7 +95,7 @@ class Job:
 
     tasks: list[Task] = field(default_factory=list)
 
-    def add(self, stage: str, work: Work, after: Iterable[int] = (), *, on_driver: bool = False) -> int:
+    def add(self, stage: str, work: Cost, after: Iterable[int] = (), *, on_driver: bool = False) -> int:
         """Add one task; its number."""
         needed = tuple(after)
         if any(not 0 <= index < len(self.tasks) for index in needed):
@@ -110,7 +104,7 @@ class Job:
         return len(self.tasks) - 1
 
     def stage(
-        self, name: str, units: Iterable[Work], after: int | Iterable[int] | None = None, seconds: float = 0.0
+        self, name: str, units: Iterable[Cost], after: int | Iterable[int] | None = None, seconds: float = 0.0
     ) -> int:
         """Add units that are independent of each other; the number of the barrier behind all of them.
 
@@ -118,7 +112,7 @@ class Job:
         """
         before = () if after is None else (after,) if isinstance(after, int) else tuple(after)
         members = [self.add(name, work, before) for work in units]
-        return self.add(name, Work(seconds), members or before, on_driver=True)
+        return self.add(name, Cost(seconds), members or before, on_driver=True)
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class Bulk:
 
     stage: str
     count: int
-    work: Work
+    work: Cost
     longest: float = 0.0
     driver: float = 0.0
 

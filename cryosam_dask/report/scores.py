@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import peaks
 from cryosam_dask.report import charts
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import match, negative, propose, rank
+from cryosam_dask.stages import match, propose, rank
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -65,7 +65,8 @@ def _candidates(
             for i, random in zip(left, background, strict=True)
         )
         stage = Stage("", rank.work, {}, "", units, len(units))
-        points, values, _ = rank.gather(store, name, stage, lambda contrast: negative.profiles(store, name, contrast))
+        among = propose.ranked(store, name, stage)
+        points, values = among.points, among.scores
     else:
         this = match.passes(name, settings.match)[-1]
         limit = 4 * settings.match.count if isinstance(settings.match.count, int) else None

@@ -118,7 +118,7 @@ def take(donor: RunStore, name: str) -> Loan:
     # what was borrowed itself keeps saying where it was prompted
     origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
     settings = Settings.model_validate(attributes["settings"])
-    return Loan(donor.url, name, settings, _weights(donor, where), donor.voxel_size, origin, params)
+    return Loan(donor.url, name, settings, _weights(donor, name), donor.voxel_size, origin, params)
 
 
 def _negatives(name: str, own: bool) -> tuple[str, str]:
@@ -211,7 +211,7 @@ def _origin(attributes: Mapping[str, Any]) -> Json | None:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Write the feature, and the profiles in this tomogram's grey values, as a query without points."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name, volume = settings["name"], FeatureVolume(store)
     statistics = store.info["statistics"]
     feature = np.asarray(unit.params["feature"], np.float32)
@@ -241,12 +241,12 @@ def _scaled(profiles: Array, mean: float, std: float, back: bool = False) -> Flo
     return np.asarray(profiles * std + shift if back else (profiles - shift) / std, float)
 
 
-def _weights(donor: RunStore, where: str) -> dict[str, str]:
+def _weights(donor: RunStore, name: str) -> dict[str, str]:
     """Identities of the models' weights, as far as the donor's marks have them: a borrowed query segmented nothing."""
     out = {}
     if found := marks.found_stage(donor, features.NAME):
         out["features"] = str(found["settings"]["weights"])
-    if found := marks.found_stage(donor, segment.stage_name(where)):
+    if found := marks.found_stage(donor, segment.PROMPTS.stage_name(name)):
         out["propagation"] = str(found["settings"]["propagation"]["weights"])
     return out
 

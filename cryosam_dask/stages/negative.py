@@ -20,6 +20,8 @@ from cryosam_dask.kernels import verify
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import query, rank
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult, fingerprint
+from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.features import FeatureVolume
@@ -39,7 +41,7 @@ STEP = 2
 
 
 def stage_name(name: str) -> str:
-    return f"negative/{name}"
+    return STAGE.stage_name(name)
 
 
 def plan(
@@ -70,7 +72,7 @@ def plan(
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Average the features over each negative, and describe it as candidates are."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name = settings["name"]
     where, volume = layout.negatives(name), FeatureVolume(store)
     points = np.asarray(settings["points"], np.float64)
@@ -129,6 +131,20 @@ def _none(store: RunStore, name: str) -> Float64:
     return np.empty((0, store.array(layout.query_array(name, "profiles")).shape[1]))
 
 
+def given(store: RunStore, name: str) -> list[list[float]]:
+    """The points (z, y, x) that were said in this tomogram not to be of a query's kind."""
+    points = store.group(layout.query(name)).attrs.get(POINTS, [])
+    return [[float(v) for v in point] for point in points] if isinstance(points, list) else []
+
+
+def joined(store: RunStore, name: str, upstream: str) -> str:
+    """The fingerprint of what was matched, and of the negatives where there are any."""
+    if not given(store, name):
+        return upstream
+    unlike = (marks.found_stage(store, stage_name(name)) or {})["fingerprint"]
+    return fingerprint({"match": upstream, "negatives": unlike})
+
+
 def read_points(store: RunStore, name: str) -> list[list[float]]:
     """The points that were given in this tomogram, (z, y, x) voxels; none before the stage has run."""
     found = marks.found_stage(store, stage_name(name))
@@ -150,3 +166,30 @@ def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
     if (path := layout.negative_array(name, "profiles")) in store:
         found.append(np.asarray(store.read(path), float))
     return np.concatenate(found)
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    arrays: list[layout.NegativeArray] = ["points", "features"]
+    if settings.get("rank") == "profile":
+        arrays.append("profiles")
+    return ((layout.negative_array(query, array), 0) for array in arrays)
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    count = unit.writes[0].stop[0]
+    places = PLACES * count if bench.settings.match.rank == "profile" else 0
+    seconds = query.POOL * count + rank.PLACE * places
+    return cost(bench.pool_bytes * count, 0, seconds, "features")
+
+
+STAGE = Declaration(
+    "negative",
+    "query",
+    words="Negative points",
+    per="query",
+    made_from=("query", "segment/negatives"),
+    arrays=(Arrays(layout.pattern(layout.negative_array), "unit", by_one_unit),),
+    expected=_expected,
+    places=lambda store, name: (layout.negatives(name),),
+    cost=_cost,
+)

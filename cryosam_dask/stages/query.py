@@ -15,6 +15,8 @@ from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.features import FeatureVolume
@@ -24,12 +26,15 @@ from cryosam_dask.types import AXES, Array
 TYPICAL = 24
 """Side of a particle's box in voxels: 25 nm at 10 Å."""
 
+POOL = 0.15
+"""Seconds of pooling one instance."""
+
 DECODED = 2
 """Chunks of latents that are decoded at a time, as measured; the store reads several at once."""
 
 
 def stage_name(name: str) -> str:
-    return f"query/{name}"
+    return STAGE.stage_name(name)
 
 
 def plan(
@@ -84,7 +89,7 @@ def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Pool the features over all prompted instances."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name, volume = settings["name"], FeatureVolume(store)
     where = layout.query(name)
     total = np.zeros(volume.channels)
@@ -117,3 +122,22 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
 
 def _say(points: list[list[float]]) -> str:
     return "; ".join(",".join(f"{v:g}" for v in point) for point in points[:3])
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    arrays: tuple[layout.QueryArray, ...] = ("feature", "mean", "sizes", "points")
+    return ((layout.query_array(query, array), 0) for array in arrays)
+
+
+STAGE = Declaration(
+    "query",
+    "query",
+    words="Query",
+    part="query",
+    per="query",
+    made_from=("segment/queries",),
+    arrays=(Arrays(layout.pattern(layout.query_array), "unit", by_one_unit),),
+    expected=_expected,
+    places=lambda store, query: (layout.query(query),),
+    cost=lambda bench, unit: cost(bench.pool_bytes, 0, POOL, "features"),
+)

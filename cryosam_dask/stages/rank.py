@@ -7,6 +7,7 @@ few.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import verify
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_number
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Shape3
@@ -27,11 +30,14 @@ PLACES = 64
 BACKGROUND = 512
 """Random places that the noise is measured at."""
 
+PLACE = 1.9e-3
+"""Seconds of describing the density around one place."""
+
 Negatives = Callable[[float], NDArray[np.float64]]
 
 
 def stage_name(name: str) -> str:
-    return f"rank/{name}"
+    return STAGE.stage_name(name)
 
 
 def blocks(points: NDArray[np.float64]) -> list[NDArray[np.intp]]:
@@ -101,7 +107,7 @@ def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: verify.Profi
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Describe places where the query's profile fits best near them, block by block; random ones also as they are."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name = settings["name"]
     shells = verify.profile(settings["radius"])
     template = np.asarray(store.read(layout.query_array(name, "template")), float)
@@ -173,3 +179,27 @@ def gather(
     distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted, negatives(contrast))
     like = np.isfinite(distance)
     return centres[like], verify.similarity(distance[like]), int((~like).sum())
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    arrays: tuple[layout.ProfileArray, ...] = ("centres", "profiles")
+    return ((layout.profile_array(query, i, array), i) for i in done for array in arrays)
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    block = math.prod(min(3 * BLOCK // 2, n) for n in bench.store.shape) * bench.voxel_bytes
+    return cost(block, 0, len(unit.params["points"]) * PLACE, "tomogram")
+
+
+STAGE = Declaration(
+    "rank",
+    "match",
+    words="Ranking by profiles",
+    part="matching",
+    per="query",
+    made_from=("match", "negative"),
+    arrays=(Arrays(layout.pattern(layout.profile_array), "unit", by_number),),
+    expected=_expected,
+    places=lambda store, query: (layout.proposals(query),),
+    cost=_cost,
+)

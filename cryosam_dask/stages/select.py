@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import propose
+from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SIZE_FACTOR = 2.0
 """An instance more than so many times larger or smaller than the prompted ones is something else, or a failed mask."""
+
+SECONDS = 5e-3
+"""Of the driver, for each instance that it selects among."""
 
 _NONE = stored.Measured(
     prompt=np.empty(0, np.int64),
@@ -272,3 +276,13 @@ def of_size(
     cut = (boxes[:, :3] <= 0).any(axis=1) | (boxes[:, 3:] >= np.array(shape)).any(axis=1)
     result: NDArray[np.bool_] = (sizes <= SIZE_FACTOR * typical) & (cut | (sizes * SIZE_FACTOR >= typical))
     return result
+
+
+STAGE = Declaration(
+    "select",
+    "segment",
+    per="query",
+    made_from=("segment/instances",),
+    arrays=(Arrays(layout.pattern(layout.pick_column), "driver"),),
+    places=lambda store, query: (layout.picks(query),),
+)

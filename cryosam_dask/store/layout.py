@@ -40,7 +40,10 @@ INGEST_SLAB = INGEST_BOX[0]
 STATISTICS = "statistics"
 TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
-STANDARDIZATION = "features/standardization"
+FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"
+QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
+PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
+STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
 """The label image of all kinds that were told apart; no query of theirs may be called so."""
 MOST_KINDS = 254
@@ -74,7 +77,7 @@ def tomogram(level: int = 0) -> str:
 
 
 def labels_group(name: str) -> str:
-    return f"labels/{name}"
+    return f"{LABELS}/{name}"
 
 
 def labels(name: str, level: int = 0) -> str:
@@ -86,7 +89,7 @@ def semantic_name(name: str) -> str:
 
 
 def features_group(ratio: int) -> str:
-    return f"features/r{ratio}"
+    return f"{FEATURES}/r{ratio}"
 
 
 def latents(ratio: int, axis: Axis) -> str:
@@ -97,20 +100,24 @@ def gram(ratio: int, axis: Axis) -> str:
     return f"{features_group(ratio)}/{axis}_gram"
 
 
+def dense_group(ratio: int) -> str:
+    return f"{FEATURES}/dense/r{ratio}"
+
+
 def dense(ratio: int) -> str:
-    return f"features/dense/r{ratio}/features"
+    return f"{dense_group(ratio)}/features"
 
 
 def feature_sums(axis: Axis) -> str:
-    return f"features/sums/{axis}"
+    return f"{FEATURES}/sums/{axis}"
 
 
 def embeddings(axis: Axis) -> str:
-    return f"embeddings/{axis}"
+    return f"{EMBEDDINGS}/{axis}"
 
 
 def planes(axis: Axis) -> str:
-    return f"embeddings/planes/{axis}"
+    return f"{EMBEDDINGS}/planes/{axis}"
 
 
 QueryArray = Literal[
@@ -133,7 +140,7 @@ ProfileArray = Literal["centres", "profiles", "unmoved"]
 
 
 def query(name: str) -> str:
-    return f"queries/{name}"
+    return f"{QUERIES}/{name}"
 
 
 def query_array(name: str, array: QueryArray) -> str:
@@ -142,7 +149,7 @@ def query_array(name: str, array: QueryArray) -> str:
 
 def negatives(name: str) -> str:
     """Points that are not of a query's kind, and what is around them."""
-    return f"negatives/{name}"
+    return f"{NEGATIVES}/{name}"
 
 
 def negative_array(name: str, array: NegativeArray) -> str:
@@ -151,7 +158,7 @@ def negative_array(name: str, array: NegativeArray) -> str:
 
 def similarities(name: str) -> str:
     """Group of all ratios' similarity."""
-    return f"similarity/{name}"
+    return f"{SIMILARITY}/{name}"
 
 
 def similarity_group(name: str, ratio: int) -> str:
@@ -168,7 +175,7 @@ def dots(name: str, ratio: int, axis: Axis) -> str:
 
 
 def proposals(name: str) -> str:
-    return f"proposals/{name}"
+    return f"{PROPOSALS}/{name}"
 
 
 def proposal_array(name: str, array: ProposalArray) -> str:
@@ -176,7 +183,7 @@ def proposal_array(name: str, array: ProposalArray) -> str:
 
 
 def instances(name: str) -> str:
-    return f"instances/{name}"
+    return f"{INSTANCES}/{name}"
 
 
 def group(where: str, index: int) -> str:
@@ -209,7 +216,7 @@ def profile_array(name: str, index: int, array: ProfileArray) -> str:
 
 
 def picks(name: str) -> str:
-    return f"picks/{name}"
+    return f"{PICKS}/{name}"
 
 
 def pick_column(name: str, column: str) -> str:
@@ -238,7 +245,27 @@ _STANDS = {"axis": "[zyx]", "ratio": r"\d+", "level": r"\d+", "index": r"\d+", "
 
 
 def marks(stage: str) -> str:
-    return f"marks/{stage}"
+    return f"{MARKS}/{stage}"
+
+
+_HIDDEN = re.compile(
+    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS})"
+    f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles)\\d{{5}}"
+    f"|{SIMILARITY}/[^/]+/r\\d+/dots"
+)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a group holds the program's own state: reached with zarr, not part of the results."""
+    return _HIDDEN.fullmatch(path) is not None
+
+
+MOST_LEVELS = 16
+TOP_GROUPS = (
+    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, LABELS, MARKS, JOURNAL),
+    *(level_group(level) for level in range(MOST_LEVELS)),
+)
+"""Groups at the root of a run."""
 
 
 def level_count(shape: Shape3) -> int:

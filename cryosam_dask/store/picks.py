@@ -92,4 +92,4 @@ def kinds(store: RunStore, name: str) -> list[str]:
 
 def names(store: RunStore) -> list[str]:
     """Names of the queries that have picks."""
-    return store.groups("picks")
+    return store.groups(layout.PICKS)
