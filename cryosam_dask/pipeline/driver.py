@@ -302,7 +302,7 @@ class Driver(Runner):
         self.check_same(name, points, negatives)
         if negative.given(store, name) != negatives.tolist():
             if marks.found_stage(store, query.stage_name(name)) is not None:  # what followed from others goes
-                chain.forget(store, name, after=segment.NEGATIVES.stage_name(""), itself=True)
+                chain.forget(store, name, after=segment.NEGATIVES.stage, itself=True)
             store.group(layout.query(name)).attrs[negative.POINTS] = negatives.tolist()
         store.group(layout.query(name)).attrs.update({"settings": settings.model_dump(mode="json"), **(more or {})})
 
@@ -329,7 +329,7 @@ class Driver(Runner):
 
     def _forget(self, name: str) -> None:
         """Remove all that a query has led to, and the query."""
-        chain.forget(self.store, name, after=segment.PROMPTS.stage_name(""), itself=True)
+        chain.forget(self.store, name, after=segment.PROMPTS.stage, itself=True)
 
     def _with_precision(self, settings: Settings) -> Settings:
         """Settings with "auto" precisions decided: as in what is there already, else as suits the device."""

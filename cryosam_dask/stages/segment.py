@@ -43,21 +43,23 @@ TURN = 1e-3
 class Role:
     """What prompts are, and where their instances go.
 
+    stage : what the stage is declared as
     place : of a query's name, the group in the store
     compared : whether each instance is given its similarity to the query
     """
 
+    stage: str
     place: Callable[[str], str]
     compared: bool = False
 
     def stage_name(self, name: str) -> str:
         """Of a query's name."""
-        return f"segment/{self.place(name)}"
+        return f"{self.stage}/{name}"
 
 
-PROMPTS = Role(layout.query)
-NEGATIVES = Role(layout.negatives)
-PROPOSALS = Role(layout.instances, compared=True)
+PROMPTS = Role("segment/queries", layout.query)
+NEGATIVES = Role("segment/negatives", layout.negatives)
+PROPOSALS = Role("segment/instances", layout.instances, compared=True)
 
 
 def group_prompts(points: NDArray[np.float64], size: int) -> list[list[int]]:
@@ -269,7 +271,7 @@ def _declaration(role: Role, words: str, made_from: tuple[str, ...], command: Co
         return ((layout.instance_array(role.place(query), i, array), i) for i in done for array in arrays)
 
     return Declaration(
-        role.stage_name("").rstrip("/"),
+        role.stage,
         command,
         words=words,
         part=part,
