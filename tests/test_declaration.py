@@ -1,12 +1,14 @@
-"""A stage that is declared runs, resumes, is verified, repaired, planned, reported and overwritten by its declaration."""
+"""A declared stage runs, resumes, is verified, repaired, planned, reported and overwritten by its declaration alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults.whole_run import NAME, POINT, differences, settings, whole_run
 
 from cryosam_dask import geometry, outputs, planning
 from cryosam_dask.errors import StoreError
@@ -23,8 +25,6 @@ from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import open_run
 
-from faults.whole_run import NAME, POINT, differences, settings, whole_run
-
 SLAB = 10
 POWER = 2
 CALLS: list[str] = []
@@ -40,7 +40,9 @@ def values(name: str) -> str:
 
 def plan(store: RunStore, settings: Settings, query: str, upstream: str) -> Stage:
     units = [
-        Unit(f"slices {a}:{b}", (i,), {"slices": [a, b]}, writes=(Region(values(query), (i,), (i + 1,)),), memory=1 << 20)
+        Unit(
+            f"slices {a}:{b}", (i,), {"slices": [a, b]}, writes=(Region(values(query), (i,), (i + 1,)),), memory=1 << 20
+        )
         for i, (a, b) in enumerate(geometry.slabs(store.shape[0], SLAB))
     ]
     described = {"name": query, "power": POWER}
@@ -76,10 +78,9 @@ STAGE = Declaration(
 
 
 @pytest.fixture(autouse=True)
-def _declared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _declared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "STAGES", (*chain.STAGES, STAGE))
     CALLS.clear()
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ball_tomogram: Path) -> P
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(finished, tmp_path / "run.zarr"))
 
 
@@ -162,7 +161,7 @@ def test_a_lost_array_is_made_again(run: Path, finished: Path, ball_tomogram: Pa
 def test_it_is_overwritten_with_its_own_settings(
     run: Path, ball_tomogram: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("test_declaration.POWER" if __name__ == "test_declaration" else f"{__name__}.POWER", 3)
+    monkeypatch.setattr(sys.modules[__name__], "POWER", 3)
     with pytest.raises(StoreError, match=r"brightness/particle was made with other settings \(power: 2 → 3\)"):
         again(ball_tomogram, run)
     again(ball_tomogram, run, overwrite=True)

@@ -26,7 +26,7 @@ from cryosam_dask.errors import CryosamError, InputError, SettingsError, StoreEr
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.picks import read_points
 from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.kernels import merging, verify
+from cryosam_dask.kernels import likeness, merging
 from cryosam_dask.pipeline import Driver, integrity, kinds_of, settings_for, take
 from cryosam_dask.settings import preset
 from cryosam_dask.stages import borrow, label, negative, origin, propose, query_file, segment, select
@@ -425,13 +425,13 @@ def test_look_alikes_are_told_from_the_kind_and_do_not_teach_it(present: bool) -
     every, at = np.concatenate([kind, like, noise]), rng.uniform(0, 1000, (len(kind) + 230, 3))
     clicked, unwanted = profiles_of(rng, 2.0, 1), profiles_of(rng, 2.6, 2)
     background = profiles_of(rng, 0.0, 300)
-    without = verify.distances(at, every, clicked, background, 1.0, background)
-    told = verify.distances(at, every, clicked, background, 1.0, background, unwanted)
+    without = likeness.distances(at, every, clicked, background, 1.0, background)
+    told = likeness.distances(at, every, clicked, background, 1.0, background, unwanted)
     n = len(kind)
     assert np.isinf(told[n : n + 30]).mean() > 0.8
     assert np.isfinite(told[:n]).mean() > 0.9 if present else True
     assert np.isfinite(without).all()
-    assert (verify.distances(at, every, clicked, background, 1.0, background, unwanted[:0]) == without).all()
+    assert (likeness.distances(at, every, clicked, background, 1.0, background, unwanted[:0]) == without).all()
 
 
 # --- of several kinds, the best ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.report.images import PANELS, Picture, contrast, grey, webp
 from cryosam_dask.store import instances as stored
@@ -155,7 +155,7 @@ def typical_radius(store: RunStore, name: str) -> float | None:
     if where not in store:
         return None
     sizes = np.asarray(store.read(where), float)
-    return float((3 * np.median(sizes) / (4 * math.pi)) ** (1 / 3)) if len(sizes) else None
+    return geometry.equivalent_radius(float(np.median(sizes))) if len(sizes) else None
 
 
 def sheet(store: RunStore, places: NDArray[np.float64], radius: float, alt: str, columns: int = 8) -> Picture | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.report import images, prompts
 from cryosam_dask.report.against import Against, Evaluated, evaluation
@@ -212,7 +213,7 @@ def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, prob
         )
     )
     places = table[["z", "y", "x"]].to_numpy(float)
-    radius = float((3 * np.median(table["size"]) / (4 * np.pi)) ** (1 / 3)) if len(table) else 0.0
+    radius = geometry.equivalent_radius(float(np.median(table["size"]))) if len(table) else 0.0
     best = attempt(
         problems,
         "best picks",

@@ -7,7 +7,7 @@ where the noise differs.
 
 Profiles are grey values. They are taken in units of the voxels' deviation about their mean, up to a factor: most of the
 deviation is noise, so where there is less of it the same particle stands out more. The ranking tries `CONTRASTS` and
-keeps the one whose like is nearest (`kernels.verify.best_contrasted`).
+keeps the one whose like is nearest (`kernels.likeness.best_contrasted`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import query, rank
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult, fingerprint
@@ -55,9 +55,9 @@ def plan(
     boxes = query.prompted_boxes(store, where, groups)
     memory = max(query.unit_memory(store, box, settings) for box in boxes)
     if settings.rank == "profile" and layout.query_array(name, "profiles") in store:
-        shells = verify.profile(rank.query_radius(store, name))
+        shells = radial_profiles.profile(rank.query_radius(store, name))
         block = np.minimum(np.array(store.shape), rank.BLOCK + 2 * shells.halo)
-        memory = max(memory, verify.working_bytes(block, PLACES, shells) + BESIDES)
+        memory = max(memory, radial_profiles.working_bytes(block, PLACES, shells) + BESIDES)
     unit = Unit(
         name="negatives",
         marks=(0,),
@@ -112,10 +112,10 @@ def _described(
     store: RunStore, name: str, places: Float64, mask: Bool | None = None, low: NDArray[np.int64] | None = None
 ) -> Float64:
     """Profiles (k, P) at the distinct ends of `places` that were moved as candidates are; those in the mask only."""
-    shells = verify.profile(rank.query_radius(store, name))
+    shells = radial_profiles.profile(rank.query_radius(store, name))
     template = np.asarray(store.read(layout.query_array(name, "template")), float)
     volume = store.array(layout.tomogram())
-    every = [verify.describe(volume, places[block], shells, template) for block in rank.blocks(places)]
+    every = [radial_profiles.describe(volume, places[block], shells, template) for block in rank.blocks(places)]
     moved, profiles = (np.concatenate(parts) for parts in zip(*every, strict=True))
     if mask is not None and low is not None:
         at = np.rint(moved).astype(np.int64) - low
@@ -162,7 +162,7 @@ def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
     found = [_none(store, name)]
     if (path := layout.query_array(name, "negative_profiles")) in store:
         borrowed = np.asarray(store.read(path), float)
-        found.append(verify.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
+        found.append(likeness.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
     if (path := layout.negative_array(name, "profiles")) in store:
         found.append(np.asarray(store.read(path), float))
     return np.concatenate(found)

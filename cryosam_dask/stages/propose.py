@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
-from cryosam_dask.kernels.verify import equivalent_radius
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import match, negative, rank
 from cryosam_dask.stages.base import Stage
@@ -83,7 +82,7 @@ def suppression_radius(store: RunStore, name: str, settings: MatchSettings) -> f
     if settings.nms_radius is not None:
         return settings.nms_radius
     size = float(np.median(store.read(layout.query_array(name, "sizes"))))
-    return max(0.5 * equivalent_radius(size), 1.03 * settings.ratios[-1])
+    return max(0.5 * geometry.equivalent_radius(size), 1.03 * settings.ratios[-1])
 
 
 def shortlist_length(shape: Shape3) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import Box
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank
@@ -64,7 +64,7 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
     sides = [b - a for a, b in box]
     most = 0
     if settings.rank == "profile":
-        most = verify.working_bytes_at(verify.equivalent_radius(math.prod(sides) * math.pi / 6))
+        most = radial_profiles.working_bytes_at(geometry.equivalent_radius(math.prod(sides) * math.pi / 6))
     for axis in AXES:
         latents = store.array(layout.latents(1, axis))
         n, *plane = (b - a for a, b in geometry.box_of(box, axis))

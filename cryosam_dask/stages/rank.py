@@ -1,4 +1,4 @@
-"""Rank: what the tomogram looks like around each candidate and around random places, for `kernels.verify`.
+"""Rank: what the tomogram looks like around each candidate and around random places, for `kernels.likeness`.
 
 Features that know texture but not extent propose places; radial profiles of the density say which of them are the same
 particle. A unit is a block of the volume with the candidates, or the random places, that lie in it, or some blocks of
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels import verify
+from cryosam_dask import geometry
+from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_number
@@ -68,7 +69,7 @@ def background_places(shape: Shape3) -> NDArray[np.float64]:
 def plan(store: RunStore, name: str, candidates: NDArray[np.float64], upstream: str) -> Stage:
     """Units for the blocks of the candidates, then for those of the random places."""
     radius, shape = query_radius(store, name), store.shape
-    shells = verify.profile(radius)
+    shells = radial_profiles.profile(radius)
     units: list[Unit] = []
     for kind, places in (("candidates", candidates), ("background", background_places(shape))):
         for bundle in bundles(places):
@@ -99,40 +100,40 @@ def _rows(points: NDArray[np.float64]) -> list[list[float]]:
     return [list(point) for point in zip(z, y, x, strict=True)]
 
 
-def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: verify.Profile) -> int:
+def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: radial_profiles.Profile) -> int:
     """Bytes of describing one block's places."""
-    low, high = verify.reached(points, shape, shells)
-    return verify.working_bytes(high - low, len(points), shells) + BESIDES
+    low, high = radial_profiles.reached(points, shape, shells)
+    return radial_profiles.working_bytes(high - low, len(points), shells) + BESIDES
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Describe places where the query's profile fits best near them, block by block; random ones also as they are."""
     store = context.store
     name = settings["name"]
-    shells = verify.profile(settings["radius"])
+    shells = radial_profiles.profile(settings["radius"])
     template = np.asarray(store.read(layout.query_array(name, "template")), float)
     volume = store.array(layout.tomogram())
     every = np.split(np.asarray(unit.params["points"], float), np.cumsum(unit.params["blocks"])[:-1])
-    described = [verify.describe(volume, points, shells, template) for points in every]
+    described = [radial_profiles.describe(volume, points, shells, template) for points in every]
     index = unit.params["index"]
     centres, profiles = (np.concatenate(part) for part in zip(*described, strict=True))
     store.put(layout.profile_array(name, index, "centres"), centres, ("place", "axis"), {"units": "voxel"})
     store.put(layout.profile_array(name, index, "profiles"), profiles, ("place", "shell"))
     if unit.params["kind"] == "background":
-        unmoved = [verify.describe(volume, points, shells)[1] for points in every]
+        unmoved = [radial_profiles.describe(volume, points, shells)[1] for points in every]
         store.put(layout.profile_array(name, index, "unmoved"), np.concatenate(unmoved), ("place", "shell"))
     return None
 
 
 def describe_query(store: RunStore, name: str, centres: NDArray[np.float64], sizes: list[int]) -> None:
     """Profiles of the prompted instances (centre of mass, voxels), written beside the query with their template."""
-    radius = verify.equivalent_radius(float(np.median(sizes)))
-    shells = verify.profile(radius)
+    radius = geometry.equivalent_radius(float(np.median(sizes)))
+    shells = radial_profiles.profile(radius)
     volume = store.array(layout.tomogram())
-    centres, template = verify.query_template(volume, centres, shells)
-    own = np.concatenate([verify.describe(volume, centre, shells)[1] for centre in centres])
+    centres, template = radial_profiles.query_template(volume, centres, shells)
+    own = np.concatenate([radial_profiles.describe(volume, centre, shells)[1] for centre in centres])
     # also by the very steps that proposals go through, so that both stand alike
-    profiles = np.concatenate([verify.describe(volume, centre, shells, template)[1] for centre in centres])
+    profiles = np.concatenate([radial_profiles.describe(volume, centre, shells, template)[1] for centre in centres])
     store.put(layout.query_array(name, "unmoved"), own, ("instance", "shell"))
     store.put(layout.query_array(name, "template"), template, ("shell",))
     store.put(layout.query_array(name, "profiles"), profiles, ("instance", "shell"), {"radius": radius})
@@ -173,12 +174,12 @@ def gather(
     contrast = 1.0
     if isinstance(contrasts, list):
         factors, mean = [float(str(factor)) for factor in contrasts], float(store.info["statistics"]["mean"])
-        queries, contrast = verify.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
+        queries, contrast = likeness.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
     else:
-        queries = verify.best_described(centres, profiles, options, unmoved, radius, fitted)
-    distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted, negatives(contrast))
+        queries = likeness.best_described(centres, profiles, options, unmoved, radius, fitted)
+    distance = likeness.distances(centres, profiles, queries, unmoved, radius, fitted, negatives(contrast))
     like = np.isfinite(distance)
-    return centres[like], verify.similarity(distance[like]), int((~like).sum())
+    return centres[like], likeness.similarity(distance[like]), int((~like).sum())
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
