@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from benchmarks.simulation import Job, Outcome, job_of, limit, limits, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryosam_dask.planning.scaling import Bulk, Cluster, Job, Outcome, estimate, job_of, limit, limits, simulate
+from cryosam_dask.planning.estimate import Bulk, Cluster, estimate
 from cryosam_dask.stages.cost import Cost
 
 

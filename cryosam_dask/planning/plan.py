@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.planning import costs
-from cryosam_dask.planning.scaling import Bulk, Cluster, Limit, estimate
+from cryosam_dask.planning.estimate import Bulk, Cluster, Limit, estimate
 from cryosam_dask.planning.stages import Planner, StageCost, names_of, planes_of
 from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
 from cryosam_dask.settings import Settings
@@ -117,7 +117,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `scaling`."""
+    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `estimate`."""
 
     shape: tuple[int, int, int]
     dtype: str

@@ -15,7 +15,7 @@ from cryosam_dask import geometry
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.models.catalog import encoder_info, segmenter_info, split_spec
 from cryosam_dask.planning import costs
-from cryosam_dask.planning.scaling import Bulk
+from cryosam_dask.planning.estimate import Bulk
 from cryosam_dask.planning.waves import Wave
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import (

@@ -33,13 +33,14 @@ from typing import Any
 
 import mrcfile
 import numpy as np
+from simulation import Job, limit, simulate
 
 from cryosam_dask import demo
 from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, execute
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import get_encoder, get_segmenter
 from cryosam_dask.pipeline import Driver, settings_for
-from cryosam_dask.planning import Cluster, Job, Options, limit, machine, plan_run, simulate
+from cryosam_dask.planning import Cluster, Options, machine, plan_run
 from cryosam_dask.planning.plan import plan_stages
 from cryosam_dask.planning.stages import Planner, Round
 from cryosam_dask.planning.waves import Wave
