@@ -273,3 +273,8 @@ def tiles(tokens: int, size: int, halo: int, side: int = 1) -> list[Tile]:
             stops.append(min(stops[-1] + size - 2 * halo, (stops[-1] // side + 1) * side))
     edges = itertools.pairwise([0, *stops, tokens])
     return [Tile(max(a - halo, 0), min(b + halo, tokens), a, b) for a, b in edges]
+
+
+def equivalent_radius(voxels: float) -> float:
+    """Radius of the ball of that many voxels."""
+    return float((3 * voxels / (4 * np.pi)) ** (1 / 3))

@@ -118,7 +118,7 @@ class MatchSettings(_Settings):
     ratios : from coarse to fine; `(1,)` is the naive matching
     tau_sim : similarity that a cell must reach to be looked at on the next ratio, and to become a proposal
     rank : what proposals are ordered by: their "similarity", as published, or the "profile" of the density around them
-        in the tomogram, which tells apart particles that differ in size or amplitude (`kernels.verify`)
+        in the tomogram, which tells apart particles that differ in size or amplitude (`kernels.likeness`)
     count : K, the prompts to keep, or "auto": a cut found from the scores
     center : cosine of F − μ and F_Q − μ instead of F and F_Q
     nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size

@@ -19,7 +19,7 @@ from cryosam_dask import outputs
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.executors.local import LocalExecutor
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import likeness
 from cryosam_dask.kernels.peaks import auto_cut
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.stages import borrow, rank
@@ -165,7 +165,7 @@ def test_the_contrast_is_found_from_one_of_a_kind(contrast: float, like: int) ->
     profiles = np.concatenate([found, rng.normal(scale=0.1, size=(50, 8)) + level])
     centres = rng.uniform(0, 500, (len(profiles), 3))
     options = [(level + query)[None]]
-    best, _ = verify.best_contrasted(centres, profiles, options, list(borrow.CONTRASTS), 5.0, noise, 1.0, fitted)
+    best, _ = likeness.best_contrasted(centres, profiles, options, list(borrow.CONTRASTS), 5.0, noise, 1.0, fitted)
     assert best == pytest.approx((level + contrast * query)[None])
 
 
@@ -173,10 +173,10 @@ def test_no_contrast_makes_noise_alike() -> None:
     rng = np.random.default_rng(3)
     noise, fitted, profiles = (rng.normal(size=(200, 8)) for _ in range(3))
     centres, query, contrasts = rng.uniform(0, 500, (200, 3)), 5.0 * np.ones((1, 8)), list(borrow.CONTRASTS)
-    best, _ = verify.best_contrasted(centres, profiles, [query], contrasts, 0.0, noise, 1.0, fitted)
-    distance = verify.distances(centres, profiles, best, noise, 1.0, fitted)
-    assert (verify.similarity(distance) >= auto_cut(verify.similarity(distance)).threshold).mean() < 0.05
-    empty, _ = verify.best_contrasted(np.empty((0, 3)), np.empty((0, 8)), [query], [2.0], 0.0, noise, 1.0, fitted)
+    best, _ = likeness.best_contrasted(centres, profiles, [query], contrasts, 0.0, noise, 1.0, fitted)
+    distance = likeness.distances(centres, profiles, best, noise, 1.0, fitted)
+    assert (likeness.similarity(distance) >= auto_cut(likeness.similarity(distance)).threshold).mean() < 0.05
+    empty, _ = likeness.best_contrasted(np.empty((0, 3)), np.empty((0, 8)), [query], [2.0], 0.0, noise, 1.0, fitted)
     assert empty[0, :4] == pytest.approx(2 * query[0, :4])
 
 

@@ -18,7 +18,7 @@ from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
 from cryosam_dask.kernels.standardization import fit_standardization
 from cryosam_dask.settings import FeatureSettings
-from cryosam_dask.stages import features, tiling
+from cryosam_dask.stages import features, standardize, tiling
 from cryosam_dask.stages.base import Context
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
@@ -59,7 +59,7 @@ def tomogram(folder: Path, shape: Shape3, side: int = 16) -> tuple[RunStore, Flo
 
 def run(store: RunStore, chosen: FeatureSettings) -> None:
     features.prepare(store, chosen)
-    for stage in (features.plan_standardize(store.shape, chosen, ""), features.plan(store.shape, chosen, "")):
+    for stage in (standardize.plan(store.shape, chosen, ""), features.plan(store.shape, chosen, "")):
         for unit in stage.units:
             stage.work(Context(store.url), stage.settings, unit)
 
@@ -170,12 +170,12 @@ def test_the_linear_map_is_that_of_all_tokens_at_once(tmp_path: Path, mode: Any)
     chosen = FeatureSettings(encoder="texture", tile=20, halo=2, dense_ratios=(), standardize=mode)
     store, values = tomogram(tmp_path, (9, 120, 87))
     features.prepare(store, chosen)
-    stage = features.plan_standardize(store.shape, chosen, "")
+    stage = standardize.plan(store.shape, chosen, "")
     for unit in stage.units:
         stage.work(Context(store.url), stage.settings, unit)
     for axis in AXES:
         length = store.shape[AXES.index(axis)]
-        where = np.unique(np.linspace(0, length - 1, min(features.SAMPLES, length) + 2).round().astype(int)[1:-1])
+        where = np.unique(np.linspace(0, length - 1, min(standardize.SAMPLES, length) + 2).round().astype(int)[1:-1])
         tokens = by_hand(values, axis, chosen)[where].reshape(-1, Encoder.channels)
         mean, matrix = fit_standardization(tokens, mode)
         found = store.read(f"{layout.STANDARDIZATION}/{axis}")
@@ -251,7 +251,7 @@ def test_projected_memory_does_not_grow_with_slices_larger_than_a_tile(axis: Axi
     chosen = FeatureSettings(encoder="texture", thickness=5, standardize="whiten")
     small: Shape3 = (1024, 1024, 1024)
     large: Shape3 = (1024 * longer[0], 1024 * longer[1], 1024 * longer[2])
-    for plan in (features.plan, features.plan_standardize):
+    for plan in (features.plan, standardize.plan):
         most = [
             max(unit.memory for unit in plan(shape, chosen, "").units if unit.params["axis"] == axis)
             for shape in (small, large)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.peaks import non_maximum_suppression
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import label, match, propose, query, rank
@@ -120,30 +120,32 @@ def test_descriptions_do_not_depend_on_how_much_is_held_at_a_time(
     rng = np.random.default_rng(0)
     volume = rng.normal(size=(61, 90, 77)).astype(np.float32)
     places = rng.uniform(0, np.array(volume.shape) - 1, (40, 3))
-    shells = verify.profile(radius)
+    shells = radial_profiles.profile(radius)
     template = rng.normal(size=2 * len(shells.starts))
-    whole = verify.describe(volume, places, shells, template)
+    whole = radial_profiles.describe(volume, places, shells, template)
     for name in ("_SLAB_VOXELS", "_GATHERED"):
-        monkeypatch.setattr(verify, name, 1)
-    for one, two in zip(whole, verify.describe(volume, places, shells, template), strict=True):
+        monkeypatch.setattr(radial_profiles, name, 1)
+    for one, two in zip(whole, radial_profiles.describe(volume, places, shells, template), strict=True):
         assert np.array_equal(one, two)
 
 
 @pytest.mark.parametrize("radius", [5.0, 9.0, 16.0])
 def test_bytes_of_a_description_are_those_that_it_takes(radius: float) -> None:
-    shells = verify.profile(radius)
+    shells = radial_profiles.profile(radius)
     volume = np.random.default_rng(0).integers(-99, 99, (130, 130, 130)).astype(np.int8)
     places = np.random.default_rng(1).uniform(30, 100, (150, 3))
     template = np.linspace(1, 0, 2 * len(shells.starts))
-    verify.describe(volume, places[:1], shells, template)
+    radial_profiles.describe(volume, places[:1], shells, template)
     tracemalloc.start()
     try:
-        verify.describe(volume, places, shells, template)
+        radial_profiles.describe(volume, places, shells, template)
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    low, high = verify.reached(places, volume.shape, shells)
-    assert 0.7 < verify.working_bytes(high - low, len(places), shells) / taken < 1.45  # transforms allocate unseen
+    low, high = radial_profiles.reached(places, volume.shape, shells)
+    assert (
+        0.7 < radial_profiles.working_bytes(high - low, len(places), shells) / taken < 1.45
+    )  # transforms allocate unseen
 
 
 def test_bundles_hold_each_point_once_block_by_block() -> None:

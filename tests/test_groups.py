@@ -21,7 +21,7 @@ from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.pipeline import Driver
 from cryosam_dask.settings import FeatureSettings, PropagationSettings
-from cryosam_dask.stages import embed, features, ingest, label, match, project, rank, segment
+from cryosam_dask.stages import dense, embed, features, ingest, label, match, project, rank, segment
 from cryosam_dask.stages.base import Region, Stage, Unit
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout, marks
@@ -204,12 +204,13 @@ def test_units_of_features_and_their_matching(tmp_path: Path, shape: Shape3, enc
     chosen = FeatureSettings(encoder=encoder, ratios=(2, 4, 8, 16), dense_ratios=(8, 16))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "weights_identity", lambda spec: "w")
-        stage, dense = features.plan(shape, chosen, "up"), features.plan_dense(shape, chosen, "up")
+        stage, assembled = features.plan(shape, chosen, "up"), dense.plan(shape, chosen, "up")
         store = new_store(tmp_path, shape)
         features.prepare(store, chosen)
+        dense.prepare(store, chosen)
         features.finish(store, chosen)
     check_stage(stage, store, [layout.latents(r, a) for r in (1, 2, 4, 8, 16) for a in AXES])
-    check_stage(dense, store, [layout.dense(r) for r in (8, 16)])
+    check_stage(assembled, store, [layout.dense(r) for r in (8, 16)])
     for path in [layout.gram(r, a) for r in (1, 2, 4, 8, 16) for a in AXES]:
         maps, latents = store.array(path), store.array(path.removesuffix("_gram"))
         assert maps.chunks[0] == latents.chunks[0], "slabs share no chunk"

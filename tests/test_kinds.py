@@ -26,13 +26,13 @@ from cryosam_dask.errors import CryosamError, InputError, SettingsError, StoreEr
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.picks import read_points
 from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.kernels import merging, verify
-from cryosam_dask.pipeline import Driver, kinds_of, settings_for, take
+from cryosam_dask.kernels import likeness, merging
+from cryosam_dask.pipeline import Driver, integrity, kinds_of, settings_for, take
 from cryosam_dask.settings import preset
-from cryosam_dask.stages import borrow, label, negative, propose, query_file, segment, select
+from cryosam_dask.stages import borrow, label, negative, origin, propose, query_file, segment, select
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import instances as stored
-from cryosam_dask.store import integrity, layout, marks, origin, picks
+from cryosam_dask.store import layout, marks, picks
 from cryosam_dask.store.run_store import RunStore
 
 SHAPE = (26, 42, 54)
@@ -329,8 +329,8 @@ def test_a_run_of_one_kind_has_the_fingerprints_it_always_had() -> None:
     chosen = preset("builtin", "texture", "random-walker")
     points = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     shape = (30, 48, 64)
-    prompts = segment.plan(shape, chosen.propagation, "up", layout.query("a"), points, None)
-    proposals = segment.plan(shape, chosen.propagation, "up", layout.instances("a"), points, layout.query("a"))
+    prompts = segment.plan(shape, chosen.propagation, "up", segment.PROMPTS, "a", points)
+    proposals = segment.plan(shape, chosen.propagation, "up", segment.PROPOSALS, "a", points)
     assert prompts.fingerprint == PROMPTS
     assert proposals.fingerprint == PROPOSALS
     store = type("Store", (), {"shape": shape})()
@@ -425,13 +425,13 @@ def test_look_alikes_are_told_from_the_kind_and_do_not_teach_it(present: bool) -
     every, at = np.concatenate([kind, like, noise]), rng.uniform(0, 1000, (len(kind) + 230, 3))
     clicked, unwanted = profiles_of(rng, 2.0, 1), profiles_of(rng, 2.6, 2)
     background = profiles_of(rng, 0.0, 300)
-    without = verify.distances(at, every, clicked, background, 1.0, background)
-    told = verify.distances(at, every, clicked, background, 1.0, background, unwanted)
+    without = likeness.distances(at, every, clicked, background, 1.0, background)
+    told = likeness.distances(at, every, clicked, background, 1.0, background, unwanted)
     n = len(kind)
     assert np.isinf(told[n : n + 30]).mean() > 0.8
     assert np.isfinite(told[:n]).mean() > 0.9 if present else True
     assert np.isfinite(without).all()
-    assert (verify.distances(at, every, clicked, background, 1.0, background, unwanted[:0]) == without).all()
+    assert (likeness.distances(at, every, clicked, background, 1.0, background, unwanted[:0]) == without).all()
 
 
 # --- of several kinds, the best ---

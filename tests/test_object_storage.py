@@ -212,9 +212,9 @@ def test_stopped_by_expired_credentials_and_an_outage_it_goes_on_with_workers(
 
 
 def stages(run: str) -> list[str]:
-    from cryosam_dask.store.views import stage_progress
+    from cryosam_dask.stages import chain
 
-    return list(stage_progress(RunStore.open(run)))
+    return list(chain.progress(RunStore.open(run)))
 
 
 def test_a_second_query_and_overwrite(s3: Storage, specks: Path, local: Path) -> None:

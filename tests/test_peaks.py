@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cryosam_dask.kernels.likeness import similarity
 from cryosam_dask.kernels.peaks import auto_cut, best_first, non_maximum_suppression, otsu_cut, top_k
-from cryosam_dask.kernels.verify import similarity
 
 # Few distinct values on purpose: ties and exact distances are where suppression goes wrong.
 CANDIDATES = st.integers(0, 60).flatmap(

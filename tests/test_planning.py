@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from benchmarks.simulation import job_of, simulate
 from numpy.typing import NDArray
 
 from cryosam_dask import cli, planning
@@ -158,7 +159,7 @@ def test_more_workers_take_less_time_to_an_end(ball_tomogram: Path) -> None:
 def test_times_are_near_those_of_the_simulation(ball_tomogram: Path, models: str, workers: int) -> None:
     made = plan(ball_tomogram, models, workers=(workers,), bandwidth=200e6)
     cluster = planning.Cluster(workers, made.options.driver_seconds, made.options.bandwidth)
-    simulated = planning.simulate(planning.job_of(made.bulks).tasks, cluster).makespan
+    simulated = simulate(job_of(made.bulks).tasks, cluster).makespan
     assert made.times[0].seconds == pytest.approx(simulated, rel=0.25)
 
 

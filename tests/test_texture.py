@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, rotate
 
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.kernels.peaks import TYPICAL
 from cryosam_dask.kernels.texture import CHANNELS
 from cryosam_dask.models.texture import TextureEncoder
@@ -103,14 +103,14 @@ def scene():
 
 
 def ranked(volume, click, radius, places):
-    shells = verify.profile(radius)
-    clicked, template = verify.query_template(volume, np.array([click], float), shells)
-    _, queries = verify.describe(volume, clicked, shells, template)
-    centres, profiles = verify.describe(volume, places, shells, template)
+    shells = radial_profiles.profile(radius)
+    clicked, template = radial_profiles.query_template(volume, np.array([click], float), shells)
+    _, queries = radial_profiles.describe(volume, clicked, shells, template)
+    centres, profiles = radial_profiles.describe(volume, places, shells, template)
     random = np.random.default_rng(0).uniform(0, np.array(volume.shape) - 1, (300, 3))
-    _, background = verify.describe(volume, random, shells)
-    _, fitted = verify.describe(volume, random, shells, template)
-    return centres, verify.distances(centres, profiles, queries, background, radius, fitted)
+    _, background = radial_profiles.describe(volume, random, shells)
+    _, fitted = radial_profiles.describe(volume, random, shells, template)
+    return centres, likeness.distances(centres, profiles, queries, background, radius, fitted)
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (-20, 1000)])
@@ -137,23 +137,23 @@ def test_noise_at_its_best_fit_is_not_of_the_kind():
 
 
 def test_profiles_do_not_depend_on_how_places_are_grouped(scene):
-    shells = verify.profile(7.0)
-    _, query = verify.query_template(scene, np.array([LARGE[0]], float), shells)
+    shells = radial_profiles.profile(7.0)
+    _, query = radial_profiles.query_template(scene, np.array([LARGE[0]], float), shells)
     places = np.array([*LARGE, (1, 1, 1), (63, 95, 95)], float)
-    together = verify.describe(scene, places, shells, query)
-    apart = [verify.describe(scene, place[None], shells, query) for place in places]
+    together = radial_profiles.describe(scene, places, shells, query)
+    apart = [radial_profiles.describe(scene, place[None], shells, query) for place in places]
     assert np.array_equal(together[0], np.concatenate([a[0] for a in apart]))
     assert np.allclose(together[1], np.concatenate([a[1] for a in apart]), atol=1e-5)
 
 
 @pytest.mark.parametrize("radius", [0.6, 2.5, 6.0, 12.5, 20.0])
 def test_shells_part_the_ball_and_profiles_measure_it(radius):
-    shells = verify.profile(radius)
+    shells = radial_profiles.profile(radius)
     assert shells.counts.sum() == len(shells.offsets)
     assert shells.counts.min() >= 20
     assert shells.reach * shells.bin >= 1.5 * radius
     volume = np.full((40, 40, 40), 5.0, np.float32)
-    _, profile = verify.describe(volume, np.array([[3.0, 20, 20]]), shells)
+    _, profile = radial_profiles.describe(volume, np.array([[3.0, 20, 20]]), shells)
     means, deviations = np.split(profile[0], 2)
     assert np.allclose(means, 5.0)
     assert np.allclose(deviations, 0.0, atol=1e-6)
@@ -162,9 +162,11 @@ def test_shells_part_the_ball_and_profiles_measure_it(radius):
 def test_a_profile_does_not_change_when_the_particle_turns():
     grid = np.indices((33, 33, 33)) - 16
     rod = gaussian_filter(((np.abs(grid[0]) < 8) & (np.hypot(grid[1], grid[2]) < 3)).astype(np.float32), 1)
-    shells = verify.profile(5.0)
+    shells = radial_profiles.profile(5.0)
     centre = np.array([[16.0, 16, 16]])
-    plain, turned = (verify.describe(v, centre, shells)[1] for v in (rod, rotate(rod, 40, axes=(0, 2), reshape=False)))
+    plain, turned = (
+        radial_profiles.describe(v, centre, shells)[1] for v in (rod, rotate(rod, 40, axes=(0, 2), reshape=False))
+    )
     assert np.abs(plain - turned).max() < 0.03 * np.abs(plain).max()
 
 
@@ -178,14 +180,14 @@ def test_only_a_box_around_the_places_is_read():
             self.read += int(np.prod(box))
             return np.zeros(box, np.float32)
 
-    volume, shells = Counting(), verify.profile(6.0)
-    verify.describe(volume, np.array([[2000.0, 2000, 2000]]), shells)
+    volume, shells = Counting(), radial_profiles.profile(6.0)
+    radial_profiles.describe(volume, np.array([[2000.0, 2000, 2000]]), shells)
     assert 0 < volume.read <= (2 * shells.halo + 2) ** 3
 
 
 def test_no_places_and_no_radius():
-    centres, profiles = verify.describe(np.zeros((8, 8, 8)), np.empty((0, 3)), verify.profile(3.0))
+    centres, profiles = radial_profiles.describe(np.zeros((8, 8, 8)), np.empty((0, 3)), radial_profiles.profile(3.0))
     assert centres.shape == (0, 3)
-    assert profiles.shape == (0, 2 * len(verify.profile(3.0).starts))
+    assert profiles.shape == (0, 2 * len(radial_profiles.profile(3.0).starts))
     with pytest.raises(ValueError, match="radius"):
-        verify.profile(0.0)
+        radial_profiles.profile(0.0)

@@ -68,7 +68,7 @@ def rows(store: RunStore, name: str) -> Rows:
     label, group, member = (table[c].to_numpy(np.int64) for c in ("instance", "group", "member"))
     box = np.zeros((len(table), 6), np.int64)
     for number in np.unique(group):
-        path = f"{layout.group(layout.instances(name), int(number))}/box"
+        path = layout.instance_array(layout.instances(name), int(number), "box")
         found, chosen = store.read(path), group == number
         if len(found) <= member[chosen].max():
             raise StoreError(f"{store.url}: {path} has {len(found)} rows, the picks of {name!r} ask for more")

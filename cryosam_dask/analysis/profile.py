@@ -82,7 +82,7 @@ def similarity_profile(
 
 def ratios(store: RunStore, name: str) -> list[int]:
     """The ratios of which a query has a similarity map, the finest first."""
-    numbers = (key[1:] for key in store.groups(f"similarity/{name}") if key.startswith("r"))
+    numbers = (key[1:] for key in store.groups(layout.similarities(name)) if key.startswith("r"))
     found = [int(number) for number in numbers if number.isdecimal()]
     return sorted(ratio for ratio in found if layout.similarity(name, ratio) in store)
 

@@ -182,7 +182,7 @@ def named_volume(store: RunStore, what: Any, role: str) -> tuple[str, Volume]:
 
 
 def _by_name(store: RunStore, text: str, role: str) -> tuple[str, Volume]:
-    known = store.groups("labels")
+    known = store.groups(layout.LABELS)
     if text in known:
         return text, labels_of(store, text)
     if "://" in text or Path(text).expanduser().exists():

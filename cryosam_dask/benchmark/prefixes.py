@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import segment, select
-from cryosam_dask.store import layout, marks, picks
+from cryosam_dask.store import marks, picks
 from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _COLUMNS = ["z", "y", "x", "score"]
 
 def first_picks(store: RunStore, name: str, settings: Settings, count: int) -> pd.DataFrame:
     """The picks that a run of this (borrowed) query would have with K = `count`: z, y, x, score; best first."""
-    stage = segment.stage_name(layout.instances(name))
+    stage = segment.PROPOSALS.stage_name(name)
     groups = 0 if marks.found_stage(store, stage) is None else len(marks.done(store, stage))
     return select.select(store, name, groups, settings, first=count).table[_COLUMNS]
 

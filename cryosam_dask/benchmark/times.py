@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cryosam_dask.stages import embed, features, ingest, label, query, segment
-from cryosam_dask.store import layout
+from cryosam_dask.stages import chain, embed, features
 from cryosam_dask.store.journal import commands
 from cryosam_dask.store.run_store import RunStore
 
@@ -18,21 +17,11 @@ OWN = ("query", "matching", "segmentation")
 
 def kind_of(stage: str, asked: str, name: str) -> str | None:
     """The kind of work of a stage; None for other queries'. `asked` : the prompted query, `name` : the lent one."""
-    shared = {ingest.NAME: "ingest", features.STANDARDIZE: "features", features.NAME: "features"}
-    shared |= {features.DENSE: "features", embed.NAME: "embeddings"}
-    if stage in shared:
-        return shared[stage]
-    own = {
-        query.stage_name(asked): "query",
-        segment.stage_name(layout.query(asked)): "query",
-        query.stage_name(name): "query",
-        segment.stage_name(layout.instances(name)): "segmentation",
-        label.stage_name(name): "segmentation",
-    }
-    if stage in own:
-        return own[stage]
-    parts = stage.split("/")
-    return "matching" if parts[0] in ("match", "project", "rank") and parts[1:2] == [name] else None
+    declared = chain.declaration_of(stage)
+    if declared is None or not declared.part:
+        return None
+    whose = {"query": (asked, name)}.get(declared.part, (name,))
+    return declared.part if declared.per == "run" or declared.query_of(stage) in whose else None
 
 
 def seconds_of(store: RunStore, asked: str, name: str) -> tuple[dict[str, float], str, str]:

@@ -126,7 +126,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every chunk of a run and name those that are damaged or lost."""
-    from cryosam_dask.store import integrity
+    from cryosam_dask.pipeline import integrity
 
     report = integrity.verify(run)
     repaired = integrity.repair(run, report) if repair and not report.sound else None

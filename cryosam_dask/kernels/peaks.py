@@ -132,7 +132,7 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
 
     Parameters
     ----------
-    scores : (N,) in (0, 1], from `verify.similarity`: 1 / (1 + d²), d about 1 for two of a kind
+    scores : (N,) in (0, 1], from `likeness.similarity`: 1 / (1 + d²), d about 1 for two of a kind
 
     Notes
     -----

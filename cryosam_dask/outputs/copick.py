@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick, copick_out
 from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
@@ -163,4 +164,4 @@ def _radius(store: RunStore, sizes: Array) -> float | None:
     if not len(sizes) or not np.median(sizes) > 0:
         return None
     volume = float(np.median(sizes)) * float(np.prod(store.voxel_size))
-    return float((3 * volume / (4 * np.pi)) ** (1 / 3))
+    return geometry.equivalent_radius(volume)

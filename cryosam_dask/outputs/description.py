@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cryosam_dask.stages import embed
+from cryosam_dask.stages import chain
 from cryosam_dask.store import journal, layout, picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.store.views import query_names, stage_progress
+from cryosam_dask.store.views import query_names
 
 
 def describe(run: str | Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def describe(run: str | Path) -> dict[str, Any]:
             "negatives": attributes.get("negatives", []),
             "kinds": picks.kinds(store, name),
         }
-    stages = {name: {"done": done, "units": count} for name, (done, count) in stage_progress(store).items()}
+    stages = {name: {"done": done, "units": count} for name, (done, count) in chain.progress(store).items()}
     return {
         "run": store.url,
         **store.info,
@@ -57,7 +57,9 @@ def describe_in_words(described: dict[str, Any]) -> str:
         told = f", told apart from {others}" if others else ""
         lines.append(f"query        {name}: {count}, segmenter {models}{origin}{unlike}{told}")
     for name, stage in described["stages"].items():
-        why = ", those that prompts reach" if name == embed.NAME and stage["done"] < stage["units"] else ""
+        declared = chain.declaration_of(name)
+        some = declared is not None and declared.sparse and stage["done"] < stage["units"]
+        why = ", those that prompts reach" if some else ""
         lines.append(f"stage        {name}: {stage['done']} of {stage['units']} units{why}")
     for entry in described["journal"]:
         lines += _entry_in_words(entry)

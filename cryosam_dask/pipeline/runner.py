@@ -20,11 +20,12 @@ from cryosam_dask.errors import CryosamError, StoreError
 from cryosam_dask.executors.base import Execution, Executor, Timing, execute, one_line, unfinished
 from cryosam_dask.executors.outcomes import Failure
 from cryosam_dask.executors.progress import NullProgress, Progress
+from cryosam_dask.pipeline.integrity import check_complete
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import embed, ingest, segment
+from cryosam_dask.stages import chain, embed, ingest, segment
 from cryosam_dask.stages.base import Stage, Unit
+from cryosam_dask.stages.declaration import Command
 from cryosam_dask.store import layout, marks
-from cryosam_dask.store.integrity import check_complete
 from cryosam_dask.store.journal import Journal, StageEntry
 from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore
@@ -172,14 +173,23 @@ class Runner:
         marks.begin(store, stage.name, fingerprint=stage.fingerprint, settings=stage.settings, count=stage.count)
         return set(np.flatnonzero(marks.done(store, stage.name)).tolist())
 
-    def _named(self, stage: Stage, prepare: Callable[[], None]) -> None:
-        """Execute a stage of a query, laying its arrays out first if it is new or to be replaced."""
+    def _named(self, stage: Stage, prepare: Callable[[], None] | None = None) -> None:
+        """Execute a stage, laying its arrays out first if it is new or to be replaced."""
         store = self.store
         if self._stale(stage):
             store.delete(layout.marks(stage.name))
-        if marks.found_stage(store, stage.name) is None:
+        if marks.found_stage(store, stage.name) is None and prepare is not None:
             prepare()
         self._execute(stage, store)
+
+    def _make_declared(self, command: Command, settings: Settings, query: str = "") -> None:
+        """Make the stages of a command, for the run or for a query, that need nothing but their declarations."""
+        store = self.store
+        for declared in chain.made_alone(command, "query" if query else "run"):
+            if declared.plan is not None:
+                stage = declared.plan(store, settings, query, chain.upstream(store, declared, query))
+                lay_out = functools.partial(declared.prepare, store, settings, query) if declared.prepare else None
+                self._named(stage, lay_out)
 
     def _execute(
         self, stage: Stage, store: RunStore, units: Iterable[Unit] | None = None, progress: Progress | None = None

@@ -16,48 +16,9 @@ from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import tiling
 from cryosam_dask.types import Axis, Shape3
 
-READ = 500e6
-"""Bytes per second that one core reads: zstd and crc32c, measured on noise in float16 and float32."""
-
-WRITE = 250e6
-"""Bytes per second that one core writes: zstd at level 1 and crc32c, measured likewise."""
-
-COPY = 1.5e9
-"""Bytes per second that one core reads of a plain file."""
-
-KINDS = (
-    "tomogram",
-    "latents",
-    "Gram maps",
-    "dense features",
-    "embeddings",
-    "products",
-    "similarity",
-    "labels",
-    "instances",
-)
-COMPRESSED = {
-    "tomogram": 0.93,
-    "features": 0.92,
-    "latents": 0.92,
-    "Gram maps": 0.88,
-    "dense features": 0.93,
-    "embeddings": 0.92,
-    "smooth planes": 0.6,
-    "products": 0.93,
-    "similarity": 0.93,
-    "labels": 0.01,
-}
-"""Share that zstd leaves, measured on noisy tomograms. Floating-point numbers hardly compress, labels nearly vanish."""
-
-UNIT = 0.01
-"""Seconds of a unit that does nothing: opening the store and its arrays, and its mark."""
-
 TEXTURE = 35e6
 """Voxels per second of the texture encoder on one core (27 to 48 million measured, by the size of slices)."""
 
-TOKEN = 0.08e-6
-"""Seconds per token and channel of what comes after the encoder: linear map, averages, Gram maps, sums."""
 
 SMOOTH = 40e-9
 """Seconds per pixel of the random walker's embedding."""
@@ -68,29 +29,6 @@ WALK_FIRST, WALK_NEXT = 10e-3, 3e-3
 DECODE = 4.5e9
 """Operations of SAM's decoder for a prompt on a plane, from the 0.032 s it took at 0.142 TFLOP/s."""
 
-TURN = 1e-3
-"""Seconds per plane that a group comes to: finding and opening its chunk."""
-
-INGEST = 25e-9
-"""Seconds per voxel of the ingest besides reading and writing: statistics, levels."""
-
-LABEL = 10e-9
-"""Seconds per voxel of painting labels, writing apart."""
-
-CELL = 50e-9
-"""Seconds per cell that is matched, and per value of a dense feature array, reading apart."""
-
-PLACE = 1.9e-3
-"""Seconds of describing the density around one place (`stages.rank`)."""
-
-PRODUCT = 1.5e-9
-"""Seconds per channel of a token that is multiplied with a query, reading apart."""
-
-POOL = 0.15
-"""Seconds of pooling a query."""
-
-PROPOSE, SELECT = 0.2, 5e-3
-"""Seconds of the driver for proposing, and for each instance that it selects among."""
 
 EXECUTE = 0.05
 """Seconds of the driver for beginning and ending a stage, or a turn of one: marks, memory check, asking workers."""

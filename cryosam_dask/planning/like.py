@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.io.frame import Block
 from cryosam_dask.planning import costs
@@ -73,8 +74,8 @@ def _settings(store: RunStore, name: str) -> Settings | None:
 
 def _diameter(store: RunStore, name: str) -> float:
     """Voxels: of a ball as large as the prompted instances are in the middle."""
-    path = f"{layout.query(name)}/sizes"
+    path = layout.query_array(name, "sizes")
     sizes = store.read(path) if path in store else np.zeros(0)
     if not sizes.size or not np.median(sizes) > 0:
         return DIAMETER / float(np.mean(store.voxel_size))
-    return float(2 * (3 * np.median(sizes) / (4 * math.pi)) ** (1 / 3))
+    return 2 * geometry.equivalent_radius(float(np.median(sizes)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.planning import costs
-from cryosam_dask.planning.scaling import Bulk, Cluster, Limit, estimate
+from cryosam_dask.planning.estimate import Bulk, Cluster, Limit, estimate
 from cryosam_dask.planning.stages import Planner, StageCost, names_of, planes_of
 from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
 from cryosam_dask.settings import Settings
+from cryosam_dask.stages import chain, origin, segment
+from cryosam_dask.stages.cost import COMPRESSED
 from cryosam_dask.stages.embed import Plane
-from cryosam_dask.stages.segment import group_prompts
 from cryosam_dask.store import layout
 from cryosam_dask.store.blueprint import array_sizes
 from cryosam_dask.types import AXES
@@ -117,7 +117,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `scaling`."""
+    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `estimate`."""
 
     shape: tuple[int, int, int]
     dtype: str
@@ -193,9 +193,9 @@ def plan_stages(
     waves: list[Wave] = []
     length, size = walk_length(planner.diameter), chosen.propagation.group
 
-    def segment(where: str, points: NDArray[np.float64]) -> None:
-        played = play(shape, points, group_prompts(points, size), length, embedded)
-        planner.segment(where, points, played)
+    def propagate(role: segment.Role, points: NDArray[np.float64]) -> None:
+        played = play(shape, points, segment.group_prompts(points, size), length, embedded)
+        planner.segment(role, points, played)
         waves.extend(played)
 
     planner.ingest()
@@ -203,10 +203,10 @@ def plan_stages(
     names = names_of(kinds)
     for name in names:
         planner.name = name
-        segment(layout.query(name), click)
+        propagate(segment.PROMPTS, click)
         planner.query()
         if len(unlike):
-            segment(layout.negatives(name), unlike)
+            propagate(segment.NEGATIVES, unlike)
             planner.negatives(unlike)
     every = [np.concatenate([click, proposed[i::kinds]]) for i in range(kinds)]
     for name in names:
@@ -215,7 +215,7 @@ def plan_stages(
         planner.propose()
     for name, points in zip(names, every, strict=True):
         planner.name = name
-        segment(layout.instances(name), points)
+        propagate(segment.PROPOSALS, points)
     for name, points in zip(names, every, strict=True):
         planner.name = name
         planner.label(points)
@@ -247,30 +247,21 @@ def _stored(planner: Planner, waves: list[Wave], prompts: int, diameter: float) 
     # the masks' bits in their bounding boxes
     sums["instances"][0] += prompts * (diameter + 1) ** 3 / 8
     sums["instances"][1] += 8 * -(-prompts // planner.settings.propagation.group)
-    kinds = [kind for kind in (*costs.KINDS, "other") if kind in sums]
+    declared = [arrays.holds for stage in chain.STAGES for arrays in stage.arrays if arrays.holds]
+    kinds = [kind for kind in dict.fromkeys((*declared, "instances", "other")) if kind in sums]
     return [Stored(k, round(sums[k][0]), round(sums[k][0] * _share(planner, k)), round(sums[k][1])) for k in kinds]
 
 
 def _share(planner: Planner, kind: str) -> float:
     if kind == "embeddings" and not planner.segmenter.uses_torch:
-        return costs.COMPRESSED["smooth planes"]
-    return costs.COMPRESSED.get(kind, 1.0)
-
-
-_KINDS = {
-    r"scale\d+/tomogram": "tomogram",
-    r"features/r\d+/[zyx]": "latents",
-    r"features/r\d+/[zyx]_gram": "Gram maps",
-    r"features/dense/r\d+/features": "dense features",
-    r"similarity/.*/dots/[zyx]": "products",
-    r"similarity/.*/similarity": "similarity",
-    r"labels/.*/labels": "labels",
-}
+        return COMPRESSED["smooth planes"]
+    return COMPRESSED.get(kind, 1.0)
 
 
 def _kind(path: str) -> str:
     """What an array of the store is, for people."""
-    return next((kind for pattern, kind in _KINDS.items() if re.fullmatch(pattern, path)), "other")
+    owner = origin.owner_of(path)
+    return owner[1].holds if owner is not None and owner[1].holds else "other"
 
 
 def _time(order: list[Bulk], workers: int, options: Options) -> Time:

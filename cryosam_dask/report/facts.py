@@ -10,28 +10,10 @@ from typing import Any
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.report.reading import attempt
+from cryosam_dask.stages import chain
 from cryosam_dask.store import journal
 from cryosam_dask.store.address import public
 from cryosam_dask.store.run_store import Json, RunStore
-from cryosam_dask.store.views import stage_progress
-
-WORDS = {
-    "ingest": "Tomogram into the store",
-    "features-standardization": "Standardization of tokens",
-    "features": "Features",
-    "features-dense": "Dense features",
-    "embeddings": "Embedding of planes",
-    "segment/queries": "Masks of the prompts",
-    "query": "Query",
-    "segment/negatives": "Masks of the negative points",
-    "negative": "Negative points",
-    "project": "Products with the query",
-    "match": "Similarity",
-    "rank": "Ranking by profiles",
-    "segment/instances": "Masks of the proposals",
-    "label": "Labels",
-}
-"""Kinds of stages in the order of a run."""
 
 MOST_COMMANDS = 30
 """Commands that are listed, the latest."""
@@ -110,8 +92,9 @@ class Facts:
 
     @property
     def unfinished(self) -> tuple[Progress, ...]:
-        """Stages that have begun and are not done; planes are embedded as they are needed, never all."""
-        return tuple(p for p in self.progress if p.done < p.units and p.name != "embeddings")
+        """Stages that have begun and are not done, but for those that are never done as a whole."""
+        sparse = {one.name for one in chain.STAGES if one.sparse}
+        return tuple(p for p in self.progress if p.done < p.units and p.name not in sparse)
 
     @property
     def seconds(self) -> float:
@@ -133,7 +116,7 @@ def facts(store: RunStore) -> Facts:
     z, y, x = (n * v / 10 for n, v in zip(shape, voxel, strict=True))
     path = public(str(source.get("path", "")))
     entries = attempt(problems, "journal", lambda: journal.commands(store)) or []
-    progress = attempt(problems, "progress", lambda: stage_progress(store)) or {}
+    progress = attempt(problems, "progress", lambda: chain.progress(store)) or {}
     stages = attempt(problems, "timings", lambda: stage_times(entries)) or ()
     return Facts(
         run=store.url,
@@ -165,21 +148,24 @@ def stage_times(entries: Iterable[Json]) -> tuple[StageTime, ...]:
     for entry in entries:
         for name, stage in _dict(entry.get("stages")).items():
             sums.setdefault(kind_of(name), []).append(_dict(stage))
-    order = [*WORDS, *sorted(set(sums) - set(WORDS))]
     longest = max((_sum(parts, "seconds") for parts in sums.values()), default=0.0)
-    return tuple(_stage_time(kind, sums[kind], longest) for kind in order if kind in sums)
+    return tuple(_stage_time(kind, sums[kind], longest) for kind in chain.in_order(set(sums)))
 
 
 def kind_of(name: str) -> str:
     """ "match" for "match/ribosome/r16", "segment/queries" for "segment/queries/ribosome"."""
-    first, *rest = name.split("/")
-    return f"{first}/{rest[0]}" if first == "segment" and rest else first
+    declared = chain.declaration_of(name)
+    return name.partition("/")[0] if declared is None else declared.name
+
+
+def _words(kind: str) -> str:
+    return next((one.words for one in chain.STAGES if one.name == kind and one.words), kind)
 
 
 def _stage_time(kind: str, parts: list[Json], longest: float) -> StageTime:
     seconds = _sum(parts, "seconds")
     return StageTime(
-        words=WORDS.get(kind, kind),
+        words=_words(kind),
         units=int(_sum(parts, "units")),
         seconds=seconds,
         unit_seconds=_sum(parts, "unit_seconds"),

@@ -9,7 +9,7 @@ from cryosam_dask.report.facts import Facts
 from cryosam_dask.report.queries import Query
 from cryosam_dask.settings import FeatureSettings, MatchSettings, PropagationSettings, Settings
 from cryosam_dask.stages import segment, select
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import marks
 from cryosam_dask.store.run_store import RunStore
 
 REFERENCES = {
@@ -101,8 +101,8 @@ def _models(store: RunStore, facts: Facts, query: Query, settings: Settings, cit
 
 
 def _segmenter_weights(store: RunStore, name: str) -> str:
-    for where in (layout.query(name), layout.instances(name)):
-        found = marks.found_stage(store, segment.stage_name(where))
+    for role in (segment.PROMPTS, segment.PROPOSALS):
+        found = marks.found_stage(store, role.stage_name(name))
         if found is not None:
             return str(found["settings"]["propagation"].get("weights", ""))
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.report.images import PANELS, Picture, contrast, grey, webp
 from cryosam_dask.store import instances as stored
@@ -71,7 +71,7 @@ def _members(store: RunStore, where: str) -> Iterator[tuple[int, int, int, int]]
     for folder in store.groups(where):
         number = folder.removeprefix("group")
         if number != folder and number.isdecimal():
-            found = stored.read_measured(store, f"{where}/{folder}")
+            found = stored.read_measured(store, layout.group(where, int(number)))
             for index, (prompt, size) in enumerate(zip(found.prompt, found.size, strict=True)):
                 yield int(number), index, int(prompt), int(size)
 
@@ -151,11 +151,11 @@ def _outline(
 
 def typical_radius(store: RunStore, name: str) -> float | None:
     """Equivalent radius of the prompted instances in voxels, None where it isn't known."""
-    where = f"{layout.query(name)}/sizes"
+    where = layout.query_array(name, "sizes")
     if where not in store:
         return None
     sizes = np.asarray(store.read(where), float)
-    return float((3 * np.median(sizes) / (4 * math.pi)) ** (1 / 3)) if len(sizes) else None
+    return geometry.equivalent_radius(float(np.median(sizes))) if len(sizes) else None
 
 
 def sheet(store: RunStore, places: NDArray[np.float64], radius: float, alt: str, columns: int = 8) -> Picture | None:

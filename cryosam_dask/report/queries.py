@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.report import images, prompts
 from cryosam_dask.report.against import Against, Evaluated, evaluation
@@ -175,7 +176,7 @@ def _settings(store: RunStore, name: str) -> Settings | None:
 
 
 def _points(store: RunStore, name: str) -> NDArray[np.float64]:
-    where = f"{layout.query(name)}/points"
+    where = layout.query_array(name, "points")
     if where not in store:
         raise StoreError("the prompts are not segmented yet")
     if store.array(where).size > 3 * MOST_PICKS:
@@ -212,7 +213,7 @@ def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, prob
         )
     )
     places = table[["z", "y", "x"]].to_numpy(float)
-    radius = float((3 * np.median(table["size"]) / (4 * np.pi)) ** (1 / 3)) if len(table) else 0.0
+    radius = geometry.equivalent_radius(float(np.median(table["size"]))) if len(table) else 0.0
     best = attempt(
         problems,
         "best picks",

@@ -40,7 +40,7 @@ def table_of(store: RunStore, name: str) -> pd.DataFrame | None:
     if name not in picks.names(store):
         return None
     for column in picks.COLUMNS:
-        if (size := store.array(f"{layout.picks(name)}/{column}").size) > MOST_PICKS:
+        if (size := store.array(layout.pick_column(name, column)).size) > MOST_PICKS:
             raise StoreError(f"{size} picks, at most {MOST_PICKS} can be shown")
     table = picks.read(store, name)
     if not np.isfinite(table[["z", "y", "x", "score"]].to_numpy(float)).all():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import peaks
 from cryosam_dask.report import charts
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import match, negative, propose, rank
+from cryosam_dask.stages import match, propose, rank
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -33,11 +33,11 @@ class Scores:
 def scores(store: RunStore, name: str, settings: Settings | None) -> Scores | None:
     """Candidates' scores as the matching left them, with the cut that the proposals were chosen by."""
     where = layout.proposals(name)
-    if settings is None or f"{where}/scores" not in store:
+    if settings is None or layout.proposal_array(name, "scores") not in store:
         return None
     attributes = dict(store.group(where).attrs)
     given, radius = int(str(attributes.get("given"))), float(str(attributes.get("nms_radius")))
-    chosen = np.asarray(store.read(f"{where}/scores"), float)[given:]
+    chosen = np.asarray(store.read(layout.proposal_array(name, "scores")), float)[given:]
     found, cut = _candidates(store, name, settings, radius)
     values = found if len(found) else chosen
     lowest = cut.threshold if cut is not None else float(chosen.min()) if len(chosen) else None
@@ -55,16 +55,18 @@ def _candidates(
 ) -> tuple[NDArray[np.float64], peaks.Cut | None]:
     """Scores of all candidates that proposals were chosen from, and the cut where it was found from the scores."""
     if settings.match.rank == "profile":
-        paths = [(i, rank.group_path(name, i)) for i in range(len(store.names(layout.proposals(name))))]
-        left = [(i, path) for i, path in paths if path in store]
+        count = len(store.names(layout.proposals(name)))
+        left = [i for i in range(count) if layout.profiles(name, i) in store]
         if not left:
             return np.empty(0), None
+        background = [layout.profile_array(name, i, "unmoved") in store for i in left]
         units = tuple(
-            Unit("", (i,), {"index": i, "kind": "background" if f"{path}/unmoved" in store else "candidates"})
-            for i, path in left
+            Unit("", (i,), {"index": i, "kind": "background" if random else "candidates"})
+            for i, random in zip(left, background, strict=True)
         )
         stage = Stage("", rank.work, {}, "", units, len(units))
-        points, values, _ = rank.gather(store, name, stage, lambda contrast: negative.profiles(store, name, contrast))
+        among = propose.ranked(store, name, stage)
+        points, values = among.points, among.scores
     else:
         this = match.passes(name, settings.match)[-1]
         limit = 4 * settings.match.count if isinstance(settings.match.count, int) else None

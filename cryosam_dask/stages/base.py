@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryosam_dask.store.run_store import RunStore
+
 Json = dict[str, Any]
 
 BESIDES = 4 << 20
@@ -70,6 +72,11 @@ class Context:
     url: str
     device: str = "cpu"
     fingerprint: str = ""
+
+    @property
+    def store(self) -> RunStore:
+        """The run, to be read and written; `StoreError` where it can't be opened."""
+        return RunStore.open(self.url, "r+")
 
 
 Work = Callable[[Context, Json, Unit], UnitResult | None]

@@ -7,7 +7,7 @@ where the noise differs.
 
 Profiles are grey values. They are taken in units of the voxels' deviation about their mean, up to a factor: most of the
 deviation is noise, so where there is less of it the same particle stands out more. The ranking tries `CONTRASTS` and
-keeps the one whose like is nearest (`kernels.verify.best_contrasted`).
+keeps the one whose like is nearest (`kernels.likeness.best_contrasted`).
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ are of one grid is told by `geometry.same_voxels`."""
 CONTRASTS = tuple(float(factor) for factor in 2.0 ** (np.arange(-8, 9) / 4))
 """Factors of a borrowed profile that the ranking tries."""
 
-_DESCRIPTION = ("template", "profiles", "unmoved")
-_NEGATIVE = "negative_features", "negative_profiles"
+_POOLED: tuple[layout.QueryArray, ...] = ("feature", "sizes")
+_DESCRIPTION: tuple[layout.QueryArray, ...] = ("template", "profiles", "unmoved")
+_NEGATIVE: tuple[layout.QueryArray, ...] = ("negative_features", "negative_profiles")
 _WORK = {"features": ("ratios", "dense_ratios", "batch", "precision"), "propagation": ("group", "precision")}
 """Settings that may differ: how work is cut, and what is made besides."""
 
@@ -83,12 +84,13 @@ def take(donor: RunStore, name: str) -> Loan:
     attributes = dict(donor.group(where).attrs) if where in donor else {}
     told = not attributes.get(negative.POINTS) or marks.all_done(donor, negative.stage_name(name))
     if not told or not marks.all_done(donor, query.stage_name(name)):
-        known = ", ".join(query_names(donor)) or "none"
-        raise StoreError(f"{donor.url}: no finished query called {name!r} (there are: {known}); run `cryosam query`")
+        there = ", ".join(query_names(donor)) or "none"
+        raise StoreError(f"{donor.url}: no finished query called {name!r} (there are: {there}); run `cryosam query`")
     statistics = donor.info["statistics"]
-    arrays = {"feature": donor.read(f"{where}/feature"), "sizes": donor.read(f"{where}/sizes")}
-    described = [array for array in _DESCRIPTION if f"{where}/{array}" in donor]
-    arrays |= {array: donor.read(f"{where}/{array}") for array in described}
+    arrays = {array: donor.read(layout.query_array(name, array)) for array in _POOLED}
+    known = [array for array in _DESCRIPTION if layout.query_array(name, array) in donor]
+    arrays |= {array: donor.read(layout.query_array(name, array)) for array in known}
+    described = [*known]
     params: Json = {"feature": arrays["feature"].tolist(), "sizes": arrays["sizes"].tolist()}
     # what was borrowed is lent as it was borrowed: it is not at this donor's contrast, as its own negatives would be
     own = _origin(attributes) is None
@@ -102,7 +104,7 @@ def take(donor: RunStore, name: str) -> Loan:
         params["negative_features"] = arrays["negative_features"].tolist()
     described += [array for array in _NEGATIVE[1:] if array in arrays]
     if described:
-        params["radius"] = donor.array(f"{where}/profiles").attrs["radius"]
+        params["radius"] = donor.array(layout.query_array(name, "profiles")).attrs["radius"]
         params |= {a: _scaled(arrays[a], statistics["mean"], statistics["std"]).tolist() for a in described}
     digest = hashlib.sha256(repr((statistics["mean"], statistics["std"], params.get("radius"))).encode())
     for key in sorted(arrays):
@@ -110,21 +112,21 @@ def take(donor: RunStore, name: str) -> Loan:
     first = {
         "tomogram": str(donor.info["input"]["name"]),
         "query": name,
-        "points": donor.read(f"{where}/points").tolist(),
+        "points": donor.read(layout.query_array(name, "points")).tolist(),
     }
     if own and (points := negative.read_points(donor, name)):
         first["negatives"] = points
     # what was borrowed itself keeps saying where it was prompted
     origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
     settings = Settings.model_validate(attributes["settings"])
-    return Loan(donor.url, name, settings, _weights(donor, where), donor.voxel_size, origin, params)
+    return Loan(donor.url, name, settings, _weights(donor, name), donor.voxel_size, origin, params)
 
 
 def _negatives(name: str, own: bool) -> tuple[str, str]:
     """Where the features and the profiles of negatives are: of points in this tomogram, or borrowed."""
     if own:
-        return f"{layout.negatives(name)}/features", f"{layout.negatives(name)}/profiles"
-    return f"{layout.query(name)}/negative_features", f"{layout.query(name)}/negative_profiles"
+        return layout.negative_array(name, "features"), layout.negative_array(name, "profiles")
+    return layout.query_array(name, "negative_features"), layout.query_array(name, "negative_profiles")
 
 
 def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
@@ -173,7 +175,7 @@ def plan(store: RunStore, name: str, settings: MatchSettings, loan: Loan, upstre
         name="borrow",
         marks=(0,),
         params=loan.params,
-        writes=(Region(f"{layout.query(name)}/feature", (0,), (channels,)),),
+        writes=(Region(layout.query_array(name, "feature"), (0,), (channels,)),),
         memory=BESIDES,
     )
     described = {"name": name, "center": settings.center, "rank": settings.rank, FROM: loan.origin["digest"]}
@@ -210,26 +212,27 @@ def _origin(attributes: Mapping[str, Any]) -> Json | None:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Write the feature, and the profiles in this tomogram's grey values, as a query without points."""
-    store = RunStore.open(context.url, "r+")
-    where, volume = layout.query(settings["name"]), FeatureVolume(store)
+    store = context.store
+    name, volume = settings["name"], FeatureVolume(store)
     statistics = store.info["statistics"]
     feature = np.asarray(unit.params["feature"], np.float32)
-    store.put(f"{where}/points", np.empty((0, 3)), ("prompt", "axis"))
+    store.put(layout.query_array(name, "points"), np.empty((0, 3)), ("prompt", "axis"))
     sizes = np.asarray(unit.params["sizes"], np.int64)
-    store.put(f"{where}/sizes", sizes, ("instance",), {"units": "voxel"})
+    store.put(layout.query_array(name, "sizes"), sizes, ("instance",), {"units": "voxel"})
     mean = volume.mean if settings["center"] else np.zeros_like(feature)
-    store.put(f"{where}/mean", mean, ("channel",))
+    store.put(layout.query_array(name, "mean"), mean, ("channel",))
     for array in _DESCRIPTION if settings["rank"] == "profile" else ():
         values = _scaled(np.asarray(unit.params[array]), statistics["mean"], statistics["std"], back=True)
         dims = ("shell",) if values.ndim == 1 else ("instance", "shell")
         described = {"radius": unit.params["radius"], "contrasts": list(CONTRASTS)} if array == "profiles" else None
-        store.put(f"{where}/{array}", values, dims, described)
+        store.put(layout.query_array(name, array), values, dims, described)
     if found := unit.params.get("negative_features"):
-        store.put(f"{where}/negative_features", np.asarray(found, np.float32), ("negative", "channel"))
+        values = np.asarray(found, np.float32)
+        store.put(layout.query_array(name, "negative_features"), values, ("negative", "channel"))
     if settings["rank"] == "profile" and (found := unit.params.get("negative_profiles")):
         values = _scaled(np.asarray(found), statistics["mean"], statistics["std"], back=True)
-        store.put(f"{where}/negative_profiles", values, ("negative_place", "shell"))
-    store.put(f"{where}/feature", feature, ("channel",))
+        store.put(layout.query_array(name, "negative_profiles"), values, ("negative_place", "shell"))
+    store.put(layout.query_array(name, "feature"), feature, ("channel",))
     return None
 
 
@@ -239,12 +242,12 @@ def _scaled(profiles: Array, mean: float, std: float, back: bool = False) -> Flo
     return np.asarray(profiles * std + shift if back else (profiles - shift) / std, float)
 
 
-def _weights(donor: RunStore, where: str) -> dict[str, str]:
+def _weights(donor: RunStore, name: str) -> dict[str, str]:
     """Identities of the models' weights, as far as the donor's marks have them: a borrowed query segmented nothing."""
     out = {}
     if found := marks.found_stage(donor, features.NAME):
         out["features"] = str(found["settings"]["weights"])
-    if found := marks.found_stage(donor, segment.stage_name(where)):
+    if found := marks.found_stage(donor, segment.PROMPTS.stage_name(name)):
         out["propagation"] = str(found["settings"]["propagation"]["weights"])
     return out
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -18,6 +19,8 @@ from cryosam_dask.models.catalog import SegmenterInfo, segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -122,7 +125,7 @@ def _runs(indices: list[int]) -> list[tuple[int, int]]:
 def prepare(store: RunStore, settings: PropagationSettings) -> None:
     """Create the arrays for all planes; they take space only where planes are written."""
     info = segmenter_info(settings.segmenter)
-    store.delete("embeddings")
+    store.delete(layout.EMBEDDINGS)
     for axis in AXES:
         length, plane = store.shape[geometry.axis_index(axis)], geometry.plane_shape(store.shape, axis)
         store.new_array(
@@ -144,7 +147,7 @@ def prepare(store: RunStore, settings: PropagationSettings) -> None:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Embed a bundle of planes."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     segmenter = get_segmenter(settings["segmenter"], context.device, settings["precision"])
     axis: Axis = unit.params["axis"]
     indices = [int(i) for i in unit.params["planes"]]
@@ -154,3 +157,34 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         store.array(layout.planes(axis))[index] = plane[0]
         store.array(layout.embeddings(axis))[index] = np.asarray(segmenter.embed(plane)[0])
     return None
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    return ((path, None) for axis in AXES for path in (layout.embeddings(axis), layout.planes(axis)))
+
+
+def _by_plane(store: RunStore, match: re.Match[str]) -> MarkOf:
+    axis = next(axis for axis in AXES if axis == match["axis"])
+    return lambda index: mark_of(store.shape, (axis, index[0]))
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    axis, count = unit.params["axis"], len(unit.marks)
+    read = sum(map(bench.touched, unit.reads))
+    return cost(read, count * bench.plane_bytes(axis), count * bench.embed_seconds(axis), "embeddings")
+
+
+STAGE = Declaration(
+    NAME,
+    "query",
+    words="Embedding of planes",
+    part="embeddings",
+    made_from=("ingest",),
+    sparse=True,
+    arrays=(
+        Arrays(layout.pattern(layout.embeddings), "stage", _by_plane, "embeddings"),
+        Arrays(layout.pattern(layout.planes), "stage", _by_plane),
+    ),
+    expected=_expected,
+    cost=_cost,
+)

@@ -8,32 +8,28 @@ view on a sample of slices; after it, `dense` writes the 3C-channel array of the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels.standardization import Moments, fit_standardization
 from cryosam_dask.models.cache import get_encoder
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, tiling
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult, Work
+from cryosam_dask.stages.cost import Bench, Cost, cost, size
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.stages.slabs import Slab
 from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout, ome
-from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Float32, Shape3, SliceEncoder
 
 NAME = "features"
-STANDARDIZE = "features-standardization"
-DENSE = "features-dense"
-SAMPLES = 12
-"""Slices per view that the standardization is fitted on."""
+TOKEN = 0.08e-6
+"""Seconds per token and channel of what comes after the encoder: linear map, averages, Gram maps, sums."""
 
 
 def describe(settings: FeatureSettings) -> Json:
@@ -44,23 +40,6 @@ def describe(settings: FeatureSettings) -> Json:
 def token_grid(shape: Shape3, axis: Axis, settings: FeatureSettings, patch: int) -> tuple[int, int]:
     rows, columns = (geometry.token_count(n, patch, settings.slice_size) for n in geometry.plane_shape(shape, axis))
     return rows, columns
-
-
-def plan_standardize(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
-    """One unit a view; no units where the settings ask for no standardization."""
-    info = encoder_info(settings.encoder)
-    units = []
-    for index, axis in enumerate(AXES if settings.standardize != "none" else ()):
-        units.append(
-            Unit(
-                name=f"view {axis}",
-                marks=(index,),
-                params={"axis": axis},
-                writes=(Region(f"{layout.STANDARDIZATION}/{axis}", (0, 0), (info.channels + 1, info.channels)),),
-                memory=feature_memory.standardize_memory(shape, axis, info, settings),
-            )
-        )
-    return _stage(STANDARDIZE, work_standardize, settings, upstream, units)
 
 
 def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
@@ -88,42 +67,17 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
                     memory=feature_memory.unit_memory(shape, axis, stop - start, info, settings),
                 )
             )
-    return _stage(NAME, work, settings, upstream, units)
+    return stage_of(NAME, work, settings, upstream, units)
 
 
 def _slabs(start: int, stop: int) -> list[range]:
     return [range(start + a, start + b) for a, b in geometry.slabs(stop - start, layout.SLAB)]
 
 
-def plan_dense(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
-    """Boxes of cells of each dense ratio, one chunk each."""
-    info = encoder_info(settings.encoder)
-    channels = 3 * info.channels
-    units: list[Unit] = []
-    for ratio in settings.dense_ratios:
-        for box in geometry.boxes(geometry.cell_grid(shape, ratio), dense_chunk(shape, ratio, channels)):
-            region = Region(layout.dense(ratio), (*(a for a, _ in box), 0), (*(b for _, b in box), channels))
-            units.append(
-                Unit(
-                    name=f"ratio {ratio} cells {box}",
-                    marks=(len(units),),
-                    params={"ratio": ratio, "box": [list(side) for side in box]},
-                    writes=(region,),
-                    memory=feature_memory.dense_memory(shape, ratio, box, info, settings),
-                )
-            )
-    return _stage(DENSE, work_dense, settings, upstream, units, uses_model=False)
-
-
-def dense_chunk(shape: Shape3, ratio: int, channels: int) -> Shape3:
-    side = max(4, int((layout.CHUNK_BYTES / (2 * channels)) ** (1 / 3)))
-    z, y, x = (min(side, n) for n in geometry.cell_grid(shape, ratio))
-    return z, y, x
-
-
-def _stage(
-    name: str, function: Any, settings: FeatureSettings, upstream: str, units: list[Unit], uses_model: bool = True
+def stage_of(
+    name: str, function: Work, settings: FeatureSettings, upstream: str, units: list[Unit], uses_model: bool = True
 ) -> Stage:
+    """A stage of the feature volume."""
     return Stage(
         name,
         function,
@@ -146,7 +100,7 @@ def _slab_box(shape: Shape3, axis: Axis, start: int, stop: int) -> tuple[tuple[i
 def prepare(store: RunStore, settings: FeatureSettings) -> None:
     """Create the arrays that the units write to."""
     info, shape = encoder_info(settings.encoder), store.shape
-    store.delete("features")
+    store.delete(layout.FEATURES)
     grids = {axis: token_grid(shape, axis, settings, info.patch) for axis in AXES}
     for ratio in (1, *settings.ratios):
         for axis in AXES:
@@ -179,19 +133,6 @@ def prepare(store: RunStore, settings: FeatureSettings) -> None:
             chunks=(1, info.channels),
             dims=(f"slab_{axis}", "channel"),
         )
-    for ratio in settings.dense_ratios:
-        _prepare_dense(store, ratio, 3 * info.channels)
-
-
-def _prepare_dense(store: RunStore, ratio: int, channels: int) -> None:
-    store.new_array(
-        layout.dense(ratio),
-        shape=(*geometry.cell_grid(store.shape, ratio), channels),
-        dtype="float16",
-        chunks=(*dense_chunk(store.shape, ratio, channels), channels),
-        dims=(*AXES, "channel"),
-    )
-    ome.put_coordinates(store, layout.dense(ratio).rpartition("/")[0], ratio)
 
 
 def finish(store: RunStore, settings: FeatureSettings) -> None:
@@ -217,44 +158,23 @@ def encoded(
         yield tiling.encode(encoder, pixels, piece)
 
 
-def _read(store: RunStore, axis: Axis, slices: range, thickness: int, piece: Piece) -> Sample:
+def read_piece(store: RunStore, axis: Axis, slices: range, thickness: int, piece: Piece) -> Sample:
+    """The voxels of a piece of some slices."""
     return Sample(store, axis, slices, thickness, (piece[0].voxels, piece[1].voxels))
-
-
-def work_standardize(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Fit the view's linear map on evenly spaced slices."""
-    store, chosen, encoder = _open(context, settings)
-    axis: Axis = unit.params["axis"]
-    length = store.shape[geometry.axis_index(axis)]
-    where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
-    moments = Moments(encoder.channels, mixed=chosen.standardize == "whiten")
-    for index in where.tolist():
-        one = range(index, index + 1)
-        for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
-            sample = _read(store, axis, one, chosen.thickness, piece)
-            for tokens in encoded(encoder, sample, piece, one, chosen):
-                moments.add(tokens)
-    mean, matrix = fit_standardization(moments, chosen.standardize)
-    store.put(
-        f"{layout.STANDARDIZATION}/{axis}",
-        np.concatenate([mean[None], matrix]).astype(np.float32),
-        ("mean_and_rows", "channel"),
-    )
-    return None
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Encode the unit's slabs, piece by piece, and write all that follows from them."""
-    store, chosen, encoder = _open(context, settings)
+    store, chosen, encoder = open_all(context, settings)
     axis: Axis = unit.params["axis"]
     slices = range(unit.params["start"], unit.params["stop"])
-    fitted = store.read(f"{layout.STANDARDIZATION}/{axis}") if chosen.standardize != "none" else None
+    fitted = store.read(layout.standardization(axis)) if chosen.standardize != "none" else None
     grid = token_grid(store.shape, axis, chosen, encoder.patch)
     slabs = [
         Slab(store, axis, part, grid, encoder.channels, chosen.ratios) for part in _slabs(slices.start, slices.stop)
     ]
     for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
-        sample = _read(store, axis, slices, chosen.thickness, piece)
+        sample = read_piece(store, axis, slices, chosen.thickness, piece)
         for slab in slabs:
             slab.add(piece, _mapped(encoded(encoder, sample, piece, slab.slices, chosen), fitted))
         del sample  # before the next one is read
@@ -272,17 +192,68 @@ def _mapped(batches: Iterator[Float32], fitted: Float32 | None) -> Iterator[Floa
         yield tokens
 
 
-def work_dense(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Assemble one box of a dense ratio from the views."""
-    store = RunStore.open(context.url, "r+")
-    ratio = unit.params["ratio"]
-    z, y, x = ((int(a), int(b)) for a, b in unit.params["box"])
-    values = FeatureVolume(store).dense_block(ratio, (z, y, x))
-    store.array(layout.dense(ratio))[geometry.box_slices((z, y, x))] = values.astype(np.float16)
-    return None
-
-
-def _open(context: Context, settings: Json) -> tuple[RunStore, FeatureSettings, SliceEncoder]:
+def open_all(context: Context, settings: Json) -> tuple[RunStore, FeatureSettings, SliceEncoder]:
+    """What a unit works with: the store, its settings, and the encoder."""
     chosen = FeatureSettings.model_validate({k: v for k, v in settings.items() if k != "weights"})
     encoder = get_encoder(chosen.encoder, context.device, chosen.precision)
-    return RunStore.open(context.url, "r+"), chosen, encoder
+    return context.store, chosen, encoder
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    for axis in AXES:
+        for ratio in (1, *settings.get("ratios", ())):
+            yield layout.latents(ratio, axis), None
+            yield layout.gram(ratio, axis), None
+        yield layout.feature_sums(axis), None
+
+
+def _by_slab(store: RunStore, match: re.Match[str]) -> MarkOf:
+    """Chunks are one slab deep, units one or two slabs of the views one after another."""
+    view = AXES.index(next(axis for axis in AXES if axis == match["axis"]))
+    before = sum(-(-n // layout.feature_slices(a)) for a, n in list(zip(AXES, store.shape, strict=True))[:view])
+    per_unit = layout.feature_slices(AXES[view]) // layout.SLAB
+    return lambda index: before + index[0] // per_unit
+
+
+def _mend(store: RunStore, match: re.Match[str]) -> None:
+    y, x = (store.array(layout.latents(1, "z")).shape[i] for i in (1, 2))
+    z = store.array(layout.latents(1, "y")).shape[1]
+    ratio = int(match["ratio"])
+    ome.put_token_coordinates(store, layout.features_group(ratio), ratio, (z, y, x))
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    axis, slices = unit.params["axis"], unit.params["stop"] - unit.params["start"]
+    maps = len(layout.GRAM_MAPS) * 4 / (unit.writes[0].stop[-1] * 2)
+    values = sum(size(region) for region in unit.writes)
+    read, stored = sum(map(bench.touched, unit.reads)), (1 + maps) * 2 * values
+    return cost(read, stored, slices * seconds_of_slice(bench, axis), "features")
+
+
+def seconds_of_slice(bench: Bench, axis: Axis) -> float:
+    """One slice of an axis: the encoder, and what its tokens go through after it."""
+    info = encoder_info(bench.settings.features.encoder)
+    rows, columns = token_grid(bench.store.shape, axis, bench.settings.features, info.patch)
+    return bench.encode_seconds(axis) + rows * columns * info.channels * TOKEN
+
+
+STAGE = Declaration(
+    NAME,
+    "features",
+    words="Features",
+    part="features",
+    made_from=("features-standardization",),
+    together=True,
+    arrays=(
+        Arrays(layout.pattern(layout.latents), "stage", _by_slab, "latents"),
+        Arrays(layout.pattern(layout.gram), "stage", _by_slab, "Gram maps"),
+        Arrays(layout.pattern(layout.feature_sums), "stage", _by_slab),
+        Arrays(
+            layout.pattern(lambda ratio, side, axis: layout.member(layout.features_group(ratio), f"{side}_{axis}")),
+            "coordinates",
+            mend=_mend,
+        ),
+    ),
+    expected=_expected,
+    cost=_cost,
+)

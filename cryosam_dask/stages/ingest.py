@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 from importlib import metadata
 from typing import Any
 
@@ -23,6 +24,8 @@ from cryosam_dask.io.omezarr import ZarrSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import images
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_image_box
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import expect
@@ -33,6 +36,8 @@ NAME = "ingest"
 MOST_TOGETHER = 1 << 29
 """Bytes of voxels that one unit reads together, where it takes more than one box."""
 _MOST_KEPT = 8
+SECONDS = 25e-9
+"""Per voxel, besides reading and writing: statistics, levels."""
 
 
 def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -161,7 +166,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     params = unit.params
     expect(params["path"])  # the driver has read it
     source = _source(params["path"], params["options"], settings["input"])
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     boxes: list[tuple[int, geometry.Box]] = [
         (index, ((z[0], z[1]), (y[0], y[1]), (x[0], x[1]))) for index, (z, y, x) in params["boxes"]
     ]
@@ -246,3 +251,38 @@ def finish(store: RunStore, path: str) -> None:
     if not merged.std > 0 or not merged.high > merged.low:
         raise InputError(f"{public(path)}: all voxels are (nearly) {merged.mean:g}; expected a tomogram with contrast")
     store.update_info(statistics=merged.to_json())
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    yield from ((layout.tomogram(level), None) for level in range(layout.level_count(store.shape)))
+    yield layout.STATISTICS, None
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    voxels = written(unit)
+    read, stored = voxels * bench.source.dtype.itemsize, voxels * bench.voxel_bytes * LEVELS
+    return cost(read, stored, voxels * SECONDS, "tomogram", coded=False)
+
+
+def _mend(store: RunStore, match: re.Match[str]) -> None:
+    level = int(match["level"])
+    ome.put_coordinates(store, layout.level_group(level), 1 << level)
+
+
+STAGE = Declaration(
+    NAME,
+    "ingest",
+    words="Tomogram into the store",
+    part="ingest",
+    arrays=(
+        Arrays(layout.pattern(layout.tomogram), "stage", by_image_box, "tomogram"),
+        Arrays(re.compile(layout.STATISTICS), "stage", lambda store, match: lambda index: index[0]),
+        Arrays(
+            layout.pattern(lambda level, axis: layout.member(layout.level_group(level), axis)),
+            "coordinates",
+            mend=_mend,
+        ),
+    ),
+    expected=_expected,
+    cost=_cost,
+)

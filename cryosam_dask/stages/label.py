@@ -12,27 +12,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_image_box
 from cryosam_dask.store import instances as stored
-from cryosam_dask.store import layout, ome, picks
+from cryosam_dask.store import layout, marks, ome, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Shape3
 
 PAINTED: Shape3 = (32, 256, 1024)
 """Voxels that are in memory at a time."""
 
+SECONDS = 10e-9
+"""Per voxel of painting, writing apart."""
+
 Source = tuple[int, int, int] | tuple[int, int, int, str]
 """(group, index in the group, label), and the query whose instance it is where that is not the one that is painted."""
 
 
 def stage_name(name: str) -> str:
-    return f"label/{name}"
+    return STAGE.stage_name(name)
 
 
 def plan(
@@ -94,7 +100,7 @@ def prepare(store: RunStore, name: str, kinds: Sequence[str] = ()) -> None:
             ome.put_coordinates(store, f"{layout.labels_group(image)}/{layout.level_group(level)}", 1 << level)
         attributes = ome.label_attributes(image, levels, store.voxel_size, store.origin, described[image])
         store.group(layout.labels_group(image)).attrs["ome"] = attributes
-    folder = store.group("labels")
+    folder = store.group(layout.LABELS)
     known = folder.attrs.get("ome", {})
     listed = known.get("labels", []) if isinstance(known, dict) else []
     names = sorted({*listed, *images}) if isinstance(listed, list) else []
@@ -103,7 +109,7 @@ def prepare(store: RunStore, name: str, kinds: Sequence[str] = ()) -> None:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Paint one box of voxels on all levels."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name = settings["name"]
     box: list[tuple[int, int]] = [(int(a), int(b)) for a, b in unit.params["box"]]
     kinds = settings.get("kinds", [name])
@@ -142,3 +148,63 @@ def _paint(painted: Array, low: list[int], level: int, masks: stored.Masks, sour
     )
     there = tuple(slice(a - start, b - start) for a, b, start in zip(first, last, low, strict=True))
     painted[there][masks.mask(group, index)[taken]] = label
+
+
+def kinds_of(store: RunStore) -> list[str]:
+    """The kinds that the image of all kinds shows; none where there is no such image."""
+    found = marks.found_stage(store, stage_name(layout.KINDS)) or {}
+    return list(found.get("settings", {}).get("kinds", ()))
+
+
+def places_of_kinds(store: RunStore, query: str) -> Iterable[str]:
+    """The image of all kinds with its marks, if a query is one of them."""
+    if query in kinds_of(store):
+        yield layout.labels_group(layout.KINDS)
+        yield layout.marks(stage_name(layout.KINDS))
+
+
+def _places(store: RunStore, query: str) -> Iterable[str]:
+    yield layout.labels_group(query)
+    yield layout.labels_group(layout.semantic_name(query))
+    yield from places_of_kinds(store, query)
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    combined = query not in settings.get("kinds", (query,))
+    for image in (query,) if combined else (query, layout.semantic_name(query)):
+        yield from ((layout.labels(image, level), None) for level in range(layout.level_count(store.shape)))
+
+
+def _mend(store: RunStore, path: re.Match[str]) -> None:
+    level = int(path["level"])
+    group = layout.member(layout.labels_group(path["name"]), layout.level_group(level))
+    ome.put_coordinates(store, group, 1 << level)
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    """Instance ids and what is semantic; the image of all kinds has one byte a voxel."""
+    voxels = written(unit)
+    ids = unit.writes[0].array != layout.labels(layout.KINDS)
+    return cost(0, (5 if ids else 1) * voxels * LEVELS, voxels * SECONDS, "labels")
+
+
+def _coordinates(name: str, level: int, axis: str) -> str:
+    return layout.member(layout.member(layout.labels_group(name), layout.level_group(level)), axis)
+
+
+STAGE = Declaration(
+    "label",
+    "segment",
+    words="Labels",
+    part="segmentation",
+    per="query",
+    made_from=("select",),
+    described=True,
+    arrays=(
+        Arrays(layout.pattern(layout.labels), "stage", by_image_box, "labels"),
+        Arrays(layout.pattern(_coordinates), "coordinates", mend=_mend),
+    ),
+    expected=_expected,
+    places=_places,
+    cost=_cost,
+)

@@ -8,6 +8,7 @@ that interpolates these products and the Gram maps, both small. Cells that were 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -19,15 +20,18 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import CELL, Bench, Cost, cost, written
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of, by_box
 from cryosam_dask.store import layout, ome
+from cryosam_dask.store.arrays import grid as chunk_grid
 from cryosam_dask.store.features import TILE, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Axis, Bool, Float32, Shape3
+from cryosam_dask.types import AXES, Axis, Bool, Float32, Shape3
 
 CELLS: Shape3 = (64, 128, 128)
 """Cells in a unit, at most, and in a chunk of the similarity."""
 
-VOXELS: Shape3 = layout.SIMILARITY_VOXELS
+VOXELS: Shape3 = (64, 256, 256)
 """The same for a unit of ratio 1, which has fewer tokens for each cell."""
 
 SAMPLES = 4096
@@ -38,7 +42,7 @@ STEPS = 4096
 
 
 def stage_name(name: str, ratio: int) -> str:
-    return f"match/{name}/r{ratio}"
+    return STAGE.stage_name(name, ratio)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def prepare(store: RunStore, this: Pass) -> None:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Similarity on one box of cells, where the coarser ratio allows it."""
-    store, this = RunStore.open(context.url, "r+"), Pass(**settings)
+    store, this = context.store, Pass(**settings)
     z, y, x = ((int(a), int(b)) for a, b in unit.params["box"])
     box: Box = (z, y, x)
     wanted = wanted_cells(store, this, box)
@@ -144,8 +148,8 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
 
 def read_query(store: RunStore, this: Pass) -> tuple[Float32, Float32 | None]:
     """The query's feature, and the mean that it is centred by or None."""
-    where = layout.query(this.name)
-    return store.read(f"{where}/feature"), store.read(f"{where}/mean") if this.center else None
+    mean = store.read(layout.query_array(this.name, "mean")) if this.center else None
+    return store.read(layout.query_array(this.name, "feature")), mean
 
 
 def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:
@@ -224,3 +228,53 @@ def check_kept(found: Survey, ratio: int, tau_sim: float) -> str | None:
             "set it higher, or match.center"
         )
     return None
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    yield layout.similarity(query, settings["ratio"]), None
+
+
+def _by_cells(store: RunStore, path: re.Match[str]) -> MarkOf | None:
+    """A unit is a chunk, or of voxels a larger box; None where the array can't be opened."""
+    array = array_of(store, path.string)
+    if array is None:
+        return None
+    z, y, x = array.chunks
+    if int(path["ratio"]) == 1:
+        return by_box((z, y, x), VOXELS, store.shape)
+    return lambda index: int(np.ravel_multi_index(index, chunk_grid(array)))
+
+
+def _mend(store: RunStore, path: re.Match[str]) -> None:
+    ratio = int(path["ratio"])
+    ome.put_coordinates(store, layout.similarity_group(path["name"], ratio), ratio)
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    """As if every cell were evaluated."""
+    path = layout.pattern(layout.similarity).fullmatch(unit.writes[0].array)
+    ratio = int(path["ratio"]) if path else 1
+    tokens = sum(math.prod(bench.store.array(layout.gram(ratio, axis)).shape[:3]) for axis in AXES)
+    cells, share = written(unit), tokens / math.prod(FeatureVolume(bench.store).grid(ratio))
+    return cost(20 * share * cells, 4 * cells, cells * CELL, "features")
+
+
+STAGE = Declaration(
+    "match",
+    "match",
+    words="Similarity",
+    part="matching",
+    per="ratio",
+    made_from=("project",),
+    arrays=(
+        Arrays(layout.pattern(layout.similarity), "stage", _by_cells, "similarity"),
+        Arrays(
+            layout.pattern(lambda name, ratio, axis: layout.member(layout.similarity_group(name, ratio), axis)),
+            "coordinates",
+            mend=_mend,
+        ),
+    ),
+    expected=_expected,
+    places=lambda store, query: (layout.similarities(query),),
+    cost=_cost,
+)

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import query, rank
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult, fingerprint
+from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.features import FeatureVolume
@@ -39,7 +41,7 @@ STEP = 2
 
 
 def stage_name(name: str) -> str:
-    return f"negative/{name}"
+    return STAGE.stage_name(name)
 
 
 def plan(
@@ -52,15 +54,15 @@ def plan(
     where = layout.negatives(name)
     boxes = query.prompted_boxes(store, where, groups)
     memory = max(query.unit_memory(store, box, settings) for box in boxes)
-    if settings.rank == "profile" and f"{layout.query(name)}/profiles" in store:
-        shells = verify.profile(rank.query_radius(store, name))
+    if settings.rank == "profile" and layout.query_array(name, "profiles") in store:
+        shells = radial_profiles.profile(rank.query_radius(store, name))
         block = np.minimum(np.array(store.shape), rank.BLOCK + 2 * shells.halo)
-        memory = max(memory, verify.working_bytes(block, PLACES, shells) + BESIDES)
+        memory = max(memory, radial_profiles.working_bytes(block, PLACES, shells) + BESIDES)
     unit = Unit(
         name="negatives",
         marks=(0,),
         params={"groups": groups},
-        writes=(Region(f"{where}/features", (0, 0), (len(points), FeatureVolume(store).channels)),),
+        writes=(Region(layout.negative_array(name, "features"), (0, 0), (len(points), FeatureVolume(store).channels)),),
         memory=memory,
     )
     asked = (marks.found_stage(store, query.stage_name(name)) or {}).get("fingerprint")
@@ -70,7 +72,7 @@ def plan(
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Average the features over each negative, and describe it as candidates are."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name = settings["name"]
     where, volume = layout.negatives(name), FeatureVolume(store)
     points = np.asarray(settings["points"], np.float64)
@@ -90,10 +92,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         # where nothing could be segmented, the place itself is still what a candidate could stand on
         places += [_described(store, name, points[[i]]) for i in missing]
         profiles = np.concatenate([_none(store, name), *places])
-        store.put(f"{where}/profiles", profiles, ("example", "shell"))
+        store.put(layout.negative_array(name, "profiles"), profiles, ("example", "shell"))
     pooled = np.asarray(features, np.float32).reshape(-1, volume.channels)
-    store.put(f"{where}/points", points, ("negative", "axis"), {"units": "voxel", "order": "z, y, x"})
-    store.put(f"{where}/features", pooled, ("instance", "channel"))
+    described = {"units": "voxel", "order": "z, y, x"}
+    store.put(layout.negative_array(name, "points"), points, ("negative", "axis"), described)
+    store.put(layout.negative_array(name, "features"), pooled, ("instance", "channel"))
     return UnitResult({"segmented": len(segmented), "missing": [settings["points"][i] for i in missing]})
 
 
@@ -109,10 +112,10 @@ def _described(
     store: RunStore, name: str, places: Float64, mask: Bool | None = None, low: NDArray[np.int64] | None = None
 ) -> Float64:
     """Profiles (k, P) at the distinct ends of `places` that were moved as candidates are; those in the mask only."""
-    shells = verify.profile(rank.query_radius(store, name))
-    template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
+    shells = radial_profiles.profile(rank.query_radius(store, name))
+    template = np.asarray(store.read(layout.query_array(name, "template")), float)
     volume = store.array(layout.tomogram())
-    every = [verify.describe(volume, places[block], shells, template) for block in rank.blocks(places)]
+    every = [radial_profiles.describe(volume, places[block], shells, template) for block in rank.blocks(places)]
     moved, profiles = (np.concatenate(parts) for parts in zip(*every, strict=True))
     if mask is not None and low is not None:
         at = np.rint(moved).astype(np.int64) - low
@@ -125,7 +128,21 @@ def _described(
 
 
 def _none(store: RunStore, name: str) -> Float64:
-    return np.empty((0, store.array(f"{layout.query(name)}/profiles").shape[1]))
+    return np.empty((0, store.array(layout.query_array(name, "profiles")).shape[1]))
+
+
+def given(store: RunStore, name: str) -> list[list[float]]:
+    """The points (z, y, x) that were said in this tomogram not to be of a query's kind."""
+    points = store.group(layout.query(name)).attrs.get(POINTS, [])
+    return [[float(v) for v in point] for point in points] if isinstance(points, list) else []
+
+
+def joined(store: RunStore, name: str, upstream: str) -> str:
+    """The fingerprint of what was matched, and of the negatives where there are any."""
+    if not given(store, name):
+        return upstream
+    unlike = (marks.found_stage(store, stage_name(name)) or {})["fingerprint"]
+    return fingerprint({"match": upstream, "negatives": unlike})
 
 
 def read_points(store: RunStore, name: str) -> list[list[float]]:
@@ -136,16 +153,43 @@ def read_points(store: RunStore, name: str) -> list[list[float]]:
 
 def feature_arrays(store: RunStore, name: str) -> list[str]:
     """The arrays (n, 3C) of the negatives' features, the borrowed ones and this tomogram's own, that there are."""
-    paths = (f"{layout.query(name)}/negative_features", f"{layout.negatives(name)}/features")
+    paths = (layout.query_array(name, "negative_features"), layout.negative_array(name, "features"))
     return [path for path in paths if path in store and store.array(path).shape[0]]
 
 
 def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
     """Profiles (k, P) of all negative examples; borrowed ones at the contrast that the query was found to have here."""
     found = [_none(store, name)]
-    if (path := f"{layout.query(name)}/negative_profiles") in store:
+    if (path := layout.query_array(name, "negative_profiles")) in store:
         borrowed = np.asarray(store.read(path), float)
-        found.append(verify.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
-    if (path := f"{layout.negatives(name)}/profiles") in store:
+        found.append(likeness.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
+    if (path := layout.negative_array(name, "profiles")) in store:
         found.append(np.asarray(store.read(path), float))
     return np.concatenate(found)
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    arrays: list[layout.NegativeArray] = ["points", "features"]
+    if settings.get("rank") == "profile":
+        arrays.append("profiles")
+    return ((layout.negative_array(query, array), 0) for array in arrays)
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    count = unit.writes[0].stop[0]
+    places = PLACES * count if bench.settings.match.rank == "profile" else 0
+    seconds = query.POOL * count + rank.PLACE * places
+    return cost(bench.pool_bytes * count, 0, seconds, "features")
+
+
+STAGE = Declaration(
+    "negative",
+    "query",
+    words="Negative points",
+    per="query",
+    made_from=("query", "segment/negatives"),
+    arrays=(Arrays(layout.pattern(layout.negative_array), "unit", by_one_unit),),
+    expected=_expected,
+    places=lambda store, name: (layout.negatives(name),),
+    cost=_cost,
+)

@@ -8,6 +8,7 @@ edges several times. A unit is a run of slabs of one view; it reads the chunks o
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -16,8 +17,11 @@ from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.stages import match
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import Bench, Cost, cost, written
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of
 from cryosam_dask.stages.match import Pass
 from cryosam_dask.store import layout
+from cryosam_dask.store.arrays import grid as chunk_grid
 from cryosam_dask.store.features import PIECE_BYTES, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Bool, Shape3
@@ -26,8 +30,12 @@ UNIT_BYTES = 128 << 20
 """Latents in a unit, where a single slab has not more: units of a second or so."""
 
 
+PRODUCT = 1.5e-9
+"""Seconds per channel of a token that is multiplied with a query, reading apart."""
+
+
 def stage_name(name: str, ratio: int) -> str:
-    return f"project/{name}/r{ratio}"
+    return STAGE.stage_name(name, ratio)
 
 
 def plan(shape: Shape3, grids: dict[Axis, tuple[int, int]], channels: int, this: Pass, upstream: str) -> Stage:
@@ -94,7 +102,7 @@ def prepare(store: RunStore, this: Pass) -> None:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Multiply the touched tokens of a run of slabs with the query."""
-    store, this = RunStore.open(context.url, "r+"), Pass(**settings)
+    store, this = context.store, Pass(**settings)
     axis: Axis = unit.params["axis"]
     start, stop = unit.params["start"], unit.params["stop"]
     volume, index = FeatureVolume(store), geometry.axis_index(axis)
@@ -116,3 +124,34 @@ def touched_tokens(store: RunStore, this: Pass, axis: Axis, slices: tuple[int, i
     box: Box = (sides[0], sides[1], sides[2])
     wanted = match.wanted_cells(store, this, box)
     return volume.touched_tokens(this.ratio, axis, np.asarray(wanted.any(axis=index)))
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    return ((layout.dots(query, settings["ratio"], axis), None) for axis in AXES)
+
+
+def _by_slabs(store: RunStore, path: re.Match[str]) -> MarkOf | None:
+    """Units of the views one after another; None where the arrays before are not all there."""
+    name, ratio, view = path["name"], int(path["ratio"]), [str(axis) for axis in AXES].index(path["axis"])
+    arrays = [array_of(store, layout.dots(name, ratio, axis)) for axis in AXES[:view]]
+    before = sum(chunk_grid(array)[1] for array in arrays if array is not None)
+    return None if None in arrays else lambda index: before + index[1]
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    tokens, channels = written(unit), FeatureVolume(bench.store).view_channels
+    return cost(tokens * channels * 2, 4 * tokens, tokens * channels * PRODUCT, "features")
+
+
+STAGE = Declaration(
+    "project",
+    "match",
+    words="Products with the query",
+    part="matching",
+    per="ratio",
+    made_from=("query",),
+    arrays=(Arrays(layout.pattern(layout.dots), "stage", _by_slabs, "products"),),
+    expected=_expected,
+    places=lambda store, query: (layout.similarities(query),),
+    cost=_cost,
+)

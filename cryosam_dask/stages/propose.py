@@ -6,6 +6,7 @@ It is small work on gathered candidates, which the driver does itself.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
-from cryosam_dask.kernels.verify import equivalent_radius
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import match
+from cryosam_dask.stages import match, negative, rank
+from cryosam_dask.stages.base import Stage
+from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.match import Pass, Survey
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -31,16 +33,56 @@ SHORTLIST = 1024
 SHORTLIST_DENSITY = 200e-6
 """Candidates that are ranked: at least so many, or so many per voxel of the tomogram."""
 
+SECONDS = 0.2
+"""Of the driver."""
+
 BAND = 500_000
 """Cells that are held for non-maximum suppression at a time, about."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Places that may be proposed.
+
+    points : (n, 3) voxels (z, y, x); scores : (n,), best first
+    radius : least distance of two of them, voxels; rejected : how many were nearer to a negative than to the query
+    """
+
+    points: Float64
+    scores: Float64
+    radius: float
+    rejected: int = 0
+
+
+def candidates(store: RunStore, this: Pass, found: Survey, settings: MatchSettings) -> Candidates:
+    """What the similarity proposes: the shortlist where it is ranked by profiles, else the best K, or all of them."""
+    radius = suppression_radius(store, this.name, settings)
+    limit = None if settings.count == "auto" else settings.count
+    if ranks(settings):
+        limit = shortlist_length(store.shape)
+    points, similarity = survivors(store, this, found, radius, limit)
+    return Candidates(points, similarity.astype(float), radius)
+
+
+def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
+    """The shortlist by what is around each place, once all units of `stages.rank` are done."""
+    points, scores, rejected = rank.gather(
+        store, name, ranking, lambda contrast: negative.profiles(store, name, contrast)
+    )
+    return Candidates(points, scores, rank.query_radius(store, name), rejected)
+
+
+def ranks(settings: MatchSettings) -> bool:
+    """Whether candidates are ranked by what is around them."""
+    return settings.rank == "profile"
 
 
 def suppression_radius(store: RunStore, name: str, settings: MatchSettings) -> float:
     """Least distance of two candidates in voxels: the setting, or half the radius of what was prompted."""
     if settings.nms_radius is not None:
         return settings.nms_radius
-    size = float(np.median(store.read(f"{layout.query(name)}/sizes")))
-    return max(0.5 * equivalent_radius(size), 1.03 * settings.ratios[-1])
+    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
+    return max(0.5 * geometry.equivalent_radius(size), 1.03 * settings.ratios[-1])
 
 
 def shortlist_length(shape: Shape3) -> int:
@@ -87,18 +129,22 @@ def _cells(store: RunStore, this: Pass, low: np.float32, high: np.float32) -> tu
     return np.concatenate(points), np.concatenate(scores)
 
 
-def choose(
-    store: RunStore, name: str, settings: MatchSettings, points: Float64, scores: Float64, radius: float, upstream: str
-) -> list[str]:
-    """Choose the prompts among scored points and write them, the user's own first. Returns what a user should know.
+def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidates, upstream: str) -> list[str]:
+    """Choose the prompts among candidates and write them, the user's own first. Returns what a user should know.
 
-    A proposal within `radius` of a user's prompt stands for the same particle and is left out. A borrowed query has no
-    prompts, and there may be no proposals either.
+    A proposal within `among.radius` of a user's prompt stands for the same particle and is left out. A borrowed query
+    has no prompts, and there may be no proposals either.
+
+    upstream : fingerprint of what the candidates come from
     """
-    prompts = np.asarray(store.read(f"{layout.query(name)}/points"), float)
+    points, scores, radius = among.points, among.scores, among.radius
+    full, upstream = len(points) == settings.count, negative.joined(store, name, upstream)
+    prompts = np.asarray(store.read(layout.query_array(name, "points")), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
     points, scores = points[kept], scores[kept]
     notes: list[str] = []
+    if among.rejected:
+        notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
     if settings.count == "auto":
         cut = peaks.auto_cut(scores) if settings.rank == "profile" else peaks.otsu_cut(scores)
         notes.append(f"{name}: K = {cut.kept}; {cut.reason}")
@@ -111,22 +157,27 @@ def choose(
     scores = np.concatenate([np.ones(len(prompts)), scores[new]])
     where, stored = layout.proposals(name), scores.astype(np.float32)
     described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius}
-    if not _is_there(store, where, points, stored, described):
+    if not _is_there(store, name, points, stored, described):
         # half-written ones are none
         store.group(where).attrs["upstream"] = None
-        store.put(f"{where}/points", points, ("prompt", "axis"), {"units": "voxel", "order": "z, y, x"})
-        store.put(f"{where}/scores", stored, ("prompt",))
+        store.put(
+            layout.proposal_array(name, "points"), points, ("prompt", "axis"), {"units": "voxel", "order": "z, y, x"}
+        )
+        store.put(layout.proposal_array(name, "scores"), stored, ("prompt",))
         store.group(where).attrs.update(described)
+    if not ranks(settings) and negative.feature_arrays(store, name) and store.group(where).attrs.get(FULL) != full:
+        store.group(where).attrs[FULL] = full
     return notes
 
 
-def _is_there(store: RunStore, where: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:
+def _is_there(store: RunStore, name: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:
     """Whether these very proposals are stored."""
+    where = layout.proposals(name)
     try:
         if where not in store or any(store.group(where).attrs.get(key) != described[key] for key in described):
             return False
-        same = np.array_equal(store.read(f"{where}/points"), points)
-        return same and np.array_equal(store.read(f"{where}/scores"), scores)
+        same = np.array_equal(store.read(layout.proposal_array(name, "points")), points)
+        return same and np.array_equal(store.read(layout.proposal_array(name, "scores")), scores)
     except StoreError:
         return False
 
@@ -137,4 +188,14 @@ def read(store: RunStore, name: str) -> tuple[Float64, str]:
     upstream = store.group(where).attrs.get("upstream") if where in store else None
     if not isinstance(upstream, str):
         raise StoreError(f"{store.url}: no proposals for {name!r} yet; run `cryosam match` first")
-    return np.asarray(store.read(f"{where}/points"), float), upstream
+    return np.asarray(store.read(layout.proposal_array(name, "points")), float), upstream
+
+
+STAGE = Declaration(
+    "propose",
+    "match",
+    per="query",
+    made_from=("match", "rank", "negative"),
+    arrays=(Arrays(layout.pattern(layout.proposal_array), "driver"),),
+    places=lambda store, query: (layout.proposals(query),),
+)

@@ -10,11 +10,13 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import Box
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.features import FeatureVolume
@@ -24,12 +26,15 @@ from cryosam_dask.types import AXES, Array
 TYPICAL = 24
 """Side of a particle's box in voxels: 25 nm at 10 Å."""
 
+POOL = 0.15
+"""Seconds of pooling one instance."""
+
 DECODED = 2
 """Chunks of latents that are decoded at a time, as measured; the store reads several at once."""
 
 
 def stage_name(name: str) -> str:
-    return f"query/{name}"
+    return STAGE.stage_name(name)
 
 
 def plan(
@@ -47,7 +52,7 @@ def plan(
         name="pool",
         marks=(0,),
         params={"groups": groups},
-        writes=(Region(f"{layout.query(name)}/feature", (0,), (channels,)),),
+        writes=(Region(layout.query_array(name, "feature"), (0,), (channels,)),),
         memory=max(unit_memory(store, box, settings) for box in prompted_boxes(store, layout.query(name), groups)),
     )
     described = {"name": name, "center": settings.center, "rank": settings.rank, "points": points}
@@ -59,7 +64,7 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
     sides = [b - a for a, b in box]
     most = 0
     if settings.rank == "profile":
-        most = verify.working_bytes_at(verify.equivalent_radius(math.prod(sides) * math.pi / 6))
+        most = radial_profiles.working_bytes_at(geometry.equivalent_radius(math.prod(sides) * math.pi / 6))
     for axis in AXES:
         latents = store.array(layout.latents(1, axis))
         n, *plane = (b - a for a, b in geometry.box_of(box, axis))
@@ -84,9 +89,9 @@ def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Pool the features over all prompted instances."""
-    store = RunStore.open(context.url, "r+")
-    where = layout.query(settings["name"])
-    volume = FeatureVolume(store)
+    store = context.store
+    name, volume = settings["name"], FeatureVolume(store)
+    where = layout.query(name)
     total = np.zeros(volume.channels)
     sizes: list[int] = []
     centres: list[Array] = []
@@ -106,14 +111,33 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         )
     feature = (total / sum(sizes)).astype(np.float32)
     mean = volume.mean if settings["center"] else np.zeros_like(feature)
-    store.put(f"{where}/points", np.asarray(settings["points"], np.float64), ("prompt", "axis"))
-    store.put(f"{where}/feature", feature, ("channel",))
-    store.put(f"{where}/mean", mean, ("channel",))
-    store.put(f"{where}/sizes", np.asarray(sizes, np.int64), ("instance",), {"units": "voxel"})
+    store.put(layout.query_array(name, "points"), np.asarray(settings["points"], np.float64), ("prompt", "axis"))
+    store.put(layout.query_array(name, "feature"), feature, ("channel",))
+    store.put(layout.query_array(name, "mean"), mean, ("channel",))
+    store.put(layout.query_array(name, "sizes"), np.asarray(sizes, np.int64), ("instance",), {"units": "voxel"})
     if settings["rank"] == "profile":
-        rank.describe_query(store, settings["name"], np.stack(centres), sizes)
+        rank.describe_query(store, name, np.stack(centres), sizes)
     return UnitResult({"segmented": len(sizes), "missing": missing})
 
 
 def _say(points: list[list[float]]) -> str:
     return "; ".join(",".join(f"{v:g}" for v in point) for point in points[:3])
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    arrays: tuple[layout.QueryArray, ...] = ("feature", "mean", "sizes", "points")
+    return ((layout.query_array(query, array), 0) for array in arrays)
+
+
+STAGE = Declaration(
+    "query",
+    "query",
+    words="Query",
+    part="query",
+    per="query",
+    made_from=("segment/queries",),
+    arrays=(Arrays(layout.pattern(layout.query_array), "unit", by_one_unit),),
+    expected=_expected,
+    places=lambda store, query: (layout.query(query),),
+    cost=lambda bench, unit: cost(bench.pool_bytes, 0, POOL, "features"),
+)

@@ -22,7 +22,7 @@ from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.io.frame import printable
-from cryosam_dask.kernels import verify
+from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.base import Json
 from cryosam_dask.stages.borrow import Loan
@@ -170,7 +170,7 @@ def _params(url: str, params: Any) -> Json:
     shells = arrays["template"].shape[0] if "template" in arrays else 0
     if ("profiles" in arrays) != ("template" in arrays and "unmoved" in arrays and _is_radius(params.get("radius"))):
         _refuse(url, "its profiles are not complete")
-    if shells and shells != 2 * len(verify.profile(params["radius"]).starts):
+    if shells and shells != 2 * len(radial_profiles.profile(params["radius"]).starts):
         _refuse(url, "its profiles are not of particles of its radius")
     if "negative_profiles" in arrays and not shells:
         _refuse(url, "its profiles are not complete")

@@ -1,4 +1,4 @@
-"""Rank: what the tomogram looks like around each candidate and around random places, for `kernels.verify`.
+"""Rank: what the tomogram looks like around each candidate and around random places, for `kernels.likeness`.
 
 Features that know texture but not extent propose places; radial profiles of the density say which of them are the same
 particle. A unit is a block of the volume with the candidates, or the random places, that lie in it, or some blocks of
@@ -7,13 +7,17 @@ few.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels import verify
+from cryosam_dask import geometry
+from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_number
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Shape3
@@ -27,15 +31,14 @@ PLACES = 64
 BACKGROUND = 512
 """Random places that the noise is measured at."""
 
+PLACE = 1.9e-3
+"""Seconds of describing the density around one place."""
+
 Negatives = Callable[[float], NDArray[np.float64]]
 
 
 def stage_name(name: str) -> str:
-    return f"rank/{name}"
-
-
-def group_path(name: str, index: int) -> str:
-    return layout.profiles(name, index)
+    return STAGE.stage_name(name)
 
 
 def blocks(points: NDArray[np.float64]) -> list[NDArray[np.intp]]:
@@ -66,7 +69,7 @@ def background_places(shape: Shape3) -> NDArray[np.float64]:
 def plan(store: RunStore, name: str, candidates: NDArray[np.float64], upstream: str) -> Stage:
     """Units for the blocks of the candidates, then for those of the random places."""
     radius, shape = query_radius(store, name), store.shape
-    shells = verify.profile(radius)
+    shells = radial_profiles.profile(radius)
     units: list[Unit] = []
     for kind, places in (("candidates", candidates), ("background", background_places(shape))):
         for bundle in bundles(places):
@@ -81,7 +84,7 @@ def plan(store: RunStore, name: str, candidates: NDArray[np.float64], upstream: 
                         "points": _rows(places[np.concatenate(bundle)]),
                         "blocks": [len(block) for block in bundle],
                     },
-                    writes=(Region(group_path(name, index), (), ()),),
+                    writes=(Region(layout.profiles(name, index), (), ()),),
                     memory=max(unit_memory(places[block], shape, shells) for block in bundle),
                 )
             )
@@ -97,47 +100,48 @@ def _rows(points: NDArray[np.float64]) -> list[list[float]]:
     return [list(point) for point in zip(z, y, x, strict=True)]
 
 
-def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: verify.Profile) -> int:
+def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: radial_profiles.Profile) -> int:
     """Bytes of describing one block's places."""
-    low, high = verify.reached(points, shape, shells)
-    return verify.working_bytes(high - low, len(points), shells) + BESIDES
+    low, high = radial_profiles.reached(points, shape, shells)
+    return radial_profiles.working_bytes(high - low, len(points), shells) + BESIDES
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Describe places where the query's profile fits best near them, block by block; random ones also as they are."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     name = settings["name"]
-    shells = verify.profile(settings["radius"])
-    template = np.asarray(store.read(f"{layout.query(name)}/template"), float)
+    shells = radial_profiles.profile(settings["radius"])
+    template = np.asarray(store.read(layout.query_array(name, "template")), float)
     volume = store.array(layout.tomogram())
     every = np.split(np.asarray(unit.params["points"], float), np.cumsum(unit.params["blocks"])[:-1])
-    described = [verify.describe(volume, points, shells, template) for points in every]
-    path = group_path(name, unit.params["index"])
-    store.put(f"{path}/centres", np.concatenate([c for c, _ in described]), ("place", "axis"), {"units": "voxel"})
-    store.put(f"{path}/profiles", np.concatenate([p for _, p in described]), ("place", "shell"))
+    described = [radial_profiles.describe(volume, points, shells, template) for points in every]
+    index = unit.params["index"]
+    centres, profiles = (np.concatenate(part) for part in zip(*described, strict=True))
+    store.put(layout.profile_array(name, index, "centres"), centres, ("place", "axis"), {"units": "voxel"})
+    store.put(layout.profile_array(name, index, "profiles"), profiles, ("place", "shell"))
     if unit.params["kind"] == "background":
-        unmoved = [verify.describe(volume, points, shells)[1] for points in every]
-        store.put(f"{path}/unmoved", np.concatenate(unmoved), ("place", "shell"))
+        unmoved = [radial_profiles.describe(volume, points, shells)[1] for points in every]
+        store.put(layout.profile_array(name, index, "unmoved"), np.concatenate(unmoved), ("place", "shell"))
     return None
 
 
 def describe_query(store: RunStore, name: str, centres: NDArray[np.float64], sizes: list[int]) -> None:
     """Profiles of the prompted instances (centre of mass, voxels), written beside the query with their template."""
-    radius = verify.equivalent_radius(float(np.median(sizes)))
-    shells = verify.profile(radius)
+    radius = geometry.equivalent_radius(float(np.median(sizes)))
+    shells = radial_profiles.profile(radius)
     volume = store.array(layout.tomogram())
-    centres, template = verify.query_template(volume, centres, shells)
-    own = np.concatenate([verify.describe(volume, centre, shells)[1] for centre in centres])
+    centres, template = radial_profiles.query_template(volume, centres, shells)
+    own = np.concatenate([radial_profiles.describe(volume, centre, shells)[1] for centre in centres])
     # also by the very steps that proposals go through, so that both stand alike
-    profiles = np.concatenate([verify.describe(volume, centre, shells, template)[1] for centre in centres])
-    store.put(f"{layout.query(name)}/unmoved", own, ("instance", "shell"))
-    store.put(f"{layout.query(name)}/template", template, ("shell",))
-    store.put(f"{layout.query(name)}/profiles", profiles, ("instance", "shell"), {"radius": radius})
+    profiles = np.concatenate([radial_profiles.describe(volume, centre, shells, template)[1] for centre in centres])
+    store.put(layout.query_array(name, "unmoved"), own, ("instance", "shell"))
+    store.put(layout.query_array(name, "template"), template, ("shell",))
+    store.put(layout.query_array(name, "profiles"), profiles, ("instance", "shell"), {"radius": radius})
 
 
 def query_radius(store: RunStore, name: str) -> float:
     """Equivalent radius of the prompted instances in voxels."""
-    return float(str(store.array(f"{layout.query(name)}/profiles").attrs["radius"]))
+    return float(str(store.array(layout.query_array(name, "profiles")).attrs["radius"]))
 
 
 def gather(
@@ -147,31 +151,56 @@ def gather(
 
     negatives : gives the profiles of negative examples, at the contrast that a borrowed query has in this tomogram
     """
-    paths: dict[str, list[str]] = {"candidates": [], "background": []}
+    indices: dict[str, list[int]] = {"candidates": [], "background": []}
     for unit in stage.units:
-        paths[unit.params["kind"]].append(group_path(name, unit.params["index"]))
+        indices[unit.params["kind"]].append(unit.params["index"])
 
-    def every(kind: str, array: str) -> NDArray[np.float64]:
+    def every(kind: str, array: layout.ProfileArray) -> NDArray[np.float64]:
         # one array, filled: parts and their concatenation would be there twice
-        shapes = [store.array(f"{path}/{array}").shape for path in paths[kind]]
+        paths = [layout.profile_array(name, index, array) for index in indices[kind]]
+        shapes = [store.array(path).shape for path in paths]
         out = np.empty((sum(n for n, _ in shapes), shapes[0][1]))
         stops = np.cumsum([n for n, _ in shapes])
-        for path, (count, _), stop in zip(paths[kind], shapes, stops, strict=True):
-            out[stop - count : stop] = store.read(f"{path}/{array}")
+        for path, (count, _), stop in zip(paths, shapes, stops, strict=True):
+            out[stop - count : stop] = store.read(path)
         return out
 
     centres, profiles = every("candidates", "centres"), every("candidates", "profiles")
     unmoved, fitted = every("background", "unmoved"), every("background", "profiles")
     radius = query_radius(store, name)
-    where = layout.query(name)
-    options = [np.asarray(store.read(f"{where}/{array}"), float) for array in ("profiles", "unmoved")]
-    contrasts = store.array(f"{where}/profiles").attrs.get("contrasts")
+    own = [layout.query_array(name, "profiles"), layout.query_array(name, "unmoved")]
+    options = [np.asarray(store.read(path), float) for path in own]
+    contrasts = store.array(own[0]).attrs.get("contrasts")
     contrast = 1.0
     if isinstance(contrasts, list):
         factors, mean = [float(str(factor)) for factor in contrasts], float(store.info["statistics"]["mean"])
-        queries, contrast = verify.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
+        queries, contrast = likeness.best_contrasted(centres, profiles, options, factors, mean, unmoved, radius, fitted)
     else:
-        queries = verify.best_described(centres, profiles, options, unmoved, radius, fitted)
-    distance = verify.distances(centres, profiles, queries, unmoved, radius, fitted, negatives(contrast))
+        queries = likeness.best_described(centres, profiles, options, unmoved, radius, fitted)
+    distance = likeness.distances(centres, profiles, queries, unmoved, radius, fitted, negatives(contrast))
     like = np.isfinite(distance)
-    return centres[like], verify.similarity(distance[like]), int((~like).sum())
+    return centres[like], likeness.similarity(distance[like]), int((~like).sum())
+
+
+def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+    arrays: tuple[layout.ProfileArray, ...] = ("centres", "profiles")
+    return ((layout.profile_array(query, i, array), i) for i in done for array in arrays)
+
+
+def _cost(bench: Bench, unit: Unit) -> Cost:
+    block = math.prod(min(3 * BLOCK // 2, n) for n in bench.store.shape) * bench.voxel_bytes
+    return cost(block, 0, len(unit.params["points"]) * PLACE, "tomogram")
+
+
+STAGE = Declaration(
+    "rank",
+    "match",
+    words="Ranking by profiles",
+    part="matching",
+    per="query",
+    made_from=("match", "negative"),
+    arrays=(Arrays(layout.pattern(layout.profile_array), "unit", by_number),),
+    expected=_expected,
+    places=lambda store, query: (layout.proposals(query),),
+    cost=_cost,
+)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
 from cryosam_dask.stages.embed import Plane, mark_of
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
@@ -32,10 +35,31 @@ from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
+TURN = 1e-3
+"""Seconds per plane that a group comes to: finding and opening its chunk."""
 
-def stage_name(where: str) -> str:
-    """Name of the stage that segments the prompts of a query or of its proposals."""
-    return f"segment/{where}"
+
+@dataclass(frozen=True)
+class Role:
+    """What prompts are, and where their instances go.
+
+    stage : what the stage is declared as
+    place : of a query's name, the group in the store
+    compared : whether each instance is given its similarity to the query
+    """
+
+    stage: str
+    place: Callable[[str], str]
+    compared: bool = False
+
+    def stage_name(self, name: str) -> str:
+        """Of a query's name."""
+        return f"{self.stage}/{name}"
+
+
+PROMPTS = Role("segment/queries", layout.query)
+NEGATIVES = Role("segment/negatives", layout.negatives)
+PROPOSALS = Role("segment/instances", layout.instances, compared=True)
 
 
 def group_prompts(points: NDArray[np.float64], size: int) -> list[list[int]]:
@@ -53,21 +77,21 @@ def plan(
     shape: Shape3,
     settings: PropagationSettings,
     upstream: str,
-    where: str,
+    role: Role,
+    name: str,
     points: NDArray[np.float64],
-    query: str | None,
     against: Sequence[str] = (),
 ) -> Stage:
     """One unit per group of prompts.
 
     Parameters
     ----------
-    where : the place in the store that the instances go under (`layout.query(name)`, `layout.instances(name)`)
+    role : what the points are; name : the query that they are of
     points : (n, 3) prompts in voxels
-    query : place of the query whose similarity each instance is given, or None
     against : arrays (n, 3C) of features that instances are also compared with; their content goes into `upstream`
     """
-    info = segmenter_info(settings.segmenter)
+    info, where = segmenter_info(settings.segmenter), role.place(name)
+    query = layout.query(name) if role.compared else None
     largest = max((geometry.plane_shape(shape, axis) for axis in AXES), key=lambda s: s[0] * s[1])
     units = []
     for index, members in enumerate(group_prompts(points, settings.group)):
@@ -87,7 +111,7 @@ def plan(
     digest = hashlib.sha256(np.ascontiguousarray(points, "<f8").tobytes()).hexdigest()
     described = {**settings.model_dump(mode="json"), "weights": weights_identity(settings.segmenter)}
     return Stage(
-        stage_name(where),
+        role.stage_name(name),
         work,
         {"propagation": described, "points": digest, "where": where, "query": query}
         | ({"against": list(against)} if against else {}),
@@ -132,7 +156,7 @@ def start_planes(shape: Shape3, points: NDArray[np.float64]) -> set[Plane]:
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Carry a group on as far as the embedded planes reach; write its instances when all have ended."""
-    store = RunStore.open(context.url, "r+")
+    store = context.store
     chosen = PropagationSettings.model_validate({k: v for k, v in settings["propagation"].items() if k != "weights"})
     where, index = settings["where"], unit.params["index"]
     points = [_point(p) for p in unit.params["points"]]
@@ -148,12 +172,13 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     found = propagation.instances()
     kept = [(prompt, one) for prompt, one in zip(unit.params["prompts"], found, strict=True) if one is not None]
     query = settings["query"]
-    vectors = [store.read(f"{query}/feature")[None], *map(store.read, settings.get("against", ()))] if query else []
+    references = [layout.member(query, "feature"), *settings.get("against", ())] if query else []
+    vectors = [np.atleast_2d(store.read(path)) for path in references]
     similarities = [_similarities(store, one, query, np.concatenate(vectors)) for _, one in kept] if query else []
     similarity = [float(values[0]) for values in similarities] if query else [1.0] * len(kept)
     if settings.get("against"):
         rivals = np.array([max(values[1:]) for values in similarities], np.float32)
-        store.put(f"{layout.group(where, index)}/{stored.RIVAL}", rivals, ("instance",))
+        store.put(layout.instance_array(where, index, stored.RIVAL), rivals, ("instance",))
     stored.write(
         store,
         layout.group(where, index),
@@ -192,7 +217,7 @@ def _advance(
 def _similarities(store: RunStore, instance: Instance, query: str, vectors: Array) -> list[float]:
     """Cosines of the instance's own mean feature with each of (n, 3C) vectors, in the frame that a query was made
     for."""
-    mean = store.read(f"{query}/mean")
+    mean = store.read(layout.member(query, "mean"))
     box = stored.as_box(np.asarray(instance.box))
     pooled = FeatureVolume(store).pool_block(instance.mask, box) / instance.size
     return [float(_cosine(pooled - mean, vector - mean)) for vector in vectors]
@@ -225,3 +250,48 @@ def _read_state(store: RunStore, path: str) -> dict[str, Array] | None:
         return None
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def turn_cost(bench: Bench, first: int, further: int, planes: int, pooled: int) -> Cost:
+    """A group that goes on until it waits, or ends.
+
+    first, further : predictions from points, and from points with the mask of the plane before
+    planes : that it reads; pooled : instances whose features are pooled in its end
+    """
+    plane = sum(bench.plane_bytes(axis) for axis in AXES) / len(AXES)
+    seconds = bench.predict_seconds(first, further) + planes * TURN
+    return cost(planes * plane + pooled * bench.pool_bytes, 0, seconds, "embeddings")
+
+
+def _declaration(role: Role, words: str, made_from: tuple[str, ...], command: Command, part: Part) -> Declaration:
+    """Prompts, negatives and proposals are segmented alike, each kind by a stage of its own."""
+
+    def expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
+        arrays = (*stored.ARRAYS, stored.RIVAL) if settings.get("against") else stored.ARRAYS
+        return ((layout.instance_array(role.place(query), i, array), i) for i in done for array in arrays)
+
+    return Declaration(
+        role.stage,
+        command,
+        words=words,
+        part=part,
+        per="query",
+        made_from=made_from,
+        arrays=(
+            Arrays(
+                layout.pattern(lambda name, index, array: layout.instance_array(role.place(name), index, array)),
+                "unit",
+                by_number,
+            ),
+            Arrays(layout.pattern(lambda name, index: layout.state(role.place(name), index)), "state"),
+        ),
+        expected=expected,
+        places=lambda store, query: (role.place(query),),
+    )
+
+
+STAGES = (
+    _declaration(PROMPTS, "Masks of the prompts", ("features",), "query", "query"),
+    _declaration(NEGATIVES, "Masks of the negative points", ("features", "query"), "query", ""),
+    _declaration(PROPOSALS, "Masks of the proposals", ("propose",), "segment", "segmentation"),
+)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import propose
+from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SIZE_FACTOR = 2.0
 """An instance more than so many times larger or smaller than the prompted ones is something else, or a failed mask."""
+
+SECONDS = 5e-3
+"""Of the driver, for each instance that it selects among."""
 
 _NONE = stored.Measured(
     prompt=np.empty(0, np.int64),
@@ -212,8 +216,8 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
     fitting = np.ones(len(places), bool)
     rejected = []
     if settings.match.rank == "profile":
-        score = np.asarray(store.read(f"{layout.proposals(name)}/scores"))[every.prompt]
-        typical = float(np.median(store.read(f"{layout.query(name)}/sizes")))
+        score = np.asarray(store.read(layout.proposal_array(name, "scores")))[every.prompt]
+        typical = float(np.median(store.read(layout.query_array(name, "sizes"))))
         fitting = prompted | of_size(every.box, every.size, typical, store.shape)
         if strange := int((~fitting).sum()):
             rejected.append(
@@ -234,7 +238,7 @@ def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float3
     """Similarity of each instance to the most similar negative; −∞ where the query has none."""
     found = [np.full(len(part.prompt), -np.inf, np.float32) for part in parts]
     for group, values in enumerate(found):
-        path = f"{layout.group(where, group)}/{stored.RIVAL}"
+        path = layout.instance_array(where, group, stored.RIVAL)
         if len(values) and path in store:
             found[group] = store.read(path)
     return np.concatenate(found)
@@ -272,3 +276,13 @@ def of_size(
     cut = (boxes[:, :3] <= 0).any(axis=1) | (boxes[:, 3:] >= np.array(shape)).any(axis=1)
     result: NDArray[np.bool_] = (sizes <= SIZE_FACTOR * typical) & (cut | (sizes * SIZE_FACTOR >= typical))
     return result
+
+
+STAGE = Declaration(
+    "select",
+    "segment",
+    per="query",
+    made_from=("segment/instances",),
+    arrays=(Arrays(layout.pattern(layout.pick_column), "driver"),),
+    places=lambda store, query: (layout.picks(query),),
+)

@@ -76,7 +76,7 @@ class Masks:
         boxes, offset = self._place(group)
         bits = self._bits.pop(group, None)
         if bits is None:
-            bits = self._store.read(f"{layout.group(self._where, group)}/bits")
+            bits = self._store.read(layout.instance_array(self._where, group, "bits"))
             self._bytes += bits.nbytes
             while self._bits and self._bytes > self._kept:
                 self._bytes -= self._bits.pop(next(iter(self._bits))).nbytes
@@ -85,8 +85,8 @@ class Masks:
 
     def _place(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if group not in self._places:
-            path = layout.group(self._where, group)
-            self._places[group] = (self._store.read(f"{path}/box"), self._store.read(f"{path}/offset"))
+            box, offset = (layout.instance_array(self._where, group, array) for array in ("box", "offset"))
+            self._places[group] = (self._store.read(box), self._store.read(offset))
         return self._places[group]
 
 
@@ -137,12 +137,12 @@ def collect(
 
 def write(store: RunStore, path: str, instances: StoredInstances) -> None:
     for name, dims in _DIMS.items():
-        store.put(f"{path}/{name}", getattr(instances, name), dims)
+        store.put(layout.member(path, name), getattr(instances, name), dims)
 
 
 def read(store: RunStore, path: str) -> StoredInstances:
-    return StoredInstances(**{name: store.read(f"{path}/{name}") for name in _DIMS})
+    return StoredInstances(**{name: store.read(layout.member(path, name)) for name in _DIMS})
 
 
 def read_measured(store: RunStore, path: str) -> Measured:
-    return Measured(**{field.name: store.read(f"{path}/{field.name}") for field in fields(Measured)})
+    return Measured(**{field.name: store.read(layout.member(path, field.name)) for field in fields(Measured)})

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
-GROUP = "journal"
+GROUP = layout.JOURNAL
 MOST_COMMANDS = 200
 """Entries that are kept; the oldest go first."""
 

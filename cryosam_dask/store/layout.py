@@ -20,6 +20,11 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
+from typing import Literal
+
 from cryosam_dask.geometry import Box, boxes
 from cryosam_dask.types import AXES, Axis, Shape3
 
@@ -35,7 +40,10 @@ INGEST_SLAB = INGEST_BOX[0]
 STATISTICS = "statistics"
 TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
-STANDARDIZATION = "features/standardization"
+FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"
+QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
+PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
+STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
 """The label image of all kinds that were told apart; no query of theirs may be called so."""
 MOST_KINDS = 254
@@ -69,7 +77,7 @@ def tomogram(level: int = 0) -> str:
 
 
 def labels_group(name: str) -> str:
-    return f"labels/{name}"
+    return f"{LABELS}/{name}"
 
 
 def labels(name: str, level: int = 0) -> str:
@@ -81,7 +89,7 @@ def semantic_name(name: str) -> str:
 
 
 def features_group(ratio: int) -> str:
-    return f"features/r{ratio}"
+    return f"{FEATURES}/r{ratio}"
 
 
 def latents(ratio: int, axis: Axis) -> str:
@@ -92,33 +100,69 @@ def gram(ratio: int, axis: Axis) -> str:
     return f"{features_group(ratio)}/{axis}_gram"
 
 
+def dense_group(ratio: int) -> str:
+    return f"{FEATURES}/dense/r{ratio}"
+
+
 def dense(ratio: int) -> str:
-    return f"features/dense/r{ratio}/features"
+    return f"{dense_group(ratio)}/features"
 
 
 def feature_sums(axis: Axis) -> str:
-    return f"features/sums/{axis}"
+    return f"{FEATURES}/sums/{axis}"
 
 
 def embeddings(axis: Axis) -> str:
-    return f"embeddings/{axis}"
+    return f"{EMBEDDINGS}/{axis}"
 
 
 def planes(axis: Axis) -> str:
-    return f"embeddings/planes/{axis}"
+    return f"{EMBEDDINGS}/planes/{axis}"
+
+
+QueryArray = Literal[
+    "feature",
+    "mean",
+    "points",
+    "sizes",
+    "profiles",
+    "template",
+    "unmoved",
+    "negative_features",
+    "negative_profiles",
+]
+"""Arrays of a query: the feature and the mean that it is centred by, (3C,); the prompts, (n, 3); voxels of the prompted
+instances; their radial profiles, as fitted and as they stand, and the template; what a borrowed query brings along."""
+
+NegativeArray = Literal["points", "features", "profiles"]
+ProposalArray = Literal["points", "scores"]
+ProfileArray = Literal["centres", "profiles", "unmoved"]
 
 
 def query(name: str) -> str:
-    return f"queries/{name}"
+    return f"{QUERIES}/{name}"
+
+
+def query_array(name: str, array: QueryArray) -> str:
+    return f"{query(name)}/{array}"
 
 
 def negatives(name: str) -> str:
     """Points that are not of a query's kind, and what is around them."""
-    return f"negatives/{name}"
+    return f"{NEGATIVES}/{name}"
+
+
+def negative_array(name: str, array: NegativeArray) -> str:
+    return f"{negatives(name)}/{array}"
+
+
+def similarities(name: str) -> str:
+    """Group of all ratios' similarity."""
+    return f"{SIMILARITY}/{name}"
 
 
 def similarity_group(name: str, ratio: int) -> str:
-    return f"similarity/{name}/r{ratio}"
+    return f"{similarities(name)}/r{ratio}"
 
 
 def similarity(name: str, ratio: int) -> str:
@@ -131,16 +175,30 @@ def dots(name: str, ratio: int, axis: Axis) -> str:
 
 
 def proposals(name: str) -> str:
-    return f"proposals/{name}"
+    return f"{PROPOSALS}/{name}"
+
+
+def proposal_array(name: str, array: ProposalArray) -> str:
+    return f"{proposals(name)}/{array}"
 
 
 def instances(name: str) -> str:
-    return f"instances/{name}"
+    return f"{INSTANCES}/{name}"
 
 
 def group(where: str, index: int) -> str:
     """Instances of one group of prompts of a query or of its proposals."""
     return f"{where}/group{index:05d}"
+
+
+def member(group: str, array: str) -> str:
+    """An array of a group."""
+    return f"{group}/{array}"
+
+
+def instance_array(where: str, index: int, array: str) -> str:
+    """An array of `store.instances` of one group of prompts."""
+    return member(group(where, index), array)
 
 
 def state(where: str, index: int) -> str:
@@ -153,12 +211,61 @@ def profiles(name: str, index: int) -> str:
     return f"{proposals(name)}/profiles{index:05d}"
 
 
+def profile_array(name: str, index: int, array: ProfileArray) -> str:
+    return f"{profiles(name, index)}/{array}"
+
+
 def picks(name: str) -> str:
-    return f"picks/{name}"
+    return f"{PICKS}/{name}"
+
+
+def pick_column(name: str, column: str) -> str:
+    return f"{picks(name)}/{column}"
+
+
+def standardization(axis: Axis) -> str:
+    return f"{STANDARDIZATION}/{axis}"
+
+
+def pattern(of: Callable[..., str]) -> re.Pattern[str]:
+    """What matches every path that a function of this module spells; its arguments are named groups."""
+    stands = {name: _Stand(f"(?P<{name}>{_STANDS.get(name, _NAME)})") for name in inspect.signature(of).parameters}
+    return re.compile(of(**stands))
+
+
+class _Stand(str):
+    """Stands for an argument while a path is spelt, whatever the format."""
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+
+_NAME = "[^/]+"
+_STANDS = {"axis": "[zyx]", "ratio": r"\d+", "level": r"\d+", "index": r"\d+", "where": ".+", "array": r"\w+"}
 
 
 def marks(stage: str) -> str:
-    return f"marks/{stage}"
+    return f"{MARKS}/{stage}"
+
+
+_HIDDEN = re.compile(
+    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS})"
+    f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles)\\d{{5}}"
+    f"|{SIMILARITY}/[^/]+/r\\d+/dots"
+)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a group holds the program's own state: reached with zarr, not part of the results."""
+    return _HIDDEN.fullmatch(path) is not None
+
+
+MOST_LEVELS = 16
+TOP_GROUPS = (
+    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, LABELS, MARKS, JOURNAL),
+    *(level_group(level) for level in range(MOST_LEVELS)),
+)
+"""Groups at the root of a run."""
 
 
 def level_count(shape: Shape3) -> int:

@@ -27,6 +27,13 @@ def found_stage(store: RunStore, stage: str) -> dict[str, Any] | None:
     return dict(store.array(path).attrs) if path in store else None
 
 
+def is_there(store: RunStore, stage: str) -> bool:
+    """Whether a stage has marks that can be opened."""
+    with contextlib.suppress(StoreError):
+        return store.array(layout.marks(stage)) is not None
+    return False
+
+
 def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, Any], count: int) -> bool:
     """Make sure that marks for this fingerprint exist; True if they are new, False if the stage is being continued.
 

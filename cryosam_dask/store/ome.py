@@ -113,7 +113,7 @@ def put_coordinates(store: RunStore, group: str, ratio: int) -> None:
     """Write ångström coordinates z, y, x of voxels (ratio 1) or cells into a group, so that xarray finds them."""
     for axis, length, size, origin in zip(AXES, store.shape, store.voxel_size, store.origin, strict=True):
         values = geometry.axis_coordinates(length, size, origin, ratio)
-        store.put(f"{group}/{axis}", values, (axis,), {"units": "angstrom", "long_name": f"{axis} position"})
+        store.put(layout.member(group, axis), values, (axis,), {"units": "angstrom", "long_name": f"{axis} position"})
 
 
 def put_token_coordinates(store: RunStore, group: str, ratio: int, tokens: Sequence[int]) -> None:
@@ -126,10 +126,10 @@ def put_token_coordinates(store: RunStore, group: str, ratio: int, tokens: Seque
     ):
         units = {"units": "angstrom"}
         store.put(
-            f"{group}/slice_{axis}",
+            layout.member(group, f"slice_{axis}"),
             geometry.axis_coordinates(length, size, origin, ratio),
             (f"slice_{axis}",),
             units,
         )
         values = np.asarray(geometry.token_coordinates(length, count, size, origin))
-        store.put(f"{group}/token_{axis}", values, (f"token_{axis}",), units)
+        store.put(layout.member(group, f"token_{axis}"), values, (f"token_{axis}",), units)

@@ -46,20 +46,21 @@ def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str,
     positions = geometry.to_angstrom(voxels, store.voxel_size, store.origin)
     for i, axis in enumerate(("z", "y", "x")):
         columns[f"position_{axis}"] = positions[:, i].copy(), "angstrom"
-    if _are_there(store, where, columns, attributes):
+    if _are_there(store, name, columns, attributes):
         return
     store.delete(where)
     for column, (values, unit) in columns.items():
-        store.put(f"{where}/{column}", values, ("pick",), {"units": unit} if unit else None)
+        store.put(layout.pick_column(name, column), values, ("pick",), {"units": unit} if unit else None)
     store.group(where).attrs.update(attributes)
 
 
-def _are_there(store: RunStore, where: str, columns: dict[str, tuple[Any, str]], attributes: dict[str, Any]) -> bool:
+def _are_there(store: RunStore, name: str, columns: dict[str, tuple[Any, str]], attributes: dict[str, Any]) -> bool:
     """Whether these very picks are stored."""
+    where = layout.picks(name)
     try:
         if where not in store or dict(store.group(where).attrs) != attributes:
             return False
-        found = {column: store.read(f"{where}/{column}") for column in columns}
+        found = {column: store.read(layout.pick_column(name, column)) for column in columns}
     except StoreError:
         return False
     return all(
@@ -78,8 +79,8 @@ def read(store: RunStore, name: str) -> pd.DataFrame:
         raise StoreError(
             f"{store.url}: no picks called {name!r}; there are {', '.join(known) if known else 'none yet'}"
         )
-    columns = [*COLUMNS, *(column for column in AMONG_KINDS if f"{where}/{column}" in store)]
-    return pd.DataFrame({column: np.asarray(store.read(f"{where}/{column}")) for column in columns})
+    columns = [*COLUMNS, *(column for column in AMONG_KINDS if layout.pick_column(name, column) in store)]
+    return pd.DataFrame({column: np.asarray(store.read(layout.pick_column(name, column))) for column in columns})
 
 
 def kinds(store: RunStore, name: str) -> list[str]:
@@ -91,4 +92,4 @@ def kinds(store: RunStore, name: str) -> list[str]:
 
 def names(store: RunStore) -> list[str]:
     """Names of the queries that have picks."""
-    return store.groups("picks")
+    return store.groups(layout.PICKS)

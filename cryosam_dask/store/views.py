@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,18 +9,11 @@ from typing import TYPE_CHECKING
 import zarr
 
 from cryosam_dask.errors import StoreError
-from cryosam_dask.store import picks
+from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_HIDDEN = re.compile(
-    r"(marks|instances|negatives|embeddings)"
-    r"|(queries|proposals)/[^/]+/(state|group|profiles)\d{5}"
-    r"|similarity/[^/]+/r\d+/dots"
-)
-"""Groups that hold the program's own state: reached with zarr, not part of the results."""
 
 
 def open_run(url: str | Path) -> xr.DataTree:
@@ -64,7 +56,7 @@ def open_group(store: RunStore, path: str) -> xr.Dataset:
 def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:
     for key, child in sorted(group.groups(), key=lambda item: item[0]):
         path = f"{prefix}/{key}"
-        if _HIDDEN.fullmatch(path.lstrip("/")):
+        if layout.is_hidden(path.lstrip("/")):
             continue
         yield path, child
         yield from _groups(child, path)
@@ -72,15 +64,4 @@ def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:
 
 def query_names(store: RunStore) -> list[str]:
     """Names of the queries of a run."""
-    return store.groups("queries")
-
-
-def stage_progress(store: RunStore) -> dict[str, tuple[int, int]]:
-    """Per stage that has begun, how many of its units are done, and how many there are."""
-    from cryosam_dask.store import marks, origin
-
-    out: dict[str, tuple[int, int]] = {}
-    for stage in origin.stages(store):
-        done = marks.done(store, stage)
-        out[stage] = (int(done.sum()), len(done))
-    return dict(sorted(out.items()))
+    return store.groups(layout.QUERIES)

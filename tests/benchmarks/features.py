@@ -35,7 +35,7 @@ from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
 from cryosam_dask.models import catalog, vit
 from cryosam_dask.settings import FeatureSettings
-from cryosam_dask.stages import features, slabs
+from cryosam_dask.stages import features, slabs, standardize
 from cryosam_dask.stages.base import Context, Stage, Unit
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
@@ -135,7 +135,7 @@ def using(encoder: SliceEncoder) -> Iterator[None]:
 def lay_out(store: RunStore, chosen: FeatureSettings) -> Stage:
     """The stage, its arrays made anew, and its linear maps fitted where the settings ask for them."""
     features.prepare(store, chosen)
-    before = features.plan_standardize(store.shape, chosen, "")
+    before = standardize.plan(store.shape, chosen, "")
     for unit in before.units:
         features.work_standardize(Context(store.url), before.settings, unit)
     return features.plan(store.shape, chosen, "")

@@ -33,19 +33,21 @@ from typing import Any
 
 import mrcfile
 import numpy as np
+from simulation import Job, limit, simulate
 
 from cryosam_dask import demo
 from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, execute
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import get_encoder, get_segmenter
 from cryosam_dask.pipeline import Driver, settings_for
-from cryosam_dask.planning import Cluster, Job, Options, Work, limit, machine, plan_run, simulate
+from cryosam_dask.planning import Cluster, Options, machine, plan_run
 from cryosam_dask.planning.plan import plan_stages
 from cryosam_dask.planning.stages import Planner, Round
 from cryosam_dask.planning.waves import Wave
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import embed, features
 from cryosam_dask.stages.base import Stage
+from cryosam_dask.stages.cost import Cost
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Point, Shape3
@@ -250,7 +252,7 @@ class Jobs:
         self.units = sum(bulk.count for bulk in self.planner.bulks)
         self._factors, self.turn = factors, turn
 
-    def scaled(self, stage: str, work: Work) -> Work:
+    def scaled(self, stage: str, work: Cost) -> Cost:
         """What a unit takes here."""
         return work._replace(seconds=work.seconds * self._factors.get(stage, 1.0))
 
@@ -269,14 +271,14 @@ class Jobs:
                 before = (job.stage(bulk.stage, works, turns.end() or before, seconds),)
         return job
 
-    def bundles(self, wave: Wave, most: int) -> Iterator[tuple[list[embed.Plane], Work]]:
+    def bundles(self, wave: Wave, most: int) -> Iterator[tuple[list[embed.Plane], Cost]]:
         """A wave's planes, at most so many together, and what embedding them takes."""
         for unit in self.planner.embeddings(wave).units if wave.planes else ():
             axis = unit.params["axis"]
             offset = sum(self.planner.shape[: AXES.index(axis)])
             for start in range(0, len(unit.marks), most):
                 part = replace(unit, marks=unit.marks[start : start + most])
-                work = self.scaled("embeddings", self.planner.embedding(part))
+                work = self.scaled("embeddings", embed.STAGE.cost(self.planner, part))
                 yield [(axis, mark - offset) for mark in part.marks], work
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import test_driver as tiny
 from writes import Outcome, Step, digests, run
 
-from cryosam_dask.store import integrity
+from cryosam_dask.pipeline import integrity
 from cryosam_dask.store.arrays import chunk_of
 
 FAULTS = ("kill", "full", "mark", "flip", "disk")

@@ -17,9 +17,9 @@ import zarr
 import cryosam_dask as cs
 from cryosam_dask.errors import StoreError
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.pipeline import Driver, settings_for
+from cryosam_dask.pipeline import Driver, integrity, settings_for
 from cryosam_dask.stages import segment
-from cryosam_dask.store import integrity, layout, picks
+from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 

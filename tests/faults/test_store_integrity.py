@@ -15,9 +15,10 @@ from zarr.storage import LocalStore
 import cryosam_dask as cs
 from cryosam_dask.errors import StoreError
 from cryosam_dask.executors import base, serial
-from cryosam_dask.pipeline import settings_for
+from cryosam_dask.pipeline import integrity, settings_for
 from cryosam_dask.settings import Settings
-from cryosam_dask.store import integrity, layout, marks, origin
+from cryosam_dask.stages import origin
+from cryosam_dask.store import layout, marks
 from cryosam_dask.store.arrays import chunk_of
 from cryosam_dask.store.run_store import RunStore
 

@@ -475,13 +475,14 @@ def test_a_folder_of_runs_is_one_page(make_run: MakeRun, tmp_path: Path, monkeyp
 
 
 def test_every_stage_has_words() -> None:
-    from cryosam_dask.report.facts import WORDS, kind_of
+    from cryosam_dask.report.facts import kind_of
+    from cryosam_dask.stages import chain
 
-    places = [layout.query("a"), layout.negatives("a"), layout.instances("a")]
+    roles = (segment.PROMPTS, segment.NEGATIVES, segment.PROPOSALS)
     modules = (query, negative, rank, label)
     names = [
-        *map(segment.stage_name, places),
+        *(role.stage_name("a") for role in roles),
         *(m.stage_name("a") for m in modules),
         *(m.stage_name("a", 4) for m in (match, project)),
     ]
-    assert {kind_of(name) for name in names} <= set(WORDS)
+    assert {kind_of(name) for name in names} <= {one.name for one in chain.STAGES if one.words}

@@ -6,8 +6,8 @@ worker in flight, and takes their results; both together take it `driver_seconds
 write at the same time share the storage's bandwidth evenly, each up to what one worker can move.
 
     job = Job()
-    tiles = job.stage("features", [Work(seconds=40, read=3e8, write=2e8)] * 131)
-    job.stage("match", [Work(2.0)] * 64, after=tiles)
+    tiles = job.stage("features", [Cost(seconds=40, read=3e8, write=2e8)] * 131)
+    job.stage("match", [Cost(2.0)] * 64, after=tiles)
     simulate(job.tasks, Cluster(workers=64, driver_seconds=0.002, bandwidth=1e9))
 """
 
@@ -19,12 +19,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Limit = Literal["workers", "driver", "storage", "order"]
-LIMITS: tuple[Limit, ...] = ("workers", "driver", "storage", "order")
-"""What keeps a job from being faster: too few workers, the driver, the storage, or too few units that may run at once
-(the longest chain of tasks that wait for each other)."""
+from cryosam_dask.planning.estimate import LIMITS, Bulk, Cluster, Limit
+from cryosam_dask.stages.cost import Cost
 
 
 class Phase(IntEnum):
@@ -37,14 +35,6 @@ class Phase(IntEnum):
     THROUGH = 4
 
 
-class Work(NamedTuple):
-    """A unit's computation in seconds, and the bytes it moves before and after."""
-
-    seconds: float
-    read: float = 0.0
-    write: float = 0.0
-
-
 class Task(NamedTuple):
     """A unit of a stage, or with `on_driver` a step that the driver does itself (a barrier, if it takes no time).
 
@@ -52,31 +42,9 @@ class Task(NamedTuple):
     """
 
     stage: str
-    work: Work
+    work: Cost
     after: tuple[int, ...] = ()
     on_driver: bool = False
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a job runs on.
-
-    workers : units that run at once; driver_seconds : of the driver for each unit
-    bandwidth : bytes per second of the storage, shared; worker_bandwidth : the most of it that one worker gets
-    window : units in flight for each worker
-    """
-
-    workers: int
-    driver_seconds: float = 0.0
-    bandwidth: float = math.inf
-    worker_bandwidth: float = math.inf
-    window: int = 3
-
-    def __post_init__(self) -> None:
-        if self.workers < 1 or self.window < 1:
-            raise ValueError(f"a cluster needs a worker and a window of one unit or more, got {self}")
-        if self.driver_seconds < 0 or self.bandwidth <= 0 or self.worker_bandwidth <= 0:
-            raise ValueError(f"seconds can't be negative, and bandwidths must be above 0, got {self}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +69,7 @@ class Job:
 
     tasks: list[Task] = field(default_factory=list)
 
-    def add(self, stage: str, work: Work, after: Iterable[int] = (), *, on_driver: bool = False) -> int:
+    def add(self, stage: str, work: Cost, after: Iterable[int] = (), *, on_driver: bool = False) -> int:
         """Add one task; its number."""
         needed = tuple(after)
         if any(not 0 <= index < len(self.tasks) for index in needed):
@@ -110,7 +78,7 @@ class Job:
         return len(self.tasks) - 1
 
     def stage(
-        self, name: str, units: Iterable[Work], after: int | Iterable[int] | None = None, seconds: float = 0.0
+        self, name: str, units: Iterable[Cost], after: int | Iterable[int] | None = None, seconds: float = 0.0
     ) -> int:
         """Add units that are independent of each other; the number of the barrier behind all of them.
 
@@ -118,22 +86,7 @@ class Job:
         """
         before = () if after is None else (after,) if isinstance(after, int) else tuple(after)
         members = [self.add(name, work, before) for work in units]
-        return self.add(name, Work(seconds), members or before, on_driver=True)
-
-
-@dataclass(frozen=True)
-class Bulk:
-    """Units of a stage that are independent of each other, after all before them and before all that follow.
-
-    count : how many; work : of one, on average; longest : seconds of computing of the largest
-    driver : seconds of the driver besides what each unit takes it
-    """
-
-    stage: str
-    count: int
-    work: Work
-    longest: float = 0.0
-    driver: float = 0.0
+        return self.add(name, Cost(seconds), members or before, on_driver=True)
 
 
 def job_of(bulks: Iterable[Bulk]) -> Job:
@@ -142,23 +95,6 @@ def job_of(bulks: Iterable[Bulk]) -> Job:
     for bulk in bulks:
         barrier = job.stage(bulk.stage, [bulk.work] * bulk.count, barrier, bulk.driver)
     return job
-
-
-def estimate(bulk: Bulk, cluster: Cluster) -> tuple[float, Limit]:
-    """About what `simulate` says of one bulk, by a formula: its seconds, and what limits them."""
-    moved = bulk.work.read + bulk.work.write
-    alone = bulk.work.seconds + moved / min(cluster.bandwidth, cluster.worker_bandwidth)
-    own = cluster.driver_seconds
-    seconds: dict[Limit, float] = {
-        "order": max(alone, bulk.longest) + own,
-        "workers": -(-bulk.count // cluster.workers) * alone + own if bulk.count > cluster.workers else 0.0,
-        "driver": bulk.count * own,
-        "storage": bulk.count * moved / cluster.bandwidth + own,
-    }
-    if not bulk.count:
-        return bulk.driver, "driver"
-    most = max(LIMITS, key=lambda name: seconds[name])
-    return seconds[most] + bulk.driver, most if bulk.driver <= seconds[most] else "driver"
 
 
 def simulate(tasks: Sequence[Task], cluster: Cluster) -> Outcome:

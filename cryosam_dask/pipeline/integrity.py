@@ -1,6 +1,6 @@
 """Is all there that finished units wrote, and is it sound? What is not is named, and taken away to be made again.
 
-Each chunk has a checksum, and each array's path says which unit of which stage wrote it (`store.origin`). So repairing
+Each chunk has a checksum, and each array's path says which unit of which stage wrote it (`stages.origin`). So repairing
 means to take the marks of those units away with what is damaged: the same command then runs these units again, and
 units give the same bytes each time.
 """
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.stages import chain
+from cryosam_dask.stages import origin as origins
+from cryosam_dask.stages.origin import Origin
 from cryosam_dask.store import layout, marks
-from cryosam_dask.store import origin as origins
 from cryosam_dask.store.arrays import Index, RunArray, chunk_key, chunk_of, grid
 from cryosam_dask.store.lease import Lease
-from cryosam_dask.store.origin import Origin
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool
 
@@ -247,7 +248,8 @@ class _Array:
         return done is not None and mark is not None and mark < len(done) and bool(done[mark])
 
     def _damage(self, index: Index | None, kind: str) -> Damage:
-        stage = self._origin.stage or (self._path.removeprefix("marks/") if self._origin.kind == "marks" else "")
+        marked = self._origin.kind == "marks"
+        stage = self._path.removeprefix(layout.marks("")) if marked else self._origin.stage
         unit = self._origin.mark(index) if index is not None else None
         if index is None and self._origin.kind == "unit":
             unit = self._origin.mark(())
@@ -259,11 +261,12 @@ class _Array:
 def _done(store: RunStore) -> dict[str, Bool]:
     """Which units of each stage are done. A stage whose marks can't be opened has begun, and none is known to be."""
     found: dict[str, Bool] = {}
-    for path, size in store.files("marks"):
+    for path, size in store.files(layout.MARKS):
         folder, _, name = path.rpartition("/")
         if name == METADATA and size:
             try:
-                found[folder.removeprefix("marks/")] = marks.done(store, folder.removeprefix("marks/"))
+                stage = folder.removeprefix(layout.marks(""))
+                found[stage] = marks.done(store, stage)
             except (StoreError, IndexError):
                 continue
     return found
@@ -286,17 +289,15 @@ def _repair(store: RunStore, damage: Damage, done: Repair, units: set[tuple[str,
     if where.kind == "coordinates":
         if damage.chunk is None:
             store.delete(damage.array)
-        origins.put_coordinates(store, damage.array)
+        origins.mend(store, damage.array)
         done.mended.append(damage)
     elif where.kind == "state":
         store.delete(damage.array)
         done.mended.append(damage)
-    elif where.kind == "driver":
-        group = layout.proposals("").rstrip("/")
-        store.delete(damage.array if damage.array.startswith(group) else damage.array.rpartition("/")[0])
-        stage = "match" if damage.array.startswith(group) else "segment"
-        if stage not in done.stages:
-            done.stages.append(stage)
+    elif where.kind == "driver" and where.declared is not None:
+        store.delete(damage.array)
+        if where.declared.command not in done.stages:
+            done.stages.append(where.declared.command)
     elif where.kind == "marks" and damage.chunk is not None:
         store.delete(chunk_key(damage.array, damage.chunk))
         units.add((damage.stage, damage.chunk[0]))
@@ -310,48 +311,38 @@ def _repair(store: RunStore, damage: Damage, done: Repair, units: set[tuple[str,
     else:
         if where.kind != "marks":
             store.delete(damage.array)
-        for stage in _FEATURES if damage.stage in _FEATURES else (damage.stage,):
+        for stage in _laid_out_with(damage.stage):
             store.delete(layout.marks(stage))
             if stage not in done.stages:
                 done.stages.append(stage)
 
 
+def _laid_out_with(stage: str) -> list[str]:
+    """The stages whose arrays are laid out together with those of one, itself included."""
+    declared = chain.declaration_of(stage)
+    if declared is None or not declared.together:
+        return [stage]
+    return [one.name for one in chain.STAGES if one.together and one.command == declared.command]
+
+
 def _repair_unknown(store: RunStore, damage: Damage, done: Repair) -> None:
     """Groups hold nothing that a command does not write again, if it is told that there is something to do."""
-    top, _, rest = damage.array.partition("/")
-    if damage.kind != "metadata" or top not in _GROUPS:
+    if damage.kind != "metadata" or damage.array.partition("/")[0] not in layout.TOP_GROUPS:
         done.left.append(damage)
         return
-    if top == "labels":
-        names = [rest.partition("/")[0].removesuffix(layout.semantic_name(""))] if rest else _label_stages(store)
-        for name in names:
-            store.delete(layout.marks(f"label/{name}"))
-            done.stages.append(f"label/{name}")
-    store.delete(f"{damage.array}/{METADATA}")
+    for stage in _describing(store, damage.array):
+        store.delete(layout.marks(stage))
+        done.stages.append(stage)
+    store.delete(layout.member(damage.array, METADATA))
     store.group(damage.array)
     done.mended.append(damage)
 
 
-def _label_stages(store: RunStore) -> list[str]:
-    return [stage.removeprefix("label/") for stage in origins.stages(store) if stage.startswith("label/")]
-
-
-_FEATURES = ("features-standardization", "features-dense", "features")
-"""Stages whose arrays are laid out together."""
-
-_GROUPS = (
-    *(
-        "features",
-        "embeddings",
-        "queries",
-        "negatives",
-        "similarity",
-        "proposals",
-        "instances",
-        "picks",
-        "labels",
-        "marks",
-        "journal",
-    ),
-    *(f"scale{level}" for level in range(16)),
-)
+def _describing(store: RunStore, group: str) -> Iterator[str]:
+    """The stages that write a group's metadata where they lay out their arrays in it, or around it."""
+    for stage in chain.begun(store):
+        declared = chain.declaration_of(stage)
+        if declared is not None and declared.described:
+            places = declared.places(store, declared.query_of(stage))
+            if any(f"{place}/".startswith(f"{group}/") or f"{group}/".startswith(f"{place}/") for place in places):
+                yield stage

@@ -1,0 +1,142 @@
+"""Whether a command may go on with what a run has: each check is a `StoreError` that says what differs and what to do.
+
+None of them writes. With --overwrite the driver asks only those that no overwriting can help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cryosam_dask.errors import InputError, StoreError
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages import borrow, label, negative, query
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.run_store import RunStore, check_name
+from cryosam_dask.store.views import query_names
+
+
+def ingested(store: RunStore) -> RunStore:
+    """The store, whose tomogram must be there as a whole."""
+    if "statistics" not in store.info:
+        raise StoreError(f"{store.url}: the ingest is not finished; run `cryosam ingest` or `cryosam run` again")
+    return store
+
+
+def queried(store: RunStore, name: str) -> Settings:
+    """The settings that a query was made with, which must be finished."""
+    ingested(store)
+    where = layout.query(check_name(name))
+    if where not in store or not marks.all_done(store, query.stage_name(name)):
+        finished = [one for one in query_names(store) if marks.all_done(store, query.stage_name(one))]
+        known = ", ".join(finished) or "none yet"
+        raise StoreError(f"{store.url}: no query called {name!r} (there are: {known}); run `cryosam query` first")
+    settings = store.group(where).attrs.get("settings")
+    if not isinstance(settings, dict):
+        raise StoreError(f"{store.url}: the settings of query {name!r} are lost; run `cryosam query` again")
+    if negative.given(store, name) and not marks.all_done(store, negative.stage_name(name)):
+        raise StoreError(f"{store.url}: the negative points of {name!r} are not finished; run `cryosam query` again")
+    return Settings.model_validate(settings)
+
+
+def free_name(store: RunStore, name: str) -> None:
+    """That a query can be called so."""
+    check_name(name)
+    if name == layout.KINDS and label.kinds_of(store):
+        raise StoreError(f"{store.url}: labels/{name} is the image of all kinds here; use another name")
+
+
+def encoder(store: RunStore, settings: Settings) -> None:
+    """That settings are of the encoder that the features are of: else they would be told as what was run."""
+    made_with, asked = store.info.get("features", {}).get("encoder"), settings.features.encoder
+    if made_with not in (None, asked):
+        raise StoreError(
+            f"{store.url}: its features are of {made_with}, and the models ask for {asked}; give "
+            f"--models {made_with}+{settings.propagation.segmenter}, or make the features again with --overwrite"
+        )
+
+
+def same_settings(store: RunStore, name: str, settings: Settings) -> None:
+    """That a query was made with these settings; by their names, since stages know only those that concern them."""
+    if differing := _other_settings(store, name, settings):
+        raise StoreError(
+            f"{store.url}: {layout.query(name)} was made with other settings ({'; '.join(differing)}); "
+            "use the same settings, another --name, or --overwrite"
+        )
+
+
+def lender(store: RunStore, name: str, settings: Settings) -> None:
+    """That a query which is lent to others, and goes on here itself, was made with these settings."""
+    if differing := _other_settings(store, name, settings):
+        raise StoreError(
+            f"{store.url}: {layout.query(name)}, which others are given, was made here with other settings "
+            f"({'; '.join(differing)}); use the same settings, or leave this tomogram out"
+        )
+
+
+def _other_settings(store: RunStore, name: str, settings: Settings) -> list[str]:
+    made_with = store.group(layout.query(name)).attrs.get("settings")
+    asked = settings.model_dump(mode="json")
+    return marks.differences(dict(made_with), asked) if isinstance(made_with, dict) else []
+
+
+def same_points(store: RunStore, name: str, points: ArrayLike | None, negatives: ArrayLike) -> None:
+    """That the query of a name, if it is there, was made from these points.
+
+    points : (n, 3) voxels (z, y, x); None for a query that is to be borrowed; negatives : (n, 3)
+    """
+    where = layout.query(name)
+    if where not in store:
+        return
+    lent, begun = borrow.origin(store, name), marks.found_stage(store, query.stage_name(name))
+    if points is not None and lent:
+        raise StoreError(
+            f"{store.url}: query {name!r} was taken from a run of {lent['tomogram']}; "
+            "use another --name for one of these points, or --overwrite"
+        )
+    if begun is None or (points is None and not lent):
+        return
+    told = {
+        "points": (begun["settings"].get("points"), points),
+        "negatives": (negative.given(store, name), negatives),
+    }
+    differing = [
+        f"{what}: {_brief(known)} → {_brief(wanted)}"
+        for what, (known, asked) in told.items()
+        if asked is not None and known != (wanted := np.asarray(asked, float).reshape(-1, 3).tolist())
+    ]
+    if differing:
+        raise StoreError(
+            f"{store.url}: {where} was made with other settings ({'; '.join(differing)}); use the same points and "
+            "kinds (clicks on one are negatives of the others), another --name, or --overwrite"
+        )
+
+
+def kinds(store: RunStore, names: Sequence[str]) -> list[str]:
+    """The names of kinds that can be told apart; `StoreError` or `InputError` where they can't."""
+    wanted = list(names)
+    if len(set(wanted)) != len(wanted) or not 1 < len(wanted) <= layout.MOST_KINDS:
+        raise InputError(f"kinds {', '.join(wanted)}: expected 2 to {layout.MOST_KINDS} different names")
+    if layout.query(layout.KINDS) in store:
+        raise StoreError(f"{store.url}: labels/{layout.KINDS} is to be the image of all kinds, not of a query")
+    ranks = {kind: queried(store, kind).match.rank for kind in wanted}
+    if len(set(ranks.values())) > 1:
+        said = ", ".join(f"{kind} by {how}" for kind, how in ranks.items())
+        raise StoreError(
+            f"{store.url}: kinds that were ranked differently ({said}) can't be compared; "
+            "make their queries with the same match.rank"
+        )
+    return wanted
+
+
+def _brief(points: object) -> str:
+    """A few positions, for an error."""
+    listed = points if isinstance(points, list) else []
+    return "; ".join([say(point) for point in listed[:3]] + ["…"] * (len(listed) > 3)) or "none"
+
+
+def say(point: Sequence[float]) -> str:
+    """A position, for people."""
+    return ",".join(f"{v:g}" for v in point)

@@ -1,0 +1,116 @@
+"""What a unit takes, for planning: seconds of one core, and bytes read and written, from figures measured once.
+
+A stage's own figures stand in its module; those that all share, here. What a model takes is asked of the `Bench`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+from cryosam_dask.io.frame import TomogramSource
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages.base import Region, Unit
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Axis
+
+READ = 500e6
+"""Bytes per second that one core reads: zstd and crc32c, measured on noise in float16 and float32."""
+
+WRITE = 250e6
+"""Bytes per second that one core writes: zstd at level 1 and crc32c, measured likewise."""
+
+COPY = 1.5e9
+"""Bytes per second that one core reads of a plain file."""
+
+COMPRESSED = {
+    "tomogram": 0.93,
+    "features": 0.92,
+    "latents": 0.92,
+    "Gram maps": 0.88,
+    "dense features": 0.93,
+    "embeddings": 0.92,
+    "smooth planes": 0.6,
+    "products": 0.93,
+    "similarity": 0.93,
+    "labels": 0.01,
+}
+"""Share that zstd leaves, measured on noisy tomograms. Floating-point numbers hardly compress, labels nearly vanish."""
+
+UNIT = 0.01
+"""Seconds of a unit that does nothing: opening the store and its arrays, and its mark."""
+
+CELL = 50e-9
+"""Seconds per cell that is matched, and per value of a dense feature array, reading apart."""
+
+LEVELS = 8 / 7
+"""Voxels of all levels of an image over those of the finest."""
+
+
+class Cost(NamedTuple):
+    """A unit's computation in seconds, and the bytes it moves before and after."""
+
+    seconds: float
+    read: float = 0.0
+    write: float = 0.0
+
+
+class Bench(Protocol):
+    """What a cost may depend on besides the unit: a run whose arrays are laid out, without data, and its models.
+
+    Attributes
+    ----------
+    source : the tomogram; store : the run; settings : of the query; name : of the query
+    diameter : of the particles in voxels; voxel_bytes : of the stored tomogram
+    pool_bytes : of the chunks of native latents under one instance
+    """
+
+    source: TomogramSource
+    settings: Settings
+    store: RunStore
+    diameter: float
+    voxel_bytes: int
+    name: str
+
+    @property
+    def pool_bytes(self) -> float: ...
+
+    def touched(self, region: Region) -> int:
+        """Bytes of the whole chunks that a region lies in."""
+        ...
+
+    def encode_seconds(self, axis: Axis) -> float:
+        """One slice of an axis through the encoder."""
+        ...
+
+    def embed_seconds(self, axis: Axis) -> float:
+        """One plane of an axis through the segmenter's encoder."""
+        ...
+
+    def predict_seconds(self, first: int, further: int) -> float:
+        """Predictions from points alone, and from points with the mask of the plane before."""
+        ...
+
+    def plane_bytes(self, axis: Axis) -> int:
+        """One plane of an axis with its embedding."""
+        ...
+
+
+def cost(read: float, written: float, seconds: float, kind: str, *, coded: bool = True) -> Cost:
+    """A unit that reads and writes so many bytes; `coded`: what it reads was compressed, as what it writes will be.
+
+    kind : of the arrays, in `COMPRESSED`
+    """
+    share = COMPRESSED[kind]
+    decoding = read / (READ if coded else COPY)
+    return Cost(UNIT + decoding + written / WRITE + seconds, read * (share if coded else 1.0), written * share)
+
+
+def size(region: Region) -> int:
+    """Values in a region."""
+    return math.prod(b - a for a, b in zip(region.start, region.stop, strict=True))
+
+
+def written(unit: Unit) -> int:
+    """Values that a unit writes."""
+    return sum(map(size, unit.writes))
