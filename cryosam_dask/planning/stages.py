@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.io.frame import TomogramSource
-from cryosam_dask.models.catalog import encoder_info, segmenter_info, split_spec
+from cryosam_dask.models.catalog import encoder_entry, encoder_info, segmenter_entry, segmenter_info
 from cryosam_dask.planning import costs
 from cryosam_dask.planning.scaling import Bulk, Work
 from cryosam_dask.planning.waves import Turn, Wave
@@ -247,7 +247,7 @@ class Planner:
         """Embedding a bundle of planes."""
         chosen, axis, count = self.settings.propagation, unit.params["axis"], len(unit.marks)
         plane = geometry.plane_shape(self.shape, axis)
-        seconds = count * costs.embed_seconds(self._segmenter, plane, chosen.precision, self.worker)
+        seconds = count * costs.embed_seconds(self.segmenter, plane, chosen.precision, self.worker)
         return _work(sum(map(self._touched, unit.reads)), count * self.plane_bytes(axis), seconds, "embeddings")
 
     def plane_bytes(self, axis: Axis) -> int:
@@ -258,7 +258,8 @@ class Planner:
 
     def _turn(self, turn: Turn, pools: int) -> Work:
         """One group in one wave, with the features of `pools` instances pooled in its end."""
-        seconds = costs.predict_seconds(self._segmenter, turn.first, turn.further, self.worker)
+        precision = self.settings.propagation.precision
+        seconds = costs.predict_seconds(self.segmenter, turn.first, turn.further, precision, self.worker)
         plane = sum(self.plane_bytes(axis) for axis in AXES) / len(AXES)
         count = len(turn.planes)
         return _work(count * plane + pools * self.pool_bytes, 0, seconds + count * costs.TURN, "embeddings")
@@ -299,10 +300,6 @@ class Planner:
         works = [_work(0, n * 8 / 7, n * costs.LABEL, "labels") for n in map(_voxels, stage.units)]
         self._add("label", stage, works)
 
-    @property
-    def _segmenter(self) -> str:
-        return split_spec(self.settings.propagation.segmenter)[0]
-
 
 def names_of(kinds: int) -> list[str]:
     """What kinds are called in a plan."""
@@ -317,14 +314,12 @@ def planes_of(waves: list[Wave]) -> dict[Axis, int]:
 
 def _without_weights(settings: Settings) -> Settings:
     """The same models, with this file for their weights: stages want weights' digest, and a plan must fetch none."""
-    changed = {}
-    for setting, spec in (
-        ("features.encoder", settings.features.encoder),
-        ("propagation.segmenter", settings.propagation.segmenter),
-    ):
-        name, _ = split_spec(spec)
-        changed[setting] = name if name in ("texture", "random-walker") else f"{name}={__file__}"
-    return settings.replace(changed)
+    encoder, _ = encoder_entry(settings.features.encoder)
+    segmenter, _ = segmenter_entry(settings.propagation.segmenter)
+    models = {"features.encoder": encoder, "propagation.segmenter": segmenter}
+    return settings.replace(
+        {setting: model.name if model.version else f"{model.name}={__file__}" for setting, model in models.items()}
+    )
 
 
 def _size(region: Region) -> int:
