@@ -1,4 +1,4 @@
-"""Settings: frozen, validated, JSON-able. A preset is a pair of models with the settings that serve them.
+"""Settings: frozen, validated, JSON-able. What serves a pair of models is in `models.presets`.
 
 A setting that changes a stage's result is part of that stage's fingerprint; nothing else in the program is tunable.
 """
@@ -172,30 +172,6 @@ class Settings(_Settings):
                 raise SettingsError(f"no setting {name!r}; known: {known}")
             data[section][key] = value
         return _validated(data)
-
-
-def preset(name: str, encoder: str, segmenter: str) -> Settings:
-    """The settings that serve a pair of models best: those of the built-in ones for them, else the published ones.
-
-    name : what the pair is called ("builtin", "paper", or "ENCODER+SEGMENTER")
-    """
-    textured, walking = encoder == "texture", segmenter == "random-walker"
-    features: dict[str, Any] = {"encoder": encoder}
-    if textured:
-        features |= {"standardize": "whiten", "thickness": 5, "tile": 176}
-    propagation: dict[str, Any] = {"segmenter": segmenter}
-    if walking:
-        propagation |= {"tau_iou": 0.3, "plane_thickness": 5}
-    else:
-        propagation |= {"rule": "plain", "merge": "union", "max_area": 1024}
-    return _validated(
-        {
-            "preset": name,
-            "features": features,
-            "propagation": propagation,
-            "match": {"rank": "profile", "count": "auto", "ratios": (4,), "tau_sim": 0.0} if textured else {},
-        }
-    )
 
 
 def _validated(data: dict[str, Any]) -> Settings:

@@ -27,8 +27,8 @@ from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.picks import read_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import likeness, merging
+from cryosam_dask.models import preset
 from cryosam_dask.pipeline import Driver, integrity, kinds_of, settings_for, take
-from cryosam_dask.settings import preset
 from cryosam_dask.stages import borrow, label, negative, origin, propose, query_file, segment, select
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import instances as stored

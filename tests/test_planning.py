@@ -21,7 +21,8 @@ from cryosam_dask.errors import SettingsError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels.propagation import Propagation
-from cryosam_dask.models.catalog import encoder_info
+from cryosam_dask.models.catalog import encoder_info, segmenter_info
+from cryosam_dask.models.vit_catalog import VITS
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.planning import costs, waves
 from cryosam_dask.planning.words import duration
@@ -197,14 +198,15 @@ def test_more_prompts_mean_more_planes_up_to_all(ball_tomogram: Path) -> None:
 )
 def test_operations_are_the_published_ones(name: str, tokens: int, giga: float) -> None:
     """Multiply-adds as timm and fvcore count them, in 10⁹, twice."""
-    assert costs.vit_operations(name, tokens) / 1e9 == pytest.approx(giga, rel=0.06)
+    assert VITS[name].operations(tokens) / 1e9 == pytest.approx(giga, rel=0.06)
 
 
 def test_the_reference_machine_takes_the_measured_seconds() -> None:
     cpu = costs.MACHINES["cpu"]
-    assert costs.embed_seconds("sam-vitb", (928, 960), "float32", cpu) == pytest.approx(6.8, rel=0.15)
-    assert costs.embed_seconds("sam-vitb", (928, 960), "bfloat16", cpu) == pytest.approx(4.5, rel=0.15)
-    assert costs.predict_seconds("sam-vitb", 5, 5, cpu) == pytest.approx(10 * 0.032, rel=0.15)
+    sam = segmenter_info("sam-vitb")
+    assert costs.embed_seconds(sam, (928, 960), "float32", cpu) == pytest.approx(6.8, rel=0.15)
+    assert costs.embed_seconds(sam, (928, 960), "bfloat16", cpu) == pytest.approx(4.5, rel=0.15)
+    assert costs.predict_seconds(sam, 5, 5, "bfloat16", cpu) == pytest.approx(10 * 0.032, rel=0.15)
     settings = settings_for("dinov2-vitl14+sam-vitb", {"features.precision": "float32"}).features
     shape, info = (8, 518, 518), encoder_info("dinov2-vitl14")
     assert costs.encode_seconds(shape, "z", settings, info, cpu) == pytest.approx(6.2, rel=0.15)

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from cryosam_dask.errors import SettingsError
+from cryosam_dask.models import preset
 from cryosam_dask.pipeline import settings_for
-from cryosam_dask.settings import Settings, preset
+from cryosam_dask.settings import Settings
 from cryosam_dask.stages.base import fingerprint
 
 PAIRS = [

@@ -209,7 +209,7 @@ def _shares(text: str) -> list[float | None]:
 def _encoders(choice: Choice, given: Sequence[str]) -> dict[str, Settings]:
     """Settings by encoder of the tables; that of --models stands where the paper's default does."""
     from cryosam_dask.benchmark.paper import DEFAULT, ENCODERS
-    from cryosam_dask.models.catalog import parse_models
+    from cryosam_dask.models.presets import parse_models
 
     base, segmenter = parse_models(choice.models or "paper")
     named = dict(ENCODERS)

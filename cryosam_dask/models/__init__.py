@@ -1,16 +1,9 @@
 """Slice encoders and prompted segmenters by name. Importing this package imports neither torch nor timm."""
 
 from cryosam_dask.models.cache import clear, get_encoder, get_segmenter
-from cryosam_dask.models.catalog import (
-    ENCODERS,
-    PRESETS,
-    SEGMENTERS,
-    EncoderInfo,
-    SegmenterInfo,
-    encoder_info,
-    parse_models,
-    segmenter_info,
-)
+from cryosam_dask.models.catalog import ENCODERS, SEGMENTERS, encoder_info, segmenter_info
+from cryosam_dask.models.info import EncoderInfo, SegmenterInfo
+from cryosam_dask.models.presets import PRESETS, parse_models, preset
 from cryosam_dask.models.registry import (
     ensure_weights,
     load_encoder,
@@ -33,6 +26,7 @@ __all__ = [
     "load_encoder",
     "load_segmenter",
     "parse_models",
+    "preset",
     "resolve_device",
     "segmenter_info",
     "weights_identity",

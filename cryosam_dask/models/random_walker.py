@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cryosam_dask.kernels import walker
-from cryosam_dask.types import Array, Float32, Prediction, Window
+from cryosam_dask.models.info import About, Cost
+from cryosam_dask.types import Array, Float32, Prediction, PromptedSegmenter, Window
+
+SMOOTH = 40e-9
+"""Seconds per pixel of an embedding, on one core."""
+
+WALK_FIRST, WALK_NEXT = 10e-3, 3e-3
+"""Seconds of a point alone, and of a point with the mask of the plane before, on one core."""
 
 
 class RandomWalkerSegmenter:
@@ -105,3 +113,63 @@ class WalkedCandidates(NamedTuple):
         one = self.walked[m]
         row, col = divmod(int(one.logits.argmax()), one.logits.shape[1])
         return float(one.row + row), float(one.col + col)
+
+
+_ABOUT = About(
+    "a random walker",
+    (
+        "Grady L. Random walks for image segmentation. "
+        "IEEE Transactions on Pattern Analysis and Machine Intelligence 28, 2006.",
+    ),
+    {"propagation.tau_iou": 0.3, "propagation.plane_thickness": 5},
+)
+
+
+@dataclass(frozen=True)
+class RandomWalkerInfo:
+    """The entry of the random walker in the catalog; a `SegmenterInfo`."""
+
+    name: str = RandomWalkerSegmenter.name
+    candidates: int = len(walker.SCALES)
+    uses_torch: bool = False
+    weights_bytes: int = 0
+    embedding_share: float = 0.6
+    about: About = _ABOUT
+
+    @property
+    def version(self) -> str:
+        return RandomWalkerSegmenter().identity
+
+    @property
+    def embedding_dtype(self) -> np.dtype[Any]:
+        return RandomWalkerSegmenter().embedding_dtype
+
+    def source(self) -> None:
+        """There are no weights."""
+
+    def load(self, path: str | None, device: str, dtype: str) -> PromptedSegmenter:
+        """The segmenter, which runs on the CPU wherever it is asked to."""
+        return RandomWalkerSegmenter()
+
+    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
+        return RandomWalkerSegmenter().embedding_shape(plane)
+
+    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
+        return RandomWalkerSegmenter().logits_shape(plane)
+
+    def embed_bytes(self, plane: tuple[int, int]) -> int:
+        return 9 * plane[0] * plane[1]
+
+    def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
+        # One prompt at a time, on a window of about 64 pixels.
+        return 40 * min(64**2, plane[0] * plane[1]) + (1 << 20)
+
+    def walker_bytes(self, plane: tuple[int, int]) -> int:
+        # A window about 64 pixels wide; only a mask that leaks is larger.
+        return 4 * min(64**2, plane[0] * plane[1])
+
+    def embed_cost(self, plane: tuple[int, int]) -> Cost:
+        return Cost(plane[0] * plane[1] * SMOOTH)
+
+    def predict_cost(self, first: int, further: int) -> Cost:
+        return Cost(first * WALK_FIRST + further * WALK_NEXT)

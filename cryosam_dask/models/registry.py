@@ -6,40 +6,9 @@ from typing import Literal
 
 from cryosam_dask.errors import DeviceError, SettingsError
 from cryosam_dask.models import weights
-from cryosam_dask.models.catalog import (
-    SEGMENTERS,
-    TIMM_PREFIX,
-    VITS,
-    check_encoder,
-    check_segmenter,
-    random_walker,
-    split_spec,
-    texture,
-)
+from cryosam_dask.models.catalog import SEGMENTERS, encoder_entry, segmenter_entry, split_spec
+from cryosam_dask.models.info import Entry
 from cryosam_dask.types import PromptedSegmenter, SliceEncoder
-
-
-def _architecture(name: str) -> str:
-    """timm's name, with the tag of the weights, of an encoder."""
-    return VITS[name].architecture if name in VITS else name.removeprefix(TIMM_PREFIX)
-
-
-def _source(name: str) -> weights.Source | None:
-    """Where the weights of a model are fetched from; None if timm names no place."""
-    if name in weights.KNOWN:
-        return weights.KNOWN[name]
-    import timm.models
-
-    settings = timm.models.get_pretrained_cfg(_architecture(name))
-    if settings is None or not settings.has_weights:
-        return None
-    if settings.hf_hub_id:
-        hub = settings.hf_hub_id
-        tag = f"{settings.architecture}.{settings.tag}" if settings.tag else settings.architecture
-        repository = f"{hub}{tag}" if hub.endswith("/") else hub
-        return weights.hub_source(repository, settings.hf_hub_filename or "model.safetensors")
-    url = settings.url if isinstance(settings.url, str) else ""
-    return weights.Source(url, url.rsplit("/", 1)[-1]) if url else None
 
 
 def weights_identity(spec: str) -> str:
@@ -52,23 +21,17 @@ def weights_identity(spec: str) -> str:
     ModelError
         The name is unknown, or weights without a published digest can't be had.
     """
-    name, path = _checked(spec)
-    if name == "texture":
-        return texture().identity
-    if name == "random-walker":
-        return random_walker().identity
-    source = None if path else _source(name)
-    digest = weights.expected_sha256(source) or weights.locate(name, source, path).sha256
-    return _identity(name, digest)
+    entry, path = _entry(spec)
+    if entry.version is not None:
+        return entry.version
+    source = None if path else entry.source()
+    digest = weights.expected_sha256(source) or weights.locate(entry.name, source, path).sha256
+    return weights.identity(entry.name, digest)
 
 
-def _checked(spec: str) -> tuple[str, str | None]:
-    """(name, path) of the spec of an encoder or a segmenter."""
-    return check_segmenter(spec) if split_spec(spec)[0] in SEGMENTERS else check_encoder(spec)
-
-
-def _identity(name: str, digest: str) -> str:
-    return f"{name} sha256:{digest}"
+def _entry(spec: str) -> tuple[Entry, str | None]:
+    """The entry of the spec of an encoder or a segmenter, and the path of its weights if that is given."""
+    return segmenter_entry(spec) if split_spec(spec)[0] in SEGMENTERS else encoder_entry(spec)
 
 
 def ensure_weights(spec: str) -> weights.WeightsFile | None:
@@ -76,49 +39,34 @@ def ensure_weights(spec: str) -> weights.WeightsFile | None:
 
     Worth calling once before units are sent to workers, so that a missing file is reported before anything runs.
     """
-    name, path = _checked(spec)
-    if name in ("texture", "random-walker"):
+    entry, path = _entry(spec)
+    if entry.version is not None:
         return None
-    return weights.locate(name, None if path else _source(name), path)
+    return weights.locate(entry.name, None if path else entry.source(), path)
 
 
 def load_encoder(spec: str, device: str = "cpu", dtype: str = "float32") -> SliceEncoder:
-    """Load an encoder on a device ("cpu", "cuda" or "cuda:N"); `texture` runs on the CPU wherever it is asked to.
+    """Load an encoder on a device ("cpu", "cuda" or "cuda:N"); one without torch runs on the CPU anyway.
 
     Raises
     ------
     ModelError
         The name is unknown, or the weights are missing or not the expected ones.
     """
-    name, path = check_encoder(spec)
-    if name == "texture":
-        return texture()
-    from cryosam_dask.models import vit
-
-    vit.check_dtype(dtype)
-    module = vit.build(_architecture(name))
-    vit.geometry(module, name)
-    file = weights.locate(name, None if path else _source(name), path)
-    vit.load_checkpoint(module, file.path, name)
-    return vit.TimmEncoder(module, name, _identity(name, file.sha256), device, dtype)
+    entry, path = encoder_entry(spec)
+    return entry.load(path, device, dtype)
 
 
 def load_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> PromptedSegmenter:
-    """Load a segmenter on a device; `random-walker` runs on the CPU wherever it is asked to.
+    """Load a segmenter on a device; one without torch runs on the CPU anyway.
 
     Raises
     ------
     ModelError
         The name is unknown, or the weights are missing or not the expected ones.
     """
-    name, path = check_segmenter(spec)
-    if name == "random-walker":
-        return random_walker()
-    from cryosam_dask.models import sam
-
-    file = weights.locate(name, None if path else _source(name), path)
-    model = sam.load(name.removeprefix("sam-").replace("vit", "vit_"), file.path, name)
-    return sam.SamSegmenter(model, name, _identity(name, file.sha256), device, dtype)
+    entry, path = segmenter_entry(spec)
+    return entry.load(path, device, dtype)
 
 
 def gpu_count() -> int:

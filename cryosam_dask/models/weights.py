@@ -2,7 +2,7 @@
 
 A weights file is one of three kinds.
 
-- *Known*: its SHA-256 stands in `KNOWN`. It is checked after the download and before every load.
+- *Known*: its SHA-256 stands on the model's entry. It is checked after the download and before every load.
 - *Pinned*: no published SHA-256 was found to compare with (DINO, DINOv3, and any other model of timm). The hash seen at
   the first use is written beside the file (`FILE.sha256`, the format of `sha256sum`) and checked before every later
   load. This notices a file that changed or was cut; it can't tell whether the first download was the right one.
@@ -52,43 +52,6 @@ class Source:
     url: str
     file: str
     sha256: str | None = None
-
-
-def _dinov2(size: str, sha256: str, registers: bool = False) -> Source:
-    file = f"dinov2_vit{size}14{'_reg4' if registers else ''}_pretrain.pth"
-    return Source(f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/{file}", file, sha256)
-
-
-def _dino(stem: str) -> Source:
-    return Source(f"https://dl.fbaipublicfiles.com/dino/{stem}/{stem}.pth", f"{stem}.pth")
-
-
-def _sam(file: str, sha256: str) -> Source:
-    return Source(f"https://dl.fbaipublicfiles.com/segment_anything/{file}", file, sha256)
-
-
-_SAM_B = _sam("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912")
-_SAM_L = _sam("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622")
-_SAM_H = _sam("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e")
-
-KNOWN: dict[str, Source] = {
-    "dinov2-vits14": _dinov2("s", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
-    "dinov2-vitb14": _dinov2("b", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
-    "dinov2-vitl14": _dinov2("l", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
-    "dinov2-vitg14": _dinov2("g", "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3"),
-    "dinov2-vits14-reg": _dinov2("s", "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb", True),
-    "dinov2-vitb14-reg": _dinov2("b", "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71", True),
-    "dinov2-vitl14-reg": _dinov2("l", "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51", True),
-    "dinov2-vitg14-reg": _dinov2("g", "746ecb8c6301c645c5c855be91687d274587d6e48fdaec4a729753160b34a283", True),
-    "dino-vits16": _dino("dino_deitsmall16_pretrain"),
-    "dino-vits8": _dino("dino_deitsmall8_pretrain"),
-    "dino-vitb16": _dino("dino_vitbase16_pretrain"),
-    "dino-vitb8": _dino("dino_vitbase8_pretrain"),
-    "sam-vitb": _SAM_B,
-    "sam-vitl": _SAM_L,
-    "sam-vith": _SAM_H,
-}
-"""Weights by model name. The digests are those that independent projects publish for the official files."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +105,11 @@ def locate(name: str, source: Source | None, path: str | None) -> WeightsFile:
             if not target.is_file():
                 _download(name, source, target)
     return WeightsFile(target, _verified(name, source, target))
+
+
+def identity(name: str, sha256: str) -> str:
+    """What stands for a model with weights in fingerprints."""
+    return f"{name} sha256:{sha256}"
 
 
 def expected_sha256(source: Source | None) -> str | None:

@@ -10,10 +10,11 @@ from cryosam_dask.executors.dask import UNIT_TIMEOUT
 from cryosam_dask.executors.progress import Progress
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import registry
-from cryosam_dask.models.catalog import PRESETS, encoder_info, parse_models, segmenter_info
+from cryosam_dask.models.catalog import encoder_info, segmenter_info
+from cryosam_dask.models.presets import PRESETS, parse_models, preset
 from cryosam_dask.pipeline.driver import Driver
 from cryosam_dask.pipeline.kinds import Points, Source, kinds_of
-from cryosam_dask.settings import Settings, preset
+from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.store.address import public

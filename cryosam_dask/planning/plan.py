@@ -253,8 +253,8 @@ def _stored(planner: Planner, waves: list[Wave], prompts: int, diameter: float) 
 
 
 def _share(planner: Planner, kind: str) -> float:
-    if kind == "embeddings" and not planner.segmenter.uses_torch:
-        return COMPRESSED["smooth planes"]
+    if kind == "embeddings":
+        return planner.segmenter.embedding_share
     return COMPRESSED.get(kind, 1.0)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.io.frame import TomogramSource
-from cryosam_dask.models.catalog import encoder_info, segmenter_info, split_spec
+from cryosam_dask.models.catalog import encoder_entry, encoder_info, segmenter_entry, segmenter_info
 from cryosam_dask.planning import costs
 from cryosam_dask.planning.estimate import Bulk
 from cryosam_dask.planning.waves import Wave
@@ -158,11 +158,12 @@ class Planner:
     def embed_seconds(self, axis: Axis) -> float:
         """See `Bench`."""
         plane = geometry.plane_shape(self.shape, axis)
-        return costs.embed_seconds(self._segmenter, plane, self.settings.propagation.precision, self.worker)
+        return costs.embed_seconds(self.segmenter, plane, self.settings.propagation.precision, self.worker)
 
     def predict_seconds(self, first: int, further: int) -> float:
         """See `Bench`."""
-        return costs.predict_seconds(self._segmenter, first, further, self.worker)
+        precision = self.settings.propagation.precision
+        return costs.predict_seconds(self.segmenter, first, further, precision, self.worker)
 
     def touched(self, region: Region) -> int:
         """See `Bench`."""
@@ -268,10 +269,6 @@ class Planner:
         high = np.minimum(points + self.diameter / 2 + 1, self.shape).astype(np.int64)
         return np.concatenate([low, high], axis=1)
 
-    @property
-    def _segmenter(self) -> str:
-        return split_spec(self.settings.propagation.segmenter)[0]
-
 
 def names_of(kinds: int) -> list[str]:
     """What kinds are called in a plan."""
@@ -286,11 +283,9 @@ def planes_of(waves: list[Wave]) -> dict[Axis, int]:
 
 def _without_weights(settings: Settings) -> Settings:
     """The same models, with this file for their weights: stages want weights' digest, and a plan must fetch none."""
-    changed = {}
-    for setting, spec in (
-        ("features.encoder", settings.features.encoder),
-        ("propagation.segmenter", settings.propagation.segmenter),
-    ):
-        name, _ = split_spec(spec)
-        changed[setting] = name if name in ("texture", "random-walker") else f"{name}={__file__}"
-    return settings.replace(changed)
+    encoder, _ = encoder_entry(settings.features.encoder)
+    segmenter, _ = segmenter_entry(settings.propagation.segmenter)
+    models = {"features.encoder": encoder, "propagation.segmenter": segmenter}
+    return settings.replace(
+        {setting: model.name if model.version else f"{model.name}={__file__}" for setting, model in models.items()}
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cryosam_dask.models.catalog import about_encoder, about_segmenter
+from cryosam_dask.models.info import About
 from cryosam_dask.report import words
 from cryosam_dask.report.facts import Facts
 from cryosam_dask.report.queries import Query
@@ -18,20 +21,10 @@ REFERENCES = {
     "dask": "Rocklin M. Dask: parallel computation with blocked algorithms and task scheduling. "
     "Proceedings of the 14th Python in Science Conference, 2015. https://www.dask.org",
     "zarr": "Zarr developers. Zarr: chunked, compressed, N-dimensional arrays. https://zarr.dev",
-    "dinov2": "Oquab M, Darcet T, Moutakanni T, et al. DINOv2: learning robust visual features without supervision. "
-    "arXiv:2304.07193, 2023.",
-    "dinov3": "Siméoni O, Vo HV, Seitzer M, et al. DINOv3. arXiv:2508.10104, 2025.",
-    "dino": "Caron M, Touvron H, Misra I, et al. Emerging properties in self-supervised vision transformers. "
-    "IEEE/CVF International Conference on Computer Vision, 2021.",
-    "sam": "Kirillov A, Mintun E, Ravi N, et al. Segment anything. "
-    "IEEE/CVF International Conference on Computer Vision, 2023.",
-    "timm": "Wightman R. PyTorch image models. https://github.com/huggingface/pytorch-image-models",
-    "walker": "Grady L. Random walks for image segmentation. "
-    "IEEE Transactions on Pattern Analysis and Machine Intelligence 28, 2006.",
     "otsu": "Otsu N. A threshold selection method from gray-level histograms. "
     "IEEE Transactions on Systems, Man, and Cybernetics 9, 1979.",
 }
-"""What is cited, by key, in the order in which a run may come to it."""
+"""What is cited besides the models, by key."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +39,21 @@ class _Citations:
     """Numbers references in the order in which they are cited."""
 
     def __init__(self) -> None:
-        self.keys: list[str] = []
+        self.references: list[str] = []
 
     def __call__(self, *keys: str) -> str:
-        for key in keys:
-            if key not in self.keys:
-                self.keys.append(key)
-        numbers = sorted(self.keys.index(key) + 1 for key in keys)
-        return f"[{','.join(map(str, numbers))}]"
+        """The numbers of references, by their keys in `REFERENCES`."""
+        return self.texts(REFERENCES[key] for key in keys)
+
+    def texts(self, references: Iterable[str]) -> str:
+        """The numbers of references."""
+        cited = list(references)
+        self.references += [each for each in dict.fromkeys(cited) if each not in self.references]
+        return f"[{','.join(map(str, sorted(self.references.index(each) + 1 for each in cited)))}]"
+
+    def model(self, about: About) -> str:
+        """A model in the words of its entry, with its references."""
+        return f"{about.phrase} {self.texts(about.references)}" if about.references else about.phrase
 
 
 def methods(store: RunStore, facts: Facts, queries: list[Query]) -> Methods:
@@ -69,7 +69,7 @@ def methods(store: RunStore, facts: Facts, queries: list[Query]) -> Methods:
             described.append(models)
             paragraphs.append(_models(store, facts, query, query.settings, cite))
         paragraphs.append(_query(query, query.settings, cite))
-    return Methods(tuple(paragraphs), tuple(REFERENCES[key] for key in cite.keys))
+    return Methods(tuple(paragraphs), tuple(cite.references))
 
 
 def _tomogram(facts: Facts, cite: _Citations) -> str:
@@ -120,14 +120,7 @@ def _identity(spec: str, weights: str) -> str:
 
 
 def _features(settings: FeatureSettings, weights: str, cite: _Citations) -> str:
-    name = settings.encoder.partition("=")[0]
-    if name == "texture":
-        kind = "rotation-invariant texture features"
-    elif name.startswith("timm:"):
-        kind = f"tokens of a vision transformer {cite('timm')}"
-    else:
-        key = next(key for key in ("dinov3", "dinov2", "dino", "sam") if name.startswith(key) or key == "sam")
-        kind = f"tokens of a vision transformer {cite(key)}"
+    kind = cite.model(about_encoder(settings.encoder))
     thick = f", each averaged over {settings.thickness} neighbouring slices," if settings.thickness > 1 else ""
     size = "" if settings.slice_size is None else f", resized to {settings.slice_size} pixels,"
     precision = "" if settings.precision == "auto" else f", in {settings.precision}"
@@ -143,8 +136,7 @@ def _features(settings: FeatureSettings, weights: str, cite: _Citations) -> str:
 
 
 def _masks(settings: PropagationSettings, weights: str, cite: _Citations) -> str:
-    walking = settings.segmenter.partition("=")[0] == "random-walker"
-    model = f"a random walker {cite('walker')}" if walking else f"the Segment Anything Model {cite('sam')}"
+    model = cite.model(about_segmenter(settings.segmenter))
     thick = f" on planes averaged over {settings.plane_thickness} slices" if settings.plane_thickness > 1 else ""
     area = "" if settings.max_area is None else f" and a mask area below {settings.max_area} pixels"
     guards = (

@@ -30,7 +30,6 @@ COMPRESSED = {
     "Gram maps": 0.88,
     "dense features": 0.93,
     "embeddings": 0.92,
-    "smooth planes": 0.6,
     "products": 0.93,
     "similarity": 0.93,
     "labels": 0.01,

@@ -15,7 +15,8 @@ import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.models.cache import get_segmenter
-from cryosam_dask.models.catalog import SegmenterInfo, segmenter_info
+from cryosam_dask.models.catalog import segmenter_info
+from cryosam_dask.models.info import SegmenterInfo
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult

@@ -9,7 +9,7 @@ import math
 
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
-from cryosam_dask.models.catalog import EncoderInfo
+from cryosam_dask.models.info import EncoderInfo
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import tiling
 from cryosam_dask.stages.base import BESIDES
@@ -56,7 +56,7 @@ def _encode_bytes(piece: Piece, slices: int, info: EncoderInfo, settings: Featur
     tokens = 4 * info.channels * rows.size * columns.size * (1 if settings.standardize == "none" else 2)
     a, b = (max((tile.last - tile.first for tile in span.tiles), default=0) for span in piece)
     tile = 4 * a * b * (info.patch**2 + info.channels)
-    encoding = info.encode_bytes((a * info.patch, b * info.patch), batch if info.uses_torch else 1)
+    encoding = info.encode_bytes((a * info.patch, b * info.patch), batch)
     return batch * (images + tokens + (0 if tiling.is_whole(piece) else tile)) + encoding
 
 

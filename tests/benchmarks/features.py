@@ -33,7 +33,8 @@ from threadpoolctl import threadpool_limits
 from cryosam_dask import geometry
 from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
-from cryosam_dask.models import catalog, vit
+from cryosam_dask.models import load_encoder, vit
+from cryosam_dask.models.vit_catalog import VITS
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import features, slabs, standardize
 from cryosam_dask.stages.base import Context, Stage, Unit
@@ -115,9 +116,9 @@ def random_encoder(name: str, device: str, precision: str) -> SliceEncoder:
     import torch
 
     if name == "texture":
-        return catalog.texture()
+        return load_encoder("texture")
     torch.manual_seed(0)
-    module = vit.build(catalog.vit_row(name).architecture)
+    module = vit.build(VITS[name].architecture)
     return vit.TimmEncoder(module, name, "random", device, precision)
 
 
@@ -185,7 +186,7 @@ def stage_overhead(store: RunStore, options: argparse.Namespace) -> dict[str, An
 
 def texture_speed(options: argparse.Namespace) -> dict[str, Any]:
     slices = np.random.default_rng(0).standard_normal((4, 928, 960), np.float32)
-    encoder = catalog.texture()
+    encoder = load_encoder("texture")
     row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, using(encoder):
         seconds = best(lambda: encoder.encode(slices), 5)

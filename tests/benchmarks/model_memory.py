@@ -27,9 +27,10 @@ Plane = tuple[int, int]
 
 
 def encoding(name: str, plane: Plane, options: argparse.Namespace) -> tuple[int, Callable[[], Any]]:
-    from cryosam_dask.models import catalog, vit
+    from cryosam_dask.models import vit
+    from cryosam_dask.models.vit_catalog import VITS
 
-    module = vit.build(catalog.VITS[name].architecture)
+    module = vit.build(VITS[name].architecture)
     encoder = vit.TimmEncoder(module, name, "random", dtype=options.dtype)
     size = (-(-plane[0] // encoder.patch) * encoder.patch, -(-plane[1] // encoder.patch) * encoder.patch)
     slices = np.random.default_rng(0).normal(size=(options.batch, *size)).astype(np.float32)

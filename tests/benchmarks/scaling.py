@@ -123,7 +123,7 @@ def random_weights(folder: Path, name: str) -> str:
     from segment_anything import sam_model_registry
 
     from cryosam_dask.models import vit
-    from cryosam_dask.models.catalog import VITS
+    from cryosam_dask.models.vit_catalog import VITS
 
     path = folder / f"{name}.pth"
     if not path.exists():

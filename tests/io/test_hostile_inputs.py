@@ -3,12 +3,14 @@ and files that go wrong while they are read."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
 import json
 import os
 import pickle
+import random
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -195,6 +197,47 @@ def test_frames_with_and_without_their_size_are_read(told: bool, tmp_path: Path)
         {"0.0.0": zstd_frame(half[:128], told) + zstd_frame(half[128:], told)},
     )
     np.testing.assert_array_equal(open_tomogram(image).read(ALL), values)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_a_decoder_stays_in_a_buffer_of_its_limit(codec: str) -> None:
+    """However large a chunk is or says that it is: not one byte more, and no memory in proportion to its claim."""
+    values = np.arange(1024, dtype="<f4").tobytes()
+    raw = numcodecs.get_codec({"id": codec}).encode(values)
+    for limit in (len(values), len(values) + 1, 4 * len(values)):
+        assert codecs.decode(codec, raw, limit) == values
+    for limit in (1, 100, len(values) - 1):
+        with pytest.raises(ValueError, match="a chunk that decodes to"):
+            codecs.decode(codec, raw, limit)
+    with damage.traced():
+        for bomb in damage.bombs():
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            with pytest.raises(ValueError):
+                codecs.decode(codec, bomb, 1 << 20)
+            assert tracemalloc.get_traced_memory()[1] - before < 2 << 20
+
+
+def test_an_lz4_chunk_is_as_long_as_its_header_says() -> None:
+    values = np.arange(1024, dtype="<f4").tobytes()
+    raw = numcodecs.LZ4().encode(values)
+    for size in (0, len(values) - 1, len(values) + 1):
+        with pytest.raises(ValueError, match="LZ4"):
+            codecs.decode("lz4", size.to_bytes(4, "little") + raw[4:], 2 * len(values))
+    for short in (b"", raw[:3], raw[:4]):
+        with pytest.raises(ValueError, match=f"no LZ4 chunk in {len(short)} bytes"):
+            codecs.decode("lz4", short, len(values))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_damaged_chunks_are_errors_and_no_more(codec: str) -> None:
+    r = random.Random(5)
+    values = np.random.default_rng(5).integers(0, 9, 20000).astype("u1").tobytes()
+    raw = numcodecs.get_codec({"id": codec}).encode(values)
+    for _ in range(300):
+        limit = r.choice((1, len(values) // 2, len(values), 2 * len(values)))
+        with contextlib.suppress(ValueError):
+            assert len(codecs.decode(codec, damage.damaged(r, raw), limit)) <= limit
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 6, 10, 20])

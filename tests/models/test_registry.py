@@ -15,7 +15,7 @@ import pytest
 
 from cryosam_dask import models
 from cryosam_dask.errors import CryosamError, DeviceError, ModelError, SettingsError
-from cryosam_dask.models import cache, catalog, registry, vit, weights
+from cryosam_dask.models import cache, registry, vit, vit_catalog, weights
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_planning_imports_neither_torch_nor_timm() -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", list(catalog.VITS))
+@pytest.mark.parametrize("name", list(vit_catalog.VITS))
 def test_the_table_of_encoders_is_what_timm_builds(name: str) -> None:
-    row = catalog.VITS[name]
+    row = vit_catalog.VITS[name]
     module = vit.build(row.architecture, meta=True)
     assert vit.geometry(module, name) == (row.patch, row.channels)
     assert sum(parameter.numel() for parameter in module.parameters()) == row.parameters
@@ -117,7 +117,7 @@ def test_the_table_of_segmenters_is_what_segment_anything_builds(name: str) -> N
 def test_models_of_timm_outside_the_table_are_built_for_their_shape() -> None:
     info = models.encoder_info("timm:vit_tiny_patch16_224")
     assert (info.patch, info.channels, info.weights_bytes) == (16, 192, 4 * 5_524_416)
-    assert models.encoder_info("timm:vit_tiny_patch16_224")._vit is info._vit  # not built again
+    assert models.encoder_info("timm:vit_tiny_patch16_224") is info  # not built again
     with pytest.raises(ModelError, match=r"timm:vit_nothing: timm .* has no such model"):
         models.encoder_info("timm:vit_nothing")
     with pytest.raises(ModelError, match=r"expected a vision transformer|can't be built"):
@@ -152,7 +152,9 @@ def test_memory_goes_by_what_is_at_work_at_once() -> None:
 
 def test_identities_need_no_file_where_the_hash_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "locate", None)
-    digest = weights.KNOWN["sam-vith"].sha256
+    source = models.SEGMENTERS["sam-vith"].source()
+    assert source is not None
+    digest = source.sha256
     assert models.weights_identity("sam-vith") == f"sam-vith sha256:{digest}"
     assert "random-walker" in models.weights_identity("random-walker")
     assert models.ensure_weights("random-walker") is None

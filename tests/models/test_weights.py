@@ -9,6 +9,7 @@ import pickle
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pooch
 import pytest
 import torch
 
+from cryosam_dask import models
 from cryosam_dask.errors import ModelError
 from cryosam_dask.models import checkpoint, registry, sam, vit, weights
+from cryosam_dask.models.catalog import encoder_entry
+from cryosam_dask.models.vit_catalog import VITS
 
 from .contract import noise, picture
 from .test_sam import tiny_sam
@@ -380,8 +384,13 @@ def test_weights_without_a_published_hash_are_pinned_at_the_first_use(
 def test_without_a_network_the_error_says_what_to_put_where(
     name: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = weights.KNOWN[name]
-    monkeypatch.setitem(weights.KNOWN, name, weights.Source("http://127.0.0.1:9/x.pth", known.file, known.sha256))
+    known = sources()[name]
+    away = weights.Source("http://127.0.0.1:9/x.pth", known.file, known.sha256)
+    row: Any = replace(VITS[name], address=away)
+    monkeypatch.setitem(models.ENCODERS, name, row)
+    if name in models.SEGMENTERS:
+        segmenter: Any = models.SEGMENTERS[name]
+        monkeypatch.setitem(models.SEGMENTERS, name, replace(segmenter, encoder=row))
     with pytest.raises(ModelError) as error:
         registry.ensure_weights(name)
     message = str(error.value)
@@ -408,21 +417,27 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch:
         weights.locate("a", weights.Source("http://127.0.0.1:9/a.pth", "a.pth"), None)
 
 
+def sources() -> dict[str, weights.Source]:
+    """Where weights are whose address the catalog has."""
+    return {name: row.address for name, row in VITS.items() if row.address is not None}
+
+
 def test_the_table_has_full_digests_and_a_file_each() -> None:
-    for name, source in weights.KNOWN.items():
+    for name, source in sources().items():
         assert source.url.endswith(source.file)
         assert source.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", source.sha256)
         assert (source.sha256 is None) == name.startswith("dino-")
-    files = [source.file for name, source in weights.KNOWN.items()]
+    files = [source.file for source in sources().values()]
     assert len(set(files)) == len(files)
 
 
 def test_weights_on_the_hub_have_an_address_and_a_file_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {name: registry._source(name) for name in ("dinov3-vits16", "dinov3-vitl16", "timm:vit_tiny_patch16_224")}
+    names = ("dinov3-vits16", "dinov3-vitl16", "timm:vit_tiny_patch16_224")
+    found = {name: encoder_entry(name)[0].source() for name in names}
     assert all(source is not None for source in found.values())
     assert len({source.file for source in found.values() if source}) == 3
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    small = registry._source("dinov3-vits16")
+    small = encoder_entry("dinov3-vits16")[0].source()
     assert small is not None
     repository = "timm/vit_small_patch16_dinov3.lvd1689m"
     assert small.url == f"https://huggingface.co/{repository}/resolve/main/model.safetensors"

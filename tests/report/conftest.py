@@ -16,7 +16,7 @@ import pytest
 
 from cryosam_dask import geometry
 from cryosam_dask.kernels import images
-from cryosam_dask.settings import preset
+from cryosam_dask.models import preset
 from cryosam_dask.stages import label, match
 from cryosam_dask.store import instances, journal, layout, marks, picks
 from cryosam_dask.store.run_store import RunStore

@@ -417,8 +417,8 @@ def test_marks_and_outlines_are_where_they_belong(make_run: MakeRun, tmp_path: P
 
 
 def test_maps_are_of_the_slice_that_is_shown(make_run: MakeRun, tmp_path: Path) -> None:
+    from cryosam_dask.models import preset
     from cryosam_dask.report.maps import maps
-    from cryosam_dask.settings import preset
 
     found = maps(make_run(tmp_path / "run.zarr"), "ball", preset("paper", "dinov2-vits14", "sam-vitb").match, 15.7)
     assert found is not None
