@@ -31,7 +31,7 @@ OWNERS = {
     "timm": {"models"},
     "segment_anything": {"models"},
     "zarr": {"store", "io"},
-    "dask": {"executors", "store", "simulate", "analysis"},
+    "dask": {"executors", "store", "simulate", "analysis", "io"},
     "distributed": {"executors", "pipeline", "cli"},
     "dask_cuda": {"executors"},
     "dask_jobqueue": {"executors"},

@@ -224,10 +224,19 @@ class DaskExecutor:
         self, units: Sequence[bytes], keys: Sequence[str], resources: dict[str, float] | None, job: bytes, topic: str
     ) -> list[Future[Finished]]:
         """Send units in one message."""
-        futures: list[Future[Finished]] = self.client.map(
-            run_sent, list(units), key=list(keys), pure=False, resources=resources, job=job, topic=topic
-        )
+        import dask
+
+        # voxels that travel with units make it long, which is meant, and of which there is a bounded number
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
+            futures: list[Future[Finished]] = self.client.map(
+                run_sent, list(units), key=list(keys), pure=False, resources=resources, job=job, topic=topic
+            )
         return futures
+
+    def compute(self, values: Sequence[Any]) -> list[Any]:
+        """See `Executor.compute`."""
+        self._kept(self._some_workers)
+        return list(self._kept(lambda: self.client.gather(self.client.compute(list(values)))))
 
     def slots_of(
         self, workers: Mapping[str, Mapping[str, Any]], needs_gpu: bool

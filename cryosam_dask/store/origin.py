@@ -57,6 +57,8 @@ def expected(store: RunStore, stage: str, done: Bool) -> Iterator[tuple[str, int
     if kind == "ingest":
         yield from ((layout.tomogram(level), None) for level in range(layout.level_count(store.shape)))
         yield layout.STATISTICS, None
+        if settings.get("input", {}).get("format") == "array":
+            yield layout.DIGESTS, None
     elif kind == "features":
         for axis in AXES:
             for ratio in (1, *settings.get("ratios", ())):
@@ -205,7 +207,7 @@ _RULES: list[tuple[re.Pattern[str], Callable[[RunStore, re.Match[str]], Origin]]
     (re.compile(pattern), rule)
     for pattern, rule in (
         (rf"scale{_N}/tomogram", lambda s, m: _image(s, "ingest", int(m["n"]))),
-        (r"statistics", lambda s, m: Origin("stage", "ingest", lambda index: index[0])),
+        (r"statistics|digests", lambda s, m: Origin("stage", "ingest", lambda index: index[0])),
         (r"scale\d+/[zyx]", lambda s, m: Origin("coordinates", "ingest")),
         (rf"labels/{_NAME}/scale\d+/[zyx]", lambda s, m: Origin("coordinates", f"label/{_query(m)}")),
         (rf"similarity/{_NAME}/r{_N}/[zyx]", lambda s, m: Origin("coordinates", f"match/{m['name']}/r{m['n']}")),
