@@ -20,7 +20,7 @@ LAYERS = [
     {"stages"},
     {"executors"},
     {"pipeline", "planning"},
-    {"outputs", "analysis", "demo", "picture", "summary", "batch", "benchmark", "report"},
+    {"outputs", "analysis", "demo", "picture", "summary", "batch", "benchmark", "report", "accessors"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -104,10 +104,6 @@ class Flight:
                 with contextlib.suppress(ConnectionLostError), talking():
                     self._base.client.cancel(list(self._flying))
 
-    @property
-    def _is_lazy(self) -> bool:
-        return self._stage.inputs is not None and self._stage.inputs.graph is not None
-
     def _look_around(self) -> None:
         """See which workers are there now, now and then."""
         if time.monotonic() - self._looked < _LOOK_AROUND:
@@ -129,7 +125,8 @@ class Flight:
         from distributed.protocol import pickle
 
         # one graph for all, where what several units need is to be computed once
-        count = len(self._waiting) if self._is_lazy else min(len(self._waiting), self._window - len(self._flying))
+        whole = lazy.is_lazy(self._stage)
+        count = len(self._waiting) if whole else min(len(self._waiting), self._window - len(self._flying))
         if count <= 0:
             return
         news = self._base.news()
@@ -137,7 +134,7 @@ class Flight:
         units = [self._waiting[i] for i in range(count)]
         message = uuid.uuid4().hex
         keys = [f"{self._stage.name}-{unit.name}-{message}" for unit in units]
-        if self._is_lazy:
+        if whole:
             tasks = {
                 key: (unit, functools.partial(take, unit=pickle.dumps(unit), job=job, topic=news.topic))
                 for key, unit in zip(keys, units, strict=True)

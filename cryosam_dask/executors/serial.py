@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from cryosam_dask.executors import lazy
 from cryosam_dask.executors.base import Failed, Report, process_name, run_unit, with_value
 from cryosam_dask.executors.memory import available_memory
 from cryosam_dask.stages.base import Context, Stage, Unit
@@ -37,16 +38,12 @@ class SerialExecutor:
     def compute(self, values: Sequence[Any]) -> list[Any]:
         import dask
 
-        from cryosam_dask.executors.lazy import check_here
-
-        check_here(values)
+        lazy.check_held(list(values), None)
         return list(dask.compute(*values, scheduler="sync"))
 
     def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
-        if stage.inputs is not None and stage.inputs.graph is not None:
-            from cryosam_dask.executors.lazy import run_here
-
-            run_here(stage, context, units, report)
+        if lazy.is_lazy(stage):
+            lazy.run_here(stage, context, units, report, self.worker_memory)
             return
         for unit in units:
             try:

@@ -125,19 +125,20 @@ def open_array(array: Any, *, voxel_size: Point | None = None) -> ArraySource:
     if xarray is not None and isinstance(array, xarray.DataArray):
         name = printable(str(array.name)) if array.name is not None else "array"
         array = _in_order(array, name)
+        shape = _shape(array, name)
         sizes, origin, notes = _frame(array, name, voxel_size)
         array = array.data if array.chunks is not None else array  # without chunks `data` would read all of it
     elif isinstance(array, np.ndarray) or is_lazy(array):
         name, origin, notes = "array", (0.0, 0.0, 0.0), ()
         if array.ndim != 3:
             raise InputError(f"{name}: shape {array.shape}, expected three axes z, y, x")
+        shape = _shape(array, name)
         sizes = _given(voxel_size, name)
     else:
         raise InputError(
             f"a {type(array).__module__}.{type(array).__name__}: expected a path, or an array: xarray.DataArray, NumPy "
             "or Dask (of a Dataset one variable, of others dask.array.from_array)"
         )
-    shape = _shape(array, name)
     dtype = voxel_dtype(name, array.dtype)
     identity = {
         "format": "array",

@@ -44,4 +44,3 @@ def angstroms(unit: str | None) -> float | None:
     if name not in _ANGSTROM and len(name) > _LONGEST_SIGN:
         name = name.removesuffix("s")
     return _ANGSTROM.get(name)
-
