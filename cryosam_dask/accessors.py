@@ -54,7 +54,7 @@ class ArrayAccessor:
         Returns
         -------
         A DataArray as lazy as the array is, (pick,), or with `size` (pick, z, y, x) whose z, y, x are Å from the voxel
-        that is nearest to the pick; what lies beyond the array's faces is NaN. The picks' positions are its coordinates.
+        that is nearest to the pick; what lies beyond the array's faces is NaN. The picks' positions come along.
         """
         array = self._array.transpose(*AXES)
         positions = _positions(picks)
@@ -81,7 +81,7 @@ class DatasetAccessor:
     def sel(
         self, z: slice | float | None = None, y: slice | float | None = None, x: slice | float | None = None
     ) -> xr.Dataset:
-        """Picks by position in ångström: with slices those within, ends included; with three numbers the nearest one."""
+        """Picks by position in ångström: by slices those within, ends included; by three numbers the nearest one."""
         wanted = {axis: value for axis, value in zip(AXES, (z, y, x), strict=True) if value is not None}
         positions = _positions(self._picks)
         if wanted and not any(isinstance(value, slice) for value in wanted.values()):
@@ -107,7 +107,7 @@ class TreeAccessor:
         self._tree = tree
 
     def similarity(self, query: str | Array, ratio: int = 4, *, center: bool = False) -> xr.DataArray:
-        """How like a query each cell is, see `FeatureVolume.similarity`; lazy, and anywhere, not only where the run looked.
+        """How like a query each cell is, see `FeatureVolume.similarity`: lazy, and not only where the run looked.
 
         query : the name of one of the run's queries, or a feature (3C,), such as `FeatureVolume.pool` gives
         """
@@ -118,11 +118,10 @@ class TreeAccessor:
         if where is None:
             raise InputError("this tree was not opened by cryosam_dask.open_run")
         if isinstance(query, str):
-            path = f"queries/{query}"
-            if path not in root:
-                known = ", ".join(root["queries"].children) if "queries" in root else ""
-                raise InputError(f"{where}: no query called {query!r}; there are {known or 'none'}")
-            query = root[path]["feature"].values
+            known = root["queries"].children if "queries" in root.children else {}
+            if query not in known:
+                raise InputError(f"{where}: no query called {query!r}; there are {', '.join(known) or 'none'}")
+            query = known[query]["feature"].values
         return FeatureVolume.open(where).similarity(query, ratio, center=center)
 
 

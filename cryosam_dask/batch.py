@@ -111,8 +111,8 @@ def run_many(
     for tomogram in (*tomograms, *([] if reference is None else [reference])):
         if not isinstance(tomogram, str | os.PathLike):
             raise InputError(
-                f"a {type(tomogram).__name__} among the tomograms: a folder of runs is of files; run arrays one by one, "
-                "the first with points, the others with query= the first one's run"
+                f"a {type(tomogram).__name__} among the tomograms: a folder of runs is of files; run arrays one by "
+                "one, the first with points, the others with query= the first one's run"
             )
     paths = find_tomograms([*([] if reference is None else [reference]), *tomograms])
     chosen = settings or chosen_settings(models, kinds.loan)

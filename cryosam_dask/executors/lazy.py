@@ -1,8 +1,8 @@
 """Units that work on what Dask computes: one graph of an array's chunks, and of the units that take its blocks.
 
 In one graph no chunk is computed twice, however many units it is for. But what neighbouring units share is held until
-the last of them has it: of a `map_overlap` several layers of chunks at a time. So where not all units would fit into the
-memory of all workers together there are several graphs, one after the other, each of units that lie in one block.
+the last of them has it: of a `map_overlap` several layers of chunks at a time. So where not all units would fit into
+the memory of all workers together there are several graphs, one after the other, each of units that lie in one block.
 """
 
 from __future__ import annotations

@@ -255,13 +255,13 @@ def _rounded(value: float) -> float:
 
 
 def cut(array: Any, size: Shape3) -> tuple[dict[Any, Any], list[Any]]:
-    """A lazy array in blocks of `size`, those at the ends smaller: Dask's graph, and the key of each in (z, y, x) order.
+    """A lazy array in blocks of `size`, those at the ends smaller: Dask's graph, and each one's key in (z, y, x) order.
 
     Blocks are cut straight from the array's chunks. By itself Dask would put a step in between where there are many, of
     other chunks, or move everything over the workers' disks (`p2p`) before the first block is there.
     """
-    import dask
+    from dask.base import optimize
     from dask.core import flatten
 
-    (blocks,) = dask.optimize(array.rechunk(size, method="tasks", threshold=1 << 40))
+    (blocks,) = optimize(array.rechunk(size, method="tasks", threshold=1 << 40))
     return dict(blocks.__dask_graph__()), list(flatten(blocks.__dask_keys__()))
