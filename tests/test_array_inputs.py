@@ -195,7 +195,7 @@ def uneven(v: Array) -> Any:
         (lambda v: labelled(v).isel(z=slice(1)), "not 3D: one voxel along z"),
         (lambda v: labelled(v, step=1e9), "can't be; give it as voxel_size="),
         (lambda v: labelled(v).astype(complex), "voxels of type complex128, a transform, expected integers or real"),
-        (lambda v: labelled(v).to_dataset(), "Dataset: expected a path, or an array.* of a Dataset one variable"),
+        (lambda v: labelled(v).to_dataset(), "Dataset: expected a path, or an array.*of a Dataset one variable"),
         (lambda v: v.tolist(), r"a builtins.list: expected a path, or an array"),
         (lambda v: v[0], r"shape \(45, 270\), expected three axes z, y, x"),
         (lambda v: da.from_array(v, chunks=32)[da.from_array(v[:, 0, 0] > 3, chunks=32)], "compute_chunk_sizes"),

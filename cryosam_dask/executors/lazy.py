@@ -62,9 +62,9 @@ def portions(units: Sequence[Unit], room: int | None) -> list[list[Unit]]:
 
 def submit(client: Client, stage: Stage, tasks: Mapping[str, tuple[Unit, Task]]) -> list[Future[Any]]:
     """Send units with all that their values take as one graph; Dask begins no chunk before there is room for it."""
-    graph = graph_with(stage, tasks)
-    check_held(graph, client)
-    futures: list[Future[Any]] = client.get(graph, list(tasks), sync=False)
+    assert stage.inputs is not None
+    check_held([stage.inputs.collection], client)
+    futures: list[Future[Any]] = client.get(graph_with(stage, tasks), list(tasks), sync=False)
     return futures
 
 
@@ -73,6 +73,8 @@ def run_here(stage: Stage, context: Context, units: Sequence[Unit], report: Repo
 
     room : bytes that they may take together; see `portions`
     """
+    assert stage.inputs is not None
+    check_held([stage.inputs.collection], None)
     for portion in portions(units, room):
         _run_portion(stage, context, portion, report)
 
@@ -122,7 +124,6 @@ def _compute(stage: Stage, context: Context, units: Sequence[Unit], report: Repo
 
     tasks = {key: (unit, functools.partial(_run, stage, context, unit)) for key, unit in by_key.items()}
     graph = graph_with(stage, tasks)
-    check_held(graph, None)
     try:
         with Callback(posttask=landed):
             get_sync(graph, list(by_key))
@@ -140,7 +141,7 @@ def _run(stage: Stage, context: Context, unit: Unit, value: Any) -> Finished | F
 
 
 def check_held(values: Any, client: Client | None) -> None:
-    """`InputError` where collections or a graph need what other workers hold than those of the client, None: of any."""
+    """`InputError` where collections need what other workers hold than those of the client, None: what any hold."""
     from distributed.client import futures_of
 
     if any(future.client is not client for future in futures_of(values)):

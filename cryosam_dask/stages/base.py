@@ -84,7 +84,11 @@ class Inputs(Protocol):
     ----------
     graph : Dask's graph that computes the values of all units, so that what several of them need is computed once;
         None where they are here, and travel with their units
+    collection : the collection of Dask that the graph is of
     """
+
+    @property
+    def collection(self) -> Any: ...
 
     @property
     def graph(self) -> dict[Any, Any] | None: ...

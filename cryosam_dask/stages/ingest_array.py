@@ -45,6 +45,10 @@ class Blocks:
     def __init__(self, source: ArraySource) -> None:
         self._source = source
 
+    @property
+    def collection(self) -> Any:
+        return self._source.array
+
     @functools.cached_property
     def _cut(self) -> tuple[dict[Any, Any], list[Any]]:
         return cut(self._source.array, layout.INGEST_BOX)
