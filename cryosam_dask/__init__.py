@@ -103,10 +103,10 @@ class _WithXarray:
         sys.meta_path.remove(self)
         module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        import_module(f"{__name__}.accessors").register()
+        import_module(f"{__name__}.accessors")
 
 
 if "xarray" in sys.modules:
-    import_module(f"{__name__}.accessors").register()
+    import_module(f"{__name__}.accessors")
 else:
     sys.meta_path.insert(0, _WithXarray())

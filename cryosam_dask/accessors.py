@@ -8,7 +8,7 @@
     upper = tree["picks/particle"].to_dataset().cryosam.sel(z=slice(0, 800))
     tomogram.cryosam.sel_picks(upper, size=300)
 
-`register` is called by the package as soon as both it and xarray are imported.
+The package imports this module as soon as xarray is imported.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "cryosam"
 
 
+@xr.register_dataarray_accessor(NAME)
 class ArrayAccessor:
     """`array.cryosam`: what can be done with a volume (z, y, x)."""
 
@@ -72,6 +73,7 @@ class ArrayAccessor:
         return xr.concat(boxes, dim="pick").assign_coords(places)
 
 
+@xr.register_dataset_accessor(NAME)
 class DatasetAccessor:
     """`picks.cryosam`: picks as `open_run` has them, chosen by where they are."""
 
@@ -100,6 +102,7 @@ class DatasetAccessor:
         return self._picks.isel(pick=np.flatnonzero(inside))
 
 
+@xr.register_datatree_accessor(NAME)
 class TreeAccessor:
     """`tree.cryosam`: what a run, as `open_run` opened it, can be asked."""
 
@@ -123,13 +126,6 @@ class TreeAccessor:
                 raise InputError(f"{where}: no query called {query!r}; there are {', '.join(known) or 'none'}")
             query = known[query]["feature"].values
         return FeatureVolume.open(where).similarity(query, ratio, center=center)
-
-
-def register() -> None:
-    """Let xarray know of the accessors."""
-    xr.register_dataarray_accessor(NAME)(ArrayAccessor)
-    xr.register_dataset_accessor(NAME)(DatasetAccessor)
-    xr.register_datatree_accessor(NAME)(TreeAccessor)
 
 
 def _positions(picks: xr.Dataset) -> Array:

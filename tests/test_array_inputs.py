@@ -533,7 +533,12 @@ def test_a_tree_tells_likeness(tree: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "order", ["xarray, cryosam_dask", "cryosam_dask, importlib.util; importlib.util.find_spec('xarray'); import xarray"]
+    "order",
+    [
+        "xarray, cryosam_dask",
+        "cryosam_dask, importlib.util; importlib.util.find_spec('xarray'); import xarray",
+        "cryosam_dask.accessors, xarray",
+    ],
 )
 def test_accessors_are_there_whichever_is_imported_first(order: str) -> None:
     """And the package alone imports neither xarray nor Dask."""
