@@ -124,7 +124,7 @@ class TreeAccessor:
             known = root["queries"].children if "queries" in root.children else {}
             if query not in known:
                 raise InputError(f"{where}: no query called {query!r}; there are {', '.join(known) or 'none'}")
-            query = known[query]["feature"].values
+            query = np.asarray(known[query]["feature"])
         return FeatureVolume.open(where).similarity(query, ratio, center=center)
 
 

@@ -36,10 +36,10 @@ class SerialExecutor:
         return f"this process, {device_name(self.device)}"
 
     def compute(self, values: Sequence[Any]) -> list[Any]:
-        import dask
+        from dask.base import compute
 
         lazy.check_held(list(values), None)
-        return list(dask.compute(*values, scheduler="sync"))
+        return list(compute(*values, scheduler="sync"))
 
     def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
         if lazy.is_lazy(stage):
