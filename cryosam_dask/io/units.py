@@ -32,7 +32,7 @@ _ANGSTROM = {
     "inches": 2.54e8,
     "in": 2.54e8,
 }
-_LONGEST_SIGN = 2  # letters; longer names have plurals
+_LONGEST_SIGN = 3  # letters; longer names have plurals
 
 
 def angstroms(unit: str | None) -> float | None:
