@@ -6,17 +6,21 @@
     tree = cs.open_run("run.zarr")
     features = cs.FeatureVolume.open("run.zarr")
 
-Names are loaded when they are first used, so that importing the package costs nothing.
+Names are loaded when they are first used, so that importing the package costs nothing. xarray's objects get `.cryosam`
+(`accessors`) once xarray is imported, before or after.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     from cryosam_dask import analysis
     from cryosam_dask.errors import CryosamError
     from cryosam_dask.evaluate import evaluate_dataset, evaluate_masks, evaluate_picks
@@ -69,3 +73,40 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _WithXarray:
+    """A finder and loader of xarray that registers the accessors with it, once it is imported: to import it for them
+    alone would take longer than all else."""
+
+    _looking = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "xarray" or self._looking:
+            return None
+        from importlib.util import find_spec
+
+        self._looking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._looking = False
+        if spec is not None and spec.loader is not None:
+            self._loader: Any = spec.loader
+            spec.loader = self  # type: ignore[assignment]
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        sys.meta_path.remove(self)
+        module.__loader__ = module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        import_module(f"{__name__}.accessors")
+
+
+if "xarray" in sys.modules:
+    import_module(f"{__name__}.accessors")
+else:
+    sys.meta_path.insert(0, _WithXarray())

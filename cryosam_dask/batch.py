@@ -108,6 +108,12 @@ def run_many(
     if negatives is not None and points is None:
         raise InputError("negative points lie in the tomogram with the points; a borrowed query brings its own along")
     kinds = kinds_of(points, negatives, query_from, name, "reference")
+    for tomogram in (*tomograms, *([] if reference is None else [reference])):
+        if not isinstance(tomogram, str | os.PathLike):
+            raise InputError(
+                f"a {type(tomogram).__name__} among the tomograms: a folder of runs is of files; run arrays one by "
+                "one, the first with points, the others with query= the first one's run"
+            )
     paths = find_tomograms([*([] if reference is None else [reference]), *tomograms])
     chosen = settings or chosen_settings(models, kinds.loan)
     reading: dict[str, Any] = {"voxel_size": voxel_size, "unsigned": unsigned}

@@ -19,6 +19,9 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 Array = NDArray[Any]
 
+Volume = Any
+"""A tomogram in an array instead of a file: `xarray.DataArray`, or an array (z, y, x) of NumPy or Dask."""
+
 
 class Window(NamedTuple):
     """An array of `shape` that is 0 (or False) outside a block, whose first element is at (row, col).

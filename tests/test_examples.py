@@ -25,6 +25,12 @@ EXPECTED = {
         r"\n([3-9]|\d\d) ribosomes fill \d+\.\d % of the volume",
         r"\nplaces most like instance 1 lie at z = \d+ Å",
     ],
+    "denoise.py": [
+        r"^([3-9]|\d\d) ribosomes, \d+ of them below z = 320 Å",
+        r"\n75\.0 +-?0\.\d\d? +[01]\.\d+",
+        r"\nthe mean particle is [0-9.]+ in its middle, -[0-9.]+ at the least",
+        r"\nz 0-32 nm +\d+",
+    ],
 }
 NOTEBOOKS = {"analysis.ipynb"}
 SHOWN = [
@@ -136,6 +142,13 @@ def test_the_examples_of_the_page_on_analysis_run() -> None:
         names["analysis"].instance_table("run.zarr", distance_to={"membrane": "membrane.mrc", "wall": names["wall"]})
     )
     assert float(names["g"][0]) == 0
+    assert 0 < names["upper"].sizes["pick"] < names["rows"].sizes["pick"]
+    assert names["nearest"].sizes["pick"] == 1
+    assert float(names["at_picks"].max()) > 0.3
+    assert float(names["mean_particle"].sel(z=0, y=0, x=0)) > 0
+    assert names["between"].sizes["z"] == 2
+    assert names["everywhere"].notnull().all()
+    assert float(names["along_z"].mean()) > 0
     assert float(names["median"].max()) < 1
     assert names["both"].attrs["matched"] > 3
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"stages"},
     {"executors"},
     {"pipeline", "planning"},
-    {"outputs", "analysis", "demo", "picture", "summary", "batch", "benchmark", "report"},
+    {"outputs", "analysis", "demo", "picture", "summary", "batch", "benchmark", "report", "accessors"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -31,7 +31,7 @@ OWNERS = {
     "timm": {"models"},
     "segment_anything": {"models"},
     "zarr": {"store", "io"},
-    "dask": {"executors", "store", "simulate", "analysis"},
+    "dask": {"executors", "store", "simulate", "analysis", "io"},
     "distributed": {"executors", "pipeline", "cli"},
     "dask_cuda": {"executors"},
     "dask_jobqueue": {"executors"},

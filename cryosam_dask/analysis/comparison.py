@@ -107,7 +107,8 @@ def _check_same(a: RunStore, b: RunStore, same_content: bool) -> None:
 def _content(store: RunStore) -> str:
     """What tells a run's input from others, wherever its file was."""
     known = store.info.get("input", {})
-    return json.dumps({key: value for key, value in known.items() if key not in ("path", "name")}, sort_keys=True)
+    drawn = ("path", "name", "content") if "sha256" in known else ("path", "name")
+    return json.dumps({key: value for key, value in known.items() if key not in drawn}, sort_keys=True)
 
 
 def match(a: Float64, b: Float64, radius: float) -> tuple[Int64, Float64]:

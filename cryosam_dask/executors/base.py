@@ -15,10 +15,10 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.executors.ledger import PATIENCE, Ledger, RoundOverError
@@ -47,6 +47,7 @@ __all__ = [
     "process_name",
     "run_unit",
     "unfinished",
+    "with_value",
 ]
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,10 @@ class Executor(Protocol):
         """
         ...
 
+    def compute(self, values: Sequence[Any]) -> list[Any]:
+        """Values of small collections of Dask, computed where units run."""
+        ...
+
     def close(self) -> None:
         """Give back what the executor itself opened. Closing twice is allowed."""
         ...
@@ -153,6 +158,11 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
     timing = Timing(unit.name, time.perf_counter() - start, worker, watch.before, watch.peak, watch.together)
     logger.debug("%s: %s ends after %.2f s on %s", stage, unit.name, timing.seconds, worker)
     return Finished(result, timing)
+
+
+def with_value(stage: Stage, unit: Unit) -> Unit:
+    """A unit with what it gets of the stage's inputs, where these are in this process."""
+    return unit if stage.inputs is None else replace(unit, value=stage.inputs.of(unit))
 
 
 def process_name() -> str:

@@ -22,6 +22,7 @@ from cryosam_dask.executors.connection import (
     talking,
 )
 from cryosam_dask.executors.flight import UNITS_PER_SLOT, Flight
+from cryosam_dask.executors.lazy import check_held, is_lazy, portions
 from cryosam_dask.executors.memory import USABLE, process_memory
 from cryosam_dask.executors.serial import device_name
 from cryosam_dask.executors.worker_calls import device_here, precision_here, run_sent, unlike, work_here
@@ -216,18 +217,34 @@ class DaskExecutor:
                 report(unit, outcome)
 
         self._kept(lambda: self._check_work(stage))
-        Flight(self, stage, context, set_suspects_aside, self._unit_timeout).run(units)
+        for portion in portions(units, self._room()) if is_lazy(stage) else [units]:
+            Flight(self, stage, context, set_suspects_aside, self._unit_timeout).run(portion)
         for unit in suspects:
             Flight(self, stage, context, explain, self._unit_timeout).run([unit])
+
+    def _room(self) -> int | None:
+        """Bytes that units may take on all workers together, None if there is no limit."""
+        share = self.worker_memory
+        return None if share is None else share * sum(w["nthreads"] for w in self._kept(self._some_workers).values())
 
     def submit(
         self, units: Sequence[bytes], keys: Sequence[str], resources: dict[str, float] | None, job: bytes, topic: str
     ) -> list[Future[Finished]]:
         """Send units in one message."""
-        futures: list[Future[Finished]] = self.client.map(
-            run_sent, list(units), key=list(keys), pure=False, resources=resources, job=job, topic=topic
-        )
+        import dask
+
+        # voxels that travel with units make it long, which is meant, and of which there is a bounded number
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
+            futures: list[Future[Finished]] = self.client.map(
+                run_sent, list(units), key=list(keys), pure=False, resources=resources, job=job, topic=topic
+            )
         return futures
+
+    def compute(self, values: Sequence[Any]) -> list[Any]:
+        """See `Executor.compute`."""
+        check_held(list(values), self.client)
+        self._kept(self._some_workers)
+        return list(self._kept(lambda: self.client.gather(self.client.compute(list(values)))))
 
     def slots_of(
         self, workers: Mapping[str, Mapping[str, Any]], needs_gpu: bool

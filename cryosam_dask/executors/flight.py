@@ -19,10 +19,12 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from cryosam_dask.errors import ExecutionError
+from cryosam_dask.executors import lazy
+from cryosam_dask.executors.base import with_value
 from cryosam_dask.executors.connection import CANCELLED, Began, ConnectionLostError, Left, talking
 from cryosam_dask.executors.outcomes import Failed, Finished, Report
 from cryosam_dask.executors.watch import Flown, Watch
-from cryosam_dask.executors.worker_calls import unlike
+from cryosam_dask.executors.worker_calls import take, unlike
 from cryosam_dask.stages.base import Context, Stage, Unit
 
 if TYPE_CHECKING:
@@ -122,7 +124,9 @@ class Flight:
         on the way."""
         from distributed.protocol import pickle
 
-        count = min(len(self._waiting), self._window - len(self._flying))
+        # one graph for all, where what several units need is to be computed once
+        whole = lazy.is_lazy(self._stage)
+        count = len(self._waiting) if whole else min(len(self._waiting), self._window - len(self._flying))
         if count <= 0:
             return
         news = self._base.news()
@@ -130,7 +134,15 @@ class Flight:
         units = [self._waiting[i] for i in range(count)]
         message = uuid.uuid4().hex
         keys = [f"{self._stage.name}-{unit.name}-{message}" for unit in units]
-        futures = self._base.submit([pickle.dumps(unit) for unit in units], keys, self._resources, job, news.topic)
+        if whole:
+            tasks = {
+                key: (unit, functools.partial(take, unit=pickle.dumps(unit), job=job, topic=news.topic))
+                for key, unit in zip(keys, units, strict=True)
+            }
+            futures = lazy.submit(self._base.client, self._stage, tasks)
+        else:
+            sent = [pickle.dumps(with_value(self._stage, unit)) for unit in units]
+            futures = self._base.submit(sent, keys, self._resources, job, news.topic)
         for future, unit, key in zip(futures, units, keys, strict=True):
             self._waiting.popleft()
             self._flying[future] = self._by_key[key] = Flown(unit, key, self._count)

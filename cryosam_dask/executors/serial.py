@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from cryosam_dask.executors.base import Failed, Report, process_name, run_unit
+from cryosam_dask.executors import lazy
+from cryosam_dask.executors.base import Failed, Report, process_name, run_unit, with_value
 from cryosam_dask.executors.memory import available_memory
 from cryosam_dask.stages.base import Context, Stage, Unit
 
@@ -34,10 +35,19 @@ class SerialExecutor:
     def describe(self) -> str:
         return f"this process, {device_name(self.device)}"
 
+    def compute(self, values: Sequence[Any]) -> list[Any]:
+        from dask.base import compute
+
+        lazy.check_held(list(values), None)
+        return list(compute(*values, scheduler="sync"))
+
     def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
+        if lazy.is_lazy(stage):
+            lazy.run_here(stage, context, units, report, self.worker_memory)
+            return
         for unit in units:
             try:
-                finished = run_unit(stage.name, stage.work, stage.settings, context, unit)
+                finished = run_unit(stage.name, stage.work, stage.settings, context, with_value(stage, unit))
             except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
                 report(unit, Failed(error, process_name()))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cryosam_dask.errors import ExecutionError
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
     from cryosam_dask.stages.base import Unit
 
 
-def run_sent(unit: bytes, job: bytes, topic: str = "") -> Finished:
-    """`run_unit` of what was sent as bytes, after the driver has been told under `topic` that it begins."""
+def run_sent(unit: bytes, job: bytes, topic: str = "", value: Any = None) -> Finished:
+    """`run_unit` of what was sent as bytes, after the driver has been told under `topic` that it begins.
+
+    `value`, if it is not None, is what Dask computed for the unit.
+    """
     from distributed.protocol import pickle
 
     if topic:
@@ -23,7 +27,12 @@ def run_sent(unit: bytes, job: bytes, topic: str = "") -> Finished:
         sent: Unit = pickle.loads(unit)
     except Exception as error:
         raise unlike("a worker", error) from error
-    return run_unit(stage, work, settings, context, sent)
+    return run_unit(stage, work, settings, context, sent if value is None else replace(sent, value=value))
+
+
+def take(value: Any, *, unit: bytes, job: bytes, topic: str) -> Finished:
+    """`run_sent` as a task of a graph that computes its value."""
+    return run_sent(unit, job, topic, value)
 
 
 def announce(topic: str) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
+from cryosam_dask.io.arrays import open_array
 from cryosam_dask.io.frame import TomogramSource, as_path, is_folder, parse_voxel_size
 from cryosam_dask.io.mrc import open_gzipped_mrc, open_mrc
 from cryosam_dask.io.mrc_remote import open_remote_mrc
 from cryosam_dask.io.npy import open_npy, open_npz
 from cryosam_dask.io.omezarr import ZarrSource, open_omezarr
 from cryosam_dask.store.address import check_address, public
-from cryosam_dask.types import Point
+from cryosam_dask.types import Point, Volume
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def inside(path: Path) -> tuple[Path, str] | None:
 
 
 def open_tomogram(
-    path_or_url: str | PathLike[str],
+    path_or_url: str | PathLike[str] | Volume,
     *,
     voxel_size: float | Sequence[float] | None = None,
     unsigned: bool | None = None,
@@ -100,7 +101,7 @@ def open_tomogram(
     ----------
     path_or_url : `tomo.mrc`, `tomo.rec.gz`, `tomo.tif`, `tomo.zarr`, `s3://bucket/tomo.zarr`, `https://host/tomo.mrc`,
         which may be signed by a query; `tomo.zarr/1` takes that resolution level, `tomo.h5/group/name` that dataset; a
-        tomogram of a copick project, see `io.copick`
+        tomogram of a copick project, see `io.copick`; or an array of NumPy, Dask or xarray, see `io.arrays`
     voxel_size : Å, one number or (z, y, x), instead of the file's own
     unsigned : how to read 8-bit MRC voxels, instead of what the header says
 
@@ -108,6 +109,10 @@ def open_tomogram(
     file and what to do, and StoreError where storage that is not a local disk does not answer or does not let us in.
     """
     override = parse_voxel_size(voxel_size)
+    if not isinstance(path_or_url, str | PathLike):
+        if unsigned is not None:
+            raise InputError("'unsigned' applies to MRC files only; an array tells its own type")
+        return open_array(path_or_url, voxel_size=override)
     text = str(path_or_url)
     if copick.is_address(text):
         return _open_copick(text, override, unsigned)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
+from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
@@ -24,6 +25,7 @@ from cryosam_dask.stages import (
     embed,
     features,
     ingest,
+    ingest_array,
     label,
     match,
     negative,
@@ -44,6 +46,7 @@ from cryosam_dask.store.address import public
 from cryosam_dask.store.features import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
+from cryosam_dask.types import Volume
 
 
 class Driver(Runner):
@@ -51,13 +54,21 @@ class Driver(Runner):
 
     @command
     def ingest(
-        self, tomogram: str | Path, *, voxel_size: float | Sequence[float] | None = None, unsigned: bool | None = None
+        self,
+        tomogram: str | Path | Volume,
+        *,
+        voxel_size: float | Sequence[float] | None = None,
+        unsigned: bool | None = None,
     ) -> None:
-        """Copy a tomogram into the store, chunked, with its levels and statistics."""
+        """Copy a tomogram, a file or an array as of `run`, into the store, chunked, with its levels and statistics."""
         source = open_tomogram(tomogram, voxel_size=voxel_size, unsigned=unsigned)
-        path = str(tomogram) if "://" in str(tomogram) else str(Path(tomogram).expanduser().absolute())
-        sizes = list(source.voxel_size) if voxel_size is not None else None
-        stage = ingest.plan(source, path, {"voxel_size": sizes, "unsigned": unsigned})
+        if isinstance(source, ArraySource):
+            source = self._recognized(source)
+            path, stage = source.name, ingest_array.plan(source)
+        else:
+            path = str(tomogram) if "://" in str(tomogram) else str(Path(tomogram).expanduser().absolute())
+            sizes = list(source.voxel_size) if voxel_size is not None else None
+            stage = ingest.plan(source, path, {"voxel_size": sizes, "unsigned": unsigned})
         if RunStore.exists(self.url) and self._replaced(stage, source):
             self._remove()
         fresh = not RunStore.exists(self.url)
@@ -75,6 +86,12 @@ class Driver(Runner):
             if unfinished:
                 self._remove()
             raise
+
+    def _recognized(self, source: ArraySource) -> ArraySource:
+        """An array as that which the run is made from, if it is."""
+        if not RunStore.exists(self.url) or RunStore.is_removed(self.url):
+            return source
+        return ingest_array.recognized(self.store, source, self._executor.compute)
 
     def _replaced(self, stage: Stage, source: TomogramSource) -> bool:
         """Whether the run that is there gives way to a new one of this source."""

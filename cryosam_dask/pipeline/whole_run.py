@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cryosam_dask.executors.dask import UNIT_TIMEOUT
 from cryosam_dask.executors.progress import Progress
+from cryosam_dask.io.arrays import ArraySource
+from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import registry
 from cryosam_dask.models.catalog import encoder_info, segmenter_info
@@ -19,6 +21,7 @@ from cryosam_dask.stages import borrow
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.store.address import public
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Volume
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -47,8 +50,13 @@ def uses_torch_of(settings: Settings) -> bool:
     return encoder_info(settings.features.encoder).uses_torch or segmenter.uses_torch
 
 
+def name_of(tomogram: str | Path | Volume, source: TomogramSource) -> str:
+    """A tomogram, as errors call it."""
+    return source.name if isinstance(source, ArraySource) else public(tomogram)
+
+
 def run(
-    tomogram: str | Path,
+    tomogram: str | Path | Volume,
     points: Points | Mapping[str, Points] | None,
     out: str | Path,
     *,
@@ -73,7 +81,10 @@ def run(
 
     Parameters
     ----------
-    tomogram : MRC, OME-Zarr, TIFF, HDF5, NumPy or an address in a copick project; MRC and OME-Zarr also by URL
+    tomogram : MRC, OME-Zarr, TIFF, HDF5, NumPy or an address in a copick project; MRC and OME-Zarr also by URL. Or an
+        array: `xarray.DataArray` with the dimensions z, y, x in any order, whose coordinates (evenly spaced, with
+        `units`) or attributes (`voxel_size`, `units`) tell the voxel size; or one of NumPy or Dask, (z, y, x), with
+        `voxel_size`. What is lazy is computed by Dask where the run is, and never whole in memory
     points : (n, 3) voxels (z, y, x), zero-based, all on particles of one kind; or such points by the name of each of
         several kinds, which are then told apart: each voxel and pick goes to the best one; None with `query`
     out : the run's store, a folder or fsspec URL; an existing run with the same settings is continued
@@ -100,7 +111,7 @@ def run(
     for model in (chosen.features.encoder, chosen.propagation.segmenter):
         registry.ensure_weights(model)
     for loan in kinds.loans.values():
-        borrow.check(loan, chosen, source.voxel_size, public(tomogram))
+        borrow.check(loan, chosen, source.voxel_size, name_of(tomogram, source))
     with make_executor(
         *(workers, scheduler, device, client),
         uses_torch=uses_torch_of(chosen),

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from cryosam_dask.store.run_store import RunStore
 
@@ -45,6 +45,7 @@ class Unit:
     params : JSON-able parameters of the work function
     reads, writes : regions of the store
     memory : projected peak bytes of its own arrays, without the model
+    value : what it gets of the stage's `inputs`, where it runs
     """
 
     name: str
@@ -53,6 +54,7 @@ class Unit:
     reads: tuple[Region, ...] = ()
     writes: tuple[Region, ...] = ()
     memory: int = 0
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,27 @@ class Context:
 Work = Callable[[Context, Json, Unit], UnitResult | None]
 
 
+class Inputs(Protocol):
+    """What units work on where no path leads to it: blocks of an array that only the driver has.
+
+    Attributes
+    ----------
+    graph : Dask's graph that computes the values of all units, so that what several of them need is computed once;
+        None where they are here, and travel with their units
+    collection : the collection of Dask that the graph is of
+    """
+
+    @property
+    def collection(self) -> Any: ...
+
+    @property
+    def graph(self) -> dict[Any, Any] | None: ...
+
+    def of(self, unit: Unit) -> Any:
+        """What a unit gets as its `value`; where there is a graph, the key of that."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage, ready to run.
@@ -97,6 +120,7 @@ class Stage:
     uses_model : whether units run a model (then they ask for a GPU where workers declare one)
     model_memory : bytes of the model, once per worker
     advice : the setting that makes units smaller, for the error that says that they do not fit
+    inputs : the values of units, None where they open what they need
     """
 
     name: str
@@ -108,6 +132,7 @@ class Stage:
     uses_model: bool = False
     model_memory: int = 0
     advice: str = "give the workers more memory"
+    inputs: Inputs | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@ together and then treats one after the other, so that no piece is decoded again 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -19,13 +20,14 @@ import numpy as np
 
 from cryosam_dask import __version__, geometry
 from cryosam_dask.errors import InputError
+from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.omezarr import ZarrSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import images
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
-from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_image_box
+from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, by_image_box
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import expect
@@ -62,17 +64,21 @@ def plan(source: TomogramSource, path: str, options: Json) -> Stage:
                 },
                 reads=(Region("input", start, stop),),
                 writes=tuple(Region(layout.tomogram(), *_hull([box])) for box in boxes),
-                memory=_memory(boxes, source),
+                memory=memory_of(boxes, source),
             )
         )
-    settings = {
+    count = len(layout.image_boxes(source.shape))
+    return Stage(NAME, work, settings_of(source), "", tuple(units), count, advice="give each worker more memory")
+
+
+def settings_of(source: TomogramSource) -> Json:
+    """What the ingest of a source depends on."""
+    return {
         "input": _content(source),
         "voxel_size": list(source.voxel_size),
         "origin": list(source.origin),
         "chunk": list(layout.CHUNK),
     }
-    count = len(layout.image_boxes(source.shape))
-    return Stage(NAME, work, settings, "", tuple(units), count, advice="give each worker more memory")
 
 
 def _together(source: TomogramSource) -> list[list[tuple[int, geometry.Box]]]:
@@ -99,7 +105,7 @@ def _hull(boxes: list[geometry.Box]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(min(a for a, _ in side) for side in sides), tuple(max(b for _, b in side) for side in sides)
 
 
-def _memory(boxes: list[geometry.Box], source: TomogramSource) -> int:
+def memory_of(boxes: list[geometry.Box], source: TomogramSource) -> int:
     """What reading takes, all boxes as read where there are several, and what is made of the largest: the box as read
     with what statistics and halving make of it, in the file's type; or the box as stored with its halves in single
     precision, whichever is more."""
@@ -149,6 +155,8 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
         chunks=(1, 3 + images.QUANTILES),
         dims=("box", "summary"),
     )
+    if isinstance(source, ArraySource):
+        store.new_array(layout.DIGESTS, shape=(count, 32), dtype="uint8", chunks=(1, 32), dims=("box", "byte"))
     scales = ome.multiscales("tomogram", layout.TOMOGRAM_VARIABLE, levels, source.voxel_size, source.origin)
     store.root.attrs["ome"] = {"version": "0.5", "multiscales": scales}
 
@@ -156,7 +164,7 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
 def is_of(store: RunStore, source: TomogramSource) -> bool:
     """Whether a run was made of this very source, whatever its file is called."""
     known, own = store.info, {**_content(source), "voxel_size": source.voxel_size, "origin": source.origin}
-    found = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name")}
+    found = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name", "sha256")}
     described = {**found, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
     return bool(json.loads(json.dumps(described)) == json.loads(json.dumps(own)))
 
@@ -175,11 +183,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     shown = public(params["path"])
     if len(boxes) == 1:
         index, box = boxes[0]
-        _write_box(store, index, box, read.pop(), shown)  # and nobody else holds the voxels as they were read
+        write_box(store, index, box, read.pop(), shown)  # and nobody else holds the voxels as they were read
         return None
     for index, box in boxes:
         part = tuple(slice(a - first, b - first) for (a, b), first in zip(box, start, strict=True))
-        _write_box(store, index, box, np.ascontiguousarray(read[0][part]), shown)
+        write_box(store, index, box, np.ascontiguousarray(read[0][part]), shown)
     return None
 
 
@@ -204,11 +212,16 @@ def _source(path: str, options: Json, content: Json) -> TomogramSource:
     return source
 
 
-def _write_box(store: RunStore, index: int, box: geometry.Box, voxels: Array, path: str) -> None:
+def as_stored(voxels: Array) -> Array:
+    """Voxels in the type that they are stored in; what is too large for single precision is infinite then."""
+    with np.errstate(over="ignore"):
+        return voxels.astype(stored_dtype(voxels.dtype), copy=False)
+
+
+def write_box(store: RunStore, index: int, box: geometry.Box, voxels: Array, path: str) -> None:
     """Check a box, write its statistics, and its chunks on all levels."""
     start = (box[0][0], box[1][0], box[2][0])
-    with np.errstate(over="ignore"):  # what is too large for single precision is infinite then
-        voxels = voxels.astype(stored_dtype(voxels.dtype), copy=False)
+    voxels = as_stored(voxels)
     _check_finite(voxels, start, path)
     store.array(layout.STATISTICS)[index] = images.summarize(voxels)
     for level in range(layout.level_count(store.shape)):
@@ -250,12 +263,21 @@ def finish(store: RunStore, path: str) -> None:
     merged = images.merge_summaries(store.read(layout.STATISTICS))
     if not merged.std > 0 or not merged.high > merged.low:
         raise InputError(f"{public(path)}: all voxels are (nearly) {merged.mean:g}; expected a tomogram with contrast")
-    store.update_info(statistics=merged.to_json())
+    about = store.info["input"]
+    if layout.DIGESTS in store:  # an array, which is known by what was written of it
+        about = {**about, "sha256": hashlib.sha256(store.read(layout.DIGESTS).tobytes()).hexdigest()}
+    store.update_info(statistics=merged.to_json(), input=about)
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
     yield from ((layout.tomogram(level), None) for level in range(layout.level_count(store.shape)))
     yield layout.STATISTICS, None
+    if settings.get("input", {}).get("format") == "array":
+        yield layout.DIGESTS, None
+
+
+def _by_box(store: RunStore, match: re.Match[str]) -> MarkOf:
+    return lambda index: index[0]
 
 
 def _cost(bench: Bench, unit: Unit) -> Cost:
@@ -276,7 +298,8 @@ STAGE = Declaration(
     part="ingest",
     arrays=(
         Arrays(layout.pattern(layout.tomogram), "stage", by_image_box, "tomogram"),
-        Arrays(re.compile(layout.STATISTICS), "stage", lambda store, match: lambda index: index[0]),
+        Arrays(re.compile(layout.STATISTICS), "stage", _by_box),
+        Arrays(re.compile(layout.DIGESTS), "stage", _by_box),
         Arrays(
             layout.pattern(lambda level, axis: layout.member(layout.level_group(level), axis)),
             "coordinates",

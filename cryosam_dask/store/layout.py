@@ -3,6 +3,7 @@
 RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   scale0/tomogram, scale1/…      the tomogram and its 2× levels
   statistics                     per box of the ingest
+  digests                        per box, SHA-256 of its voxels, where the tomogram came as an array and not as a file
   features/r1, r4, r8, r16       latent views z, y, x (float16) and their Gram maps (float32)
   features/dense/r16             3C-channel features, where `dense_ratios` asks for them
   features/standardization       per view mean and linear map of the tokens
@@ -38,6 +39,7 @@ INGEST_BOX: Shape3 = (32, 256, 4096)
 
 INGEST_SLAB = INGEST_BOX[0]
 STATISTICS = "statistics"
+DIGESTS = "digests"
 TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
 FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"

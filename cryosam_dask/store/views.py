@@ -39,7 +39,9 @@ def open_run(url: str | Path) -> xr.DataTree:
     for path, group in _groups(store.root, ""):
         if any(True for _ in group.array_keys()):
             nodes[path] = open_group(store, path)
-    return xr.DataTree.from_dict(nodes, name=Path(str(url)).name)
+    tree = xr.DataTree.from_dict(nodes, name=Path(str(url)).name)
+    tree.encoding["source"] = store.url  # where xarray keeps it, for `tree.cryosam`
+    return tree
 
 
 def open_group(store: RunStore, path: str) -> xr.Dataset:
