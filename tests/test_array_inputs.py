@@ -25,9 +25,9 @@ from cryosam_dask.executors.local import close_local, local_client
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.arrays import open_array
 from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.pipeline import Driver
+from cryosam_dask.pipeline import Driver, integrity
 from cryosam_dask.stages import ingest_array
-from cryosam_dask.store import integrity, layout, marks
+from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array, Shape3
 
