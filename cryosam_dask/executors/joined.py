@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from cryosam_dask.errors import ExecutionError
 from cryosam_dask.executors.cluster import WORKER_TIMEOUT, Cluster
-from cryosam_dask.executors.connection import CONNECT_TIMEOUT, connect, connect_again, disconnect, quiet_dask
+from cryosam_dask.executors.connection import CONNECT_TIMEOUT, connect, disconnect, quiet_dask
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 RECONNECT = 120.0
 """Seconds to look for a scheduler that was lost: time to be started again by who watches over it."""
+
+_LONGEST_PAUSE = 15.0
 
 KINDS = ("cryosam", "kinds")
 """Where a scheduler's metadata name the kinds of jobs that hold its workers."""
@@ -88,13 +91,23 @@ class JoinedScheduler(Cluster):
             "the connection to the scheduler at %s was lost (%s); looking for it for %g s", self._address, why, patience
         )
         disconnect(self._client)
-        try:
-            self._client = connect_again(self._address, patience, self._security)
-        except ExecutionError:
-            return None
-        self.reconnect = patience
-        logger.warning("connected to the scheduler at %s again; going on with what had not landed", self._address)
-        return self._client
+        client = self._search(patience)
+        if client is not None:
+            self._client, self.reconnect = client, patience
+            logger.warning("connected to the scheduler at %s again; going on with what had not landed", self._address)
+        return client
+
+    def _search(self, patience: float) -> Client | None:
+        """Try to connect for so long, with longer and longer pauses."""
+        deadline, pause = time.monotonic() + patience, 0.25
+        while True:
+            left = deadline - time.monotonic()
+            with contextlib.suppress(ExecutionError):
+                return connect(self._address, max(1.0, min(CONNECT_TIMEOUT, left)), self._security)
+            if left <= pause:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def close(self) -> None:
         """Close the connection."""

@@ -106,6 +106,7 @@ class JobPool(Cluster):
             security = security or temporary_security()
             self.tls_files = shared_files(file, security, folder)
             self._cluster = start_scheduler(file, security)
+            self.scheduler: Scheduler = self._cluster.scheduler
             opening.callback(self._cluster.close)
             self._balancing: asyncio.Task[None] = self._cluster.sync(self._begin)
             opening.callback(self._cluster.sync, self._finish)
@@ -115,11 +116,6 @@ class JobPool(Cluster):
     @property
     def address(self) -> str:
         return str(self._cluster.scheduler_address)
-
-    @property
-    def scheduler(self) -> Scheduler:
-        scheduler: Scheduler = self._cluster.scheduler
-        return scheduler
 
     def connect(self) -> Client:
         return self._client
