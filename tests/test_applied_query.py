@@ -17,7 +17,7 @@ import zarr
 import cryosam_dask as cs
 from cryosam_dask import outputs
 from cryosam_dask.errors import InputError, StoreError
-from cryosam_dask.executors.local import LocalExecutor
+from cryosam_dask.executors import DaskExecutor, LocalWorkers
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.kernels import likeness
 from cryosam_dask.kernels.peaks import auto_cut
@@ -184,7 +184,7 @@ def test_workers_give_the_same_bytes(
     applied: Path, donor: Path, bare: Callable[[Path], Driver], tmp_path: Path
 ) -> None:
     out = Path(bare(tmp_path).url)
-    with LocalExecutor(2) as executor:
+    with DaskExecutor(LocalWorkers(2)) as executor:
         taker = Driver(out, executor)
         taker.borrow(NAME, donor)
         taker.match(NAME)

@@ -21,6 +21,7 @@ from cryosam_dask.errors import ExecutionError, InputError, StoreError
 from cryosam_dask.executors import lazy
 from cryosam_dask.executors.base import Executor
 from cryosam_dask.executors.dask import DaskExecutor
+from cryosam_dask.executors.joined import UserClient
 from cryosam_dask.executors.local import close_local, local_client
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.arrays import open_array
@@ -60,7 +61,7 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture(params=["serial", "dask"])
 def executor(request: pytest.FixtureRequest) -> Executor:
-    return DaskExecutor(request.getfixturevalue("client")) if request.param == "dask" else SerialExecutor()
+    return DaskExecutor(UserClient(request.getfixturevalue("client"))) if request.param == "dask" else SerialExecutor()
 
 
 def ingest(tomogram: Any, out: Path, executor: Executor | None = None, **options: Any) -> RunStore:
@@ -356,9 +357,9 @@ def test_an_array_on_a_cluster_is_used_there_and_nowhere_else(
     voxels: Array, from_file: Path, client: Any, tmp_path: Path
 ) -> None:
     held = labelled(client.persist(da.from_array(voxels, chunks=32)))
-    ingest(held, tmp_path / "run.zarr", DaskExecutor(client))
+    ingest(held, tmp_path / "run.zarr", DaskExecutor(UserClient(client)))
     assert chunks(tmp_path / "run.zarr") == chunks(from_file)
-    ingest(held, tmp_path / "run.zarr", DaskExecutor(client))
+    ingest(held, tmp_path / "run.zarr", DaskExecutor(UserClient(client)))
     for out in ("run.zarr", "new.zarr"):
         with pytest.raises(InputError, match="persisted on a Dask cluster; give its client="):
             ingest(held, tmp_path / out)
@@ -376,7 +377,7 @@ def test_a_lost_worker_costs_its_tasks_only(voxels: Array, from_file: Path, clie
     deadly = array.map_blocks(
         kills_its_worker_once, flag=str(tmp_path / "died"), dtype="f4", meta=np.empty((0, 0, 0), "f4")
     )
-    ingest(labelled(deadly), tmp_path / "run.zarr", DaskExecutor(client))
+    ingest(labelled(deadly), tmp_path / "run.zarr", DaskExecutor(UserClient(client)))
     assert (tmp_path / "died").exists()
     assert chunks(tmp_path / "run.zarr") == chunks(from_file)
 

@@ -19,7 +19,7 @@ import trustme
 from distributed import Client, Security
 
 from cryosam_dask.errors import ExecutionError, SettingsError
-from cryosam_dask.executors import DaskExecutor, local_client, make_executor
+from cryosam_dask.executors import DaskExecutor, JoinedScheduler, local_client, make_executor
 from cryosam_dask.executors.local import close_local
 from cryosam_dask.executors.security import secured, security_from, temporary_security, write_private
 
@@ -117,7 +117,7 @@ def test_who_has_none_or_another_one_is_turned_away(scheduler, ours, theirs):
     plain = scheduler.replace("tls://", "tcp://")
     for address, security in ((plain, None), (scheduler, stranger), (scheduler, mixed)):
         with pytest.raises(ExecutionError) as caught:
-            DaskExecutor(address, "cpu", security=security, timeout=2)
+            JoinedScheduler(address, security=security, timeout=2)
         message = str(caught.value)
         assert address in message
         assert "\n" not in message
@@ -139,7 +139,7 @@ def test_workers_without_a_certificate_are_turned_away(scheduler, ours, theirs, 
         ]  # fmt: skip
         eventually(lambda: all(process.poll() is not None for process in processes))
     security = security_from(ours["ca"], ours["cert"], ours["key"])
-    with DaskExecutor(scheduler, "cpu", security=security, timeout=60) as executor:
+    with DaskExecutor(JoinedScheduler(scheduler, security=security, timeout=60), "cpu") as executor:
         assert not {"without", "stranger"} & {str(worker["name"]) for worker in executor.workers().values()}
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.executors.base import Executor
 from cryosam_dask.executors.dask import UNIT_TIMEOUT, DaskExecutor
-from cryosam_dask.executors.local import LocalExecutor, default_workers
+from cryosam_dask.executors.joined import JoinedScheduler, UserClient
+from cryosam_dask.executors.local import LocalWorkers
+from cryosam_dask.executors.machine import default_workers
 from cryosam_dask.executors.security import secured
 from cryosam_dask.executors.serial import SerialExecutor
 
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from distributed import Client, Security
-
-KINDS = ("cryosam", "kinds")
-"""Where a scheduler's metadata name the kinds of jobs that hold its workers."""
 
 
 def make_executor(
@@ -51,19 +50,19 @@ def make_executor(
         raise SettingsError(f"unit timeout {unit_timeout:g}: expected seconds above 0, or none")
     common: dict[str, Any] = {"uses_torch": uses_torch, "unit_timeout": unit_timeout}
     if client is not None:
-        return DaskExecutor(client, device, **common)
+        return DaskExecutor(UserClient(client), device, **common)
     if scheduler is not None:
         address, security = secured(scheduler, security)
-        return JoiningExecutor(address, device, security=security, **common)
+        return DaskExecutor(JoinedScheduler(address, security=security), device, **common)
     if cluster is not None:
         from cryosam_dask.executors.clusters import open_cluster
 
         return open_cluster(cluster, device=device, security=security, **common)
     from cryosam_dask.models.registry import resolve_device
 
-    found = resolve_device(device, uses_torch)
-    count = default_workers(found) if workers is None else workers
-    return LocalExecutor(count, found, **common) if count > 1 else SerialExecutor(found)
+    device = resolve_device(device, uses_torch)
+    count = default_workers(device) if workers is None else workers
+    return DaskExecutor(LocalWorkers(count, device), **common) if count > 1 else SerialExecutor(device)
 
 
 def _agree(
@@ -85,14 +84,3 @@ def _agree(
             "certificates are for a scheduler or a cluster; give --scheduler or --cluster with them (local workers "
             "make their own)"
         )
-
-
-class JoiningExecutor(DaskExecutor):
-    """Runs units on a scheduler at an address. Where that serves a cluster's file, it says which jobs are to come."""
-
-    def __init__(self, address: str, device: str = "auto", **options: Any) -> None:
-        super().__init__(address, device, **options)
-        kinds = self.client.get_metadata(list(KINDS), default=[])
-        if kinds:
-            self._worker_timeout = None  # queues take their time
-            self._expects_gpu = "gpu" in kinds

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cryosam_dask.errors import SettingsError
-from cryosam_dask.executors.dask import UNITS_PER_GPU
+from cryosam_dask.executors.cluster import UNITS_PER_GPU
 
 SMALLEST_MEMORY = 256 << 20
 _WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 10.0
 CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
-_LONGEST_PAUSE = 15.0
 _INTRODUCTION = 10.0
 """Seconds that who listens at an address has to show who it is; schedulers do at once, unless they are busy."""
 
@@ -87,20 +86,6 @@ def disconnect(client: Client) -> None:
     with contextlib.suppress(Exception):  # it may have failed before it had one
         client.status = "closed"
         client._loop_runner.stop()
-
-
-def connect_again(address: str, patience: float, security: Security | None = None) -> Client:
-    """Connect to a scheduler that was there before, trying for `patience` seconds with longer and longer pauses."""
-    deadline, pause = time.monotonic() + patience, 0.25
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            return connect(address, max(1.0, min(CONNECT_TIMEOUT, left)), security)
-        except ExecutionError:
-            if left <= pause:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _why_not(address: str, timeout: float, error: Exception, has_certificate: bool) -> str:

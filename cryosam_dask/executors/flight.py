@@ -14,23 +14,24 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from cryosam_dask.errors import ExecutionError
 from cryosam_dask.executors import lazy
 from cryosam_dask.executors.base import with_value
-from cryosam_dask.executors.connection import CANCELLED, Began, ConnectionLostError, Left, talking
+from cryosam_dask.executors.connection import Began, ConnectionLostError, Left, talking
+from cryosam_dask.executors.landing import FETCH, landed_outcomes
 from cryosam_dask.executors.outcomes import Failed, Finished, Report
 from cryosam_dask.executors.watch import Flown, Watch
-from cryosam_dask.executors.worker_calls import take, unlike
+from cryosam_dask.executors.worker_calls import take
 from cryosam_dask.stages.base import Context, Stage, Unit
 
 if TYPE_CHECKING:
     from distributed import Future
 
-    from cryosam_dask.executors.dask import DaskExecutor
+    from cryosam_dask.executors.link import Link
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +45,18 @@ _LOOK_AROUND = 2.0
 _LINGER = 0.05
 """Seconds that the driver waits for more units to land, at most: handling them together costs it a third."""
 
-_FETCH = 10.0
-"""Seconds for results, which are small, to come from workers."""
-
 
 class Flight:
     """One run of units of a stage.
 
     Parameters
     ----------
-    base : the executor, with its connection; report : told of each outcome
+    link : the connection to workers; report : told of each outcome
     timeout : seconds that a unit may take on a worker; None: for ever
     """
 
-    def __init__(
-        self, base: DaskExecutor, stage: Stage, context: Context, report: Report, timeout: float | None
-    ) -> None:
-        self._base = base
+    def __init__(self, link: Link, stage: Stage, context: Context, report: Report, timeout: float | None) -> None:
+        self._link = link
         self._stage, self._context = stage, context
         self._report = report
         self._timeout = timeout
@@ -95,23 +91,23 @@ class Flight:
                         self._end_hung()
                 except ConnectionLostError as error:
                     self._start_over()
-                    self._base.recover(error)
+                    self._link.recover(error)
                 failed, self._failed = self._failed, []
                 for unit, outcome in (*failed, *landed):
                     self._report(unit, outcome)
         finally:
             if self._flying:
                 with contextlib.suppress(ConnectionLostError), talking():
-                    self._base.client.cancel(list(self._flying))
+                    self._link.client.cancel(list(self._flying))
 
     def _look_around(self) -> None:
         """See which workers are there now, now and then."""
         if time.monotonic() - self._looked < _LOOK_AROUND:
             return
         needs_gpu = self._stage.uses_model and self._context.device.startswith("cuda")
-        workers = self._base.workers()
+        workers = self._link.workers()
         self._threads |= {address: int(w["nthreads"]) for address, w in workers.items()}
-        slots, self._resources = self._base.slots_of(workers, needs_gpu)
+        slots, self._resources = self._link.slots_of(workers, needs_gpu)
         self._window, self._looked = max(1, slots) * UNITS_PER_SLOT, time.monotonic()
         if self._alone != (not slots):
             self._alone = not slots
@@ -129,7 +125,7 @@ class Flight:
         count = len(self._waiting) if whole else min(len(self._waiting), self._window - len(self._flying))
         if count <= 0:
             return
-        news = self._base.news()
+        news = self._link.news()
         job = pickle.dumps((self._stage.name, self._stage.work, self._stage.settings, self._context))
         units = [self._waiting[i] for i in range(count)]
         message = uuid.uuid4().hex
@@ -139,10 +135,10 @@ class Flight:
                 key: (unit, functools.partial(take, unit=pickle.dumps(unit), job=job, topic=news.topic))
                 for key, unit in zip(keys, units, strict=True)
             }
-            futures = lazy.submit(self._base.client, self._stage, tasks)
+            futures = lazy.submit(self._link.client, self._stage, tasks)
         else:
             sent = [pickle.dumps(with_value(self._stage, unit)) for unit in units]
-            futures = self._base.submit(sent, keys, self._resources, job, news.topic)
+            futures = self._link.submit(sent, keys, self._resources, job, news.topic)
         for future, unit, key in zip(futures, units, keys, strict=True):
             self._waiting.popleft()
             self._flying[future] = self._by_key[key] = Flown(unit, key, self._count)
@@ -152,7 +148,10 @@ class Flight:
     def _land(self) -> list[tuple[Unit, Finished | Failed]]:
         """Units that are through, in any order; none if none is after a while."""
         futures = self._through()
-        outcomes = self._outcomes(futures)
+        outcomes = landed_outcomes(self._link.client, futures)
+        for future in futures:
+            if future not in outcomes:
+                future.add_done_callback(self._landed.put)
         self._hear()
         quickest = min((o.timing.seconds for o in outcomes.values() if isinstance(o, Finished)), default=0.0)
         self._linger = min(_LINGER, quickest / UNITS_PER_SLOT)
@@ -166,14 +165,14 @@ class Flight:
             else:
                 landed.append((one.unit, self._failure(one, outcome)))
         if landed:
-            self._base.fruitless = 0
+            self._link.fruitless = 0
         return landed
 
     def _through(self) -> list[Future[Finished]]:
         found = []
         with contextlib.suppress(Empty):
             found.append(self._landed.get(timeout=min(_LOOK_AROUND, self._watch.interval or _LOOK_AROUND)))
-        if self._base.client.status not in ("running", "connecting"):
+        if self._link.client.status not in ("running", "connecting"):
             raise ConnectionLostError("it was closed")
         if found:
             time.sleep(self._linger)
@@ -181,36 +180,6 @@ class Flight:
             while True:
                 found.append(self._landed.get_nowait())
         return [future for future in dict.fromkeys(found) if future in self._flying]
-
-    def _outcomes(self, futures: Sequence[Future[Finished]]) -> dict[Future[Finished], Finished | BaseException]:
-        """What landed futures hold. Results that can't be had now, because their worker is lost or hangs, are waited
-        for again; Dask computes those that were lost."""
-        well = [future for future in futures if future.status == "finished"]
-        found: dict[Future[Finished], Finished | BaseException] = {}
-        try:
-            found.update(zip(well, self._fetch(well), strict=True))
-        except CANCELLED:
-            raise
-        except TimeoutError:
-            logger.debug("%s: results of %d units can't be had yet", self._stage.name, len(well))
-        except Exception:  # noqa: BLE001 - which of them it was is found one by one
-            found.update((future, _outcome(future)) for future in well)
-        for future in futures:
-            if future.status in ("error", "cancelled"):
-                found[future] = _outcome(future)
-            elif future not in found or isinstance(found[future], TimeoutError):
-                found.pop(future, None)
-                future.add_done_callback(self._landed.put)
-        return found
-
-    def _fetch(self, futures: list[Future[Finished]]) -> list[Finished]:
-        """Results, in one message; `TimeoutError` if they do not come."""
-        client = self._base.client
-        if not futures:
-            return []
-        gather = functools.partial(client.gather, futures, asynchronous=True)
-        found: list[Finished] = client.sync(gather, asynchronous=False, callback_timeout=_FETCH)
-        return found
 
     def _failure(self, one: Flown, error: BaseException) -> Failed:
         """A unit's exception, or the end of its last worker, with where that was."""
@@ -224,7 +193,7 @@ class Flight:
 
     def _hear(self) -> None:
         """Take down which units have begun, and which were lost with their worker."""
-        for event in self._base.news().take():
+        for event in self._link.news().take():
             if isinstance(event, Left):
                 self._left(event)
             elif (one := self._by_key.get(event.key)) is not None:
@@ -257,7 +226,7 @@ class Flight:
 
     def _end_hung(self) -> None:
         """Restart workers that hang, so that their units run elsewhere; give up units that made several hang."""
-        found = self._watch.hung(self._flying.values(), self._base.processing, lambda w: self._threads.get(w, 1))
+        found = self._watch.hung(self._flying.values(), self._link.processing, lambda w: self._threads.get(w, 1))
         for address, units in found.items():
             process = units[0].process or address
             names = ", ".join(one.unit.name for one in units)
@@ -270,7 +239,7 @@ class Flight:
             )
             self._give_up([one for one in units if self._strike(one)], process)
             self._why[address] = f"it did not end within {self._timeout:g} s, so its worker was restarted"
-            if not self._base.restart(address):
+            if not self._link.restart(address):
                 logger.warning("%s: %s could not be restarted; the scheduler goes on without it", names, process)
 
     def _strike(self, one: Flown) -> bool:
@@ -292,14 +261,14 @@ class Flight:
             )
             self._failed.append((one.unit, Failed(error, process)))
         if cancelled:
-            self._base.client.cancel(cancelled)
+            self._link.client.cancel(cancelled)
             self._await_release(keys)
 
     def _await_release(self, keys: set[str]) -> None:
         """Wait until the scheduler has heard that units are cancelled. If their worker were restarted before, they
         would run once more on another, unwatched, and all that this is sent would wait behind them."""
-        deadline = time.monotonic() + _FETCH
-        while any(keys.intersection(held) for held in self._base.processing().values()):
+        deadline = time.monotonic() + FETCH
+        while any(keys.intersection(held) for held in self._link.processing().values()):
             if time.monotonic() > deadline:
                 logger.warning("%s: the scheduler does not let go of units that hang", self._stage.name)
                 return
@@ -321,16 +290,3 @@ class Flight:
         self._waiting.extendleft(one.unit for one in reversed(again))
         self._flying, self._by_key, self._landed = {}, {}, SimpleQueue()
         self._looked = -_LOOK_AROUND
-
-
-def _outcome(future: Future[Finished]) -> Finished | BaseException:
-    """What a landed future holds. A result whose worker is gone by now is computed again by Dask."""
-    try:
-        finished: Finished = future.result(timeout=_FETCH)
-    except CANCELLED:
-        raise
-    except Exception as error:  # noqa: BLE001 - what to do with a failed unit is the caller's to decide
-        if str(error).startswith("Error during deserialization"):
-            return unlike("the scheduler or a worker", error.__cause__ or error)
-        return error
-    return finished

@@ -19,20 +19,29 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
 
 from dask_jobqueue.slurm import SLURMJob
-from distributed import Client, Scheduler, Security, SpecCluster
+from distributed import Client, Scheduler, Security
 from distributed.scheduler import WorkerState
 
 from cryosam_dask.errors import ExecutionError
 from cryosam_dask.executors.base import one_line
+from cryosam_dask.executors.cluster import Capacity, Cluster, usable_share
 from cryosam_dask.executors.cluster_file import SlurmFile
-from cryosam_dask.executors.dask import GPU
-from cryosam_dask.executors.local import NO_PAGES
+from cryosam_dask.executors.connection import quiet_dask
 from cryosam_dask.executors.security import temporary_security
-from cryosam_dask.executors.slurm_jobs import last_line, log_path, new_job, scheduler_options, tls_files
+from cryosam_dask.executors.slurm_jobs import (
+    Held,
+    demand,
+    last_line,
+    log_path,
+    needs_gpu,
+    new_job,
+    shared_files,
+    start_scheduler,
+    wanted,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +56,6 @@ FAILURES = 3
 LONGEST_PAUSE = 300.0
 LAST_WORDS = 30.0
 """Seconds that a command of the batch system has to come back when the cluster is closed."""
-
-_OPEN = ("waiting", "no-worker", "queued", "processing")
-
-
-@dataclass(eq=False)
-class Held:
-    """A job that was submitted and has not ended."""
-
-    kind: str
-    name: str
-    job: SLURMJob
-    workers: frozenset[str]
-    joined: bool = False
-    leaving: bool = False
-    unneeded_since: float | None = None
 
 
 @dataclass
@@ -78,70 +72,69 @@ class _Luck:
         self.not_before = time.monotonic() + min(LONGEST_PAUSE, 2.0**self.failures)
 
 
-@dataclass
-class JobPool:
-    """One scheduler in this process, and jobs of SLURM that hold its workers. `start` it, and `close` it.
+class JobPool(Cluster):
+    """One scheduler in this process, and jobs of SLURM that hold its workers. Jobs come when units wait for them, or at
+    once up to their minimum; what is done already asks for none. `close` gives them back.
 
     Parameters
     ----------
     file : the cluster's description
     security : certificates of the user; without them the pool makes some of its own, which its jobs read from a folder
         of `shared_directory` that nobody else can enter
+
+    Raises
+    ------
+    ExecutionError : the scheduler did not start, or the shared folder can't be written
+    SettingsError : there is no such network interface
     """
 
-    file: SlurmFile
-    security: Security | None = None
-    held: dict[str, Held] = field(default_factory=dict)
-    submitted: Counter[str] = field(default_factory=Counter)
-
-    def start(self, silence: int = logging.CRITICAL) -> Self:
-        """Start the scheduler; jobs follow when units wait for them, or at once up to their minimum.
-
-        Raises
-        ------
-        ExecutionError : the scheduler did not start, or the shared folder can't be written
-        SettingsError : there is no such network interface
-        """
-        import dask
-
-        self._folder = self.file.shared / f"cluster-{uuid.uuid4().hex[:12]}"
-        if shutil.which(SLURMJob.submit_command) is None:
-            raise ExecutionError(f"there is no {SLURMJob.submit_command} on this machine; start this where jobs are")
-        own = self.security or temporary_security()
-        try:
-            (self.file.shared / "logs").mkdir(parents=True, exist_ok=True)
-            self.tls_files = tls_files(own, self._folder)
-        except OSError as error:
-            raise ExecutionError(
-                f"shared_directory {self.file.shared}: can't be written ({error.strerror}); jobs read there"
-            ) from error
-        options = scheduler_options(self.file) | {"security": own}
-        try:
-            with dask.config.set({} if self.file.dashboard else NO_PAGES):
-                self.cluster: Any = SpecCluster(
-                    {}, {"cls": Scheduler, "options": options}, security=own, silence_logs=silence, name="cryosam"
-                )
-        except (OSError, RuntimeError, ValueError) as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise ExecutionError(f"the scheduler did not start on this machine ({one_line(error)})") from error
-        self._luck = {kind: _Luck() for kind in self.file.kinds}
+    def __init__(self, file: SlurmFile, security: Security | None = None) -> None:
+        self.file = file
+        self.device, self.expects_gpu, self.worker_timeout = None, file.gpu is not None, None
+        self.held: dict[str, Held] = {}
+        self._submitted: Counter[str] = Counter()
+        self._luck = {kind: _Luck() for kind in file.kinds}
         self._looked = 0.0
         self._partings: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
-        self.cluster.sync(self._begin)
-        return self
+        if shutil.which(SLURMJob.submit_command) is None:
+            raise ExecutionError(f"there is no {SLURMJob.submit_command} on this machine; start this where jobs are")
+        with contextlib.ExitStack() as opening:
+            opening.enter_context(quiet_dask())
+            folder = file.shared / f"cluster-{uuid.uuid4().hex[:12]}"
+            opening.callback(shutil.rmtree, folder, ignore_errors=True)
+            security = security or temporary_security()
+            self.tls_files = shared_files(file, security, folder)
+            self._cluster = start_scheduler(file, security)
+            self.scheduler: Scheduler = self._cluster.scheduler
+            opening.callback(self._cluster.close)
+            self._balancing: asyncio.Task[None] = self._cluster.sync(self._begin)
+            opening.callback(self._cluster.sync, self._finish)
+            self._client: Client = opening.enter_context(Client(self._cluster, set_as_default=False))
+            self._opened = opening.pop_all()
 
     @property
     def address(self) -> str:
-        return str(self.cluster.scheduler_address)
-
-    @property
-    def scheduler(self) -> Scheduler:
-        found: Scheduler = self.cluster.scheduler
-        return found
+        return str(self._cluster.scheduler_address)
 
     def connect(self) -> Client:
-        return Client(self.cluster, set_as_default=False)
+        return self._client
+
+    def capacity(self, on_gpu: bool, uses_torch: bool) -> Capacity:
+        """What there is when all jobs that may be asked for are there."""
+        file, kind = self.file, self.file.kind_of(on_gpu and self.expects_gpu)
+        shares = {name: file.kinds[name].memory // file.processes(name) for name in file.kinds}
+        return Capacity(
+            min(usable_share(share, file.threads(name), uses_torch) for name, share in shares.items()),
+            min(map(file.threads, file.kinds)),
+            file.kinds[kind].maximum * file.units(kind),
+        )
+
+    def tend(self, present: int) -> bool:
+        """Jobs come and go on their own; `ExecutionError` once it is clear that none will come."""
+        if words := self.trouble():
+            raise ExecutionError(f"{words}; mend that and run the same command again, finished units are kept")
+        return False
 
     def trouble(self) -> str | None:
         """Why no worker of some kind will come, once that is clear."""
@@ -150,23 +143,23 @@ class JobPool:
                 return f"{luck.failures} jobs of kind {kind} in a row came to nothing: {luck.last_words}"
         return None
 
-    def describe(self) -> str:
-        """How many jobs there are, of each kind."""
+    def jobs(self) -> str:
+        """How many jobs there are, of each kind, in words."""
         counts = Counter(held.kind for held in self.held.values())
         return ", ".join(f"{counts[kind]} {kind} job{'' if counts[kind] == 1 else 's'}" for kind in self.file.kinds)
 
-    def close(self) -> None:
-        """Give all jobs back and stop the scheduler. Closing twice is allowed."""
-        if self._closing.is_set():
-            return
-        try:
-            self.cluster.sync(self._finish)
-        finally:
-            self.cluster.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def describe(self) -> str:
+        return f"SLURM at {self.address}: {self.jobs()}"
 
-    async def _begin(self) -> None:
-        self._balancing = asyncio.create_task(self._balance_for_ever())
+    def awaited(self) -> str:
+        return f"a job to start: {self.jobs()}"
+
+    def close(self) -> None:
+        """Give all jobs back and stop the scheduler."""
+        self._opened.close()
+
+    async def _begin(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._balance_for_ever())
 
     async def _finish(self) -> None:
         """Give all jobs back, after what is under way: a command that is cut off might leave a job behind."""
@@ -231,8 +224,8 @@ class JobPool:
         if time.monotonic() < self._luck[kind].not_before:
             return
         for _ in range(min(count, SUBMIT_AT_ONCE)):
-            name = f"{kind}-{self.submitted[kind]}"
-            self.submitted[kind] += 1
+            name = f"{kind}-{self._submitted[kind]}"
+            self._submitted[kind] += 1
             job = new_job(self.file, kind, name, self.address, self.tls_files)
             try:
                 await job.start()
@@ -264,7 +257,7 @@ class JobPool:
 
     def _works_for_its_kind(self, held: Held) -> bool:
         return any(
-            self.file.kind_of(_needs_gpu(ts)) == held.kind for ws in self._workers_of(held) for ts in ws.processing
+            self.file.kind_of(needs_gpu(ts)) == held.kind for ws in self._workers_of(held) for ts in ws.processing
         )
 
     async def _let_go(self, held: Held) -> None:
@@ -301,18 +294,3 @@ class JobPool:
                 await SLURMJob._call([*shlex.split(SLURMJob.cancel_command), *ids])
             except (RuntimeError, OSError) as error:  # jobs that are gone already
                 logger.debug("scancel: %s", last_line(error))
-
-
-def demand(scheduler: Scheduler, file: SlurmFile) -> Counter[str]:
-    """Units that run or wait now, by the kind of job that they wait for."""
-    return Counter(file.kind_of(_needs_gpu(ts)) for ts in scheduler.tasks.values() if ts.state in _OPEN)
-
-
-def _needs_gpu(task: Any) -> bool:
-    return GPU in (task.resource_restrictions or {})
-
-
-def wanted(file: SlurmFile, kind: str, units: int) -> int:
-    """Jobs of a kind that so many units keep busy, within its limits."""
-    limits = file.kinds[kind]
-    return max(limits.minimum, min(limits.maximum, -(-units // file.units(kind))))

@@ -1,25 +1,45 @@
-"""One job of SLURM: its script, its certificates, and where its scheduler listens. Needs dask-jobqueue."""
+"""Jobs of SLURM, one by one: how many are wanted, their scripts and certificates, and their scheduler.
+
+Needs dask-jobqueue.
+"""
 
 from __future__ import annotations
 
+import logging
 import shlex
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dask_jobqueue.slurm import SLURMJob
-from distributed import Security
+from distributed import Scheduler, Security, SpecCluster
 
-from cryosam_dask.errors import SettingsError
+from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors.base import one_line
+from cryosam_dask.executors.cluster import GPU
 from cryosam_dask.executors.cluster_file import SlurmFile
-from cryosam_dask.executors.dask import GPU
-from cryosam_dask.executors.local import LOOPBACK, MEMORY_SETTINGS, THREAD_VARIABLES
+from cryosam_dask.executors.machine import LOOPBACK, MEMORY_SETTINGS, NO_PAGES, THREAD_VARIABLES
 from cryosam_dask.executors.security import TLS, write_private
 
 DEATH_TIMEOUT = 120
 """Seconds that a worker looks for its scheduler before its job ends."""
 
+_OPEN = ("waiting", "no-worker", "queued", "processing")
 _TLS_PARTS = {"ca_file": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
+
+
+@dataclass(eq=False)
+class Held:
+    """A job that was submitted and has not ended."""
+
+    kind: str
+    name: str
+    job: SLURMJob
+    workers: frozenset[str]
+    joined: bool = False
+    leaving: bool = False
+    unneeded_since: float | None = None
 
 
 def new_job(file: SlurmFile, kind: str, name: str, scheduler: str, tls: dict[str, str]) -> SLURMJob:
@@ -74,20 +94,29 @@ def _environment(cores: int) -> list[str]:
     ]
 
 
-def tls_files(security: Security, folder: Path) -> dict[str, str]:
-    """Paths of a worker's certificates; what is only in memory is written to `folder`, for its owner alone."""
-    found: dict[str, str] = {}
-    for part, value in security.get_tls_config_for_role("worker").items():
-        if part in _TLS_PARTS and value:
-            found[part] = str(write_private(folder, _TLS_PARTS[part], value)) if "\n" in value else value
-    return found
+def shared_files(file: SlurmFile, security: Security, folder: Path) -> dict[str, str]:
+    """Make the folders that jobs share with us. Paths of a worker's certificates; what is only in memory is written to
+    `folder`, for its owner alone."""
+    paths: dict[str, str] = {}
+    try:
+        (file.shared / "logs").mkdir(parents=True, exist_ok=True)
+        for part, value in security.get_tls_config_for_role("worker").items():
+            if part in _TLS_PARTS and value:
+                paths[part] = str(write_private(folder, _TLS_PARTS[part], value)) if "\n" in value else value
+    except OSError as error:
+        raise ExecutionError(
+            f"shared_directory {file.shared}: can't be written ({error.strerror}); jobs read there"
+        ) from error
+    return paths
 
 
-def scheduler_options(file: SlurmFile) -> dict[str, Any]:
-    """Where the scheduler listens: on the interface that the file names, else on the one that leads outside.
+def start_scheduler(file: SlurmFile, security: Security) -> Any:
+    """A `SpecCluster` without workers, whose scheduler listens on the interface that the file names, else on the one
+    that leads outside.
 
-    `SettingsError` if there is no such interface.
+    `SettingsError` if there is no such interface, `ExecutionError` if it does not start.
     """
+    import dask
     from distributed.utils import get_ip, get_ip_interface
 
     try:
@@ -95,7 +124,31 @@ def scheduler_options(file: SlurmFile) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise SettingsError(f"interface {file.interface}: {one_line(error)}") from None
     shown = {"dashboard_address": file.dashboard or f"{LOOPBACK}:0", "dashboard": file.dashboard is not None}
-    return {"host": host, "port": file.port, "protocol": TLS, **shown}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": host, "port": file.port, "protocol": TLS, "security": security, **shown},
+    }
+    try:
+        with dask.config.set({} if file.dashboard else NO_PAGES):
+            return SpecCluster({}, scheduler, security=security, silence_logs=logging.CRITICAL, name="cryosam")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ExecutionError(f"the scheduler did not start on this machine ({one_line(error)})") from error
+
+
+def demand(scheduler: Scheduler, file: SlurmFile) -> Counter[str]:
+    """Units that run or wait now, by the kind of job that they wait for."""
+    return Counter(file.kind_of(needs_gpu(ts)) for ts in scheduler.tasks.values() if ts.state in _OPEN)
+
+
+def needs_gpu(task: Any) -> bool:
+    """Whether a task of the scheduler waits for a GPU, or runs on one."""
+    return GPU in (task.resource_restrictions or {})
+
+
+def wanted(file: SlurmFile, kind: str, units: int) -> int:
+    """Jobs of a kind that so many units keep busy, within its limits."""
+    limits = file.kinds[kind]
+    return max(limits.minimum, min(limits.maximum, -(-units // file.units(kind))))
 
 
 def last_line(error: BaseException) -> str:

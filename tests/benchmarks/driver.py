@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cryosam_dask.executors import DaskExecutor, LocalExecutor, SerialExecutor, execute
+from cryosam_dask.executors import DaskExecutor, LocalWorkers, SerialExecutor, UserClient, execute
 from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult
 from cryosam_dask.store.run_store import RunStore
 
@@ -51,7 +51,7 @@ def plan(name: str, folder: Path, units: int, payload: int) -> Stage:
 def started(workers: int, threads: int) -> Iterator[DaskExecutor]:
     """Local workers as the program starts them, or some with more threads."""
     if threads == 1:
-        with LocalExecutor(workers) as executor:
+        with DaskExecutor(LocalWorkers(workers)) as executor:
             yield executor
         return
     from distributed import Client, LocalCluster
@@ -61,7 +61,7 @@ def started(workers: int, threads: int) -> Iterator[DaskExecutor]:
             n_workers=workers, threads_per_worker=threads, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
-        DaskExecutor(client, "cpu") as executor,
+        DaskExecutor(UserClient(client), "cpu") as executor,
     ):
         yield executor
 

@@ -36,7 +36,7 @@ import numpy as np
 from simulation import Job, limit, simulate
 
 from cryosam_dask import demo
-from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, execute
+from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, UserClient, execute
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import get_encoder, get_segmenter
 from cryosam_dask.pipeline import Driver, settings_for
@@ -87,7 +87,7 @@ def one_thread_workers(count: int) -> Iterator[DaskExecutor]:
             n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
-        DaskExecutor(client, "cpu") as executor,
+        DaskExecutor(UserClient(client), "cpu") as executor,
     ):
         client.run(_one_torch_thread)
         yield executor

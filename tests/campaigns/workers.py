@@ -58,13 +58,13 @@ def case(
     from whole_run import differences, unmarked, whole_run
 
     from cryosam_dask.errors import CryosamError
-    from cryosam_dask.executors import DaskExecutor
+    from cryosam_dask.executors import DaskExecutor, UserClient
 
     spec = Spec.new(folder / "faults", fault)
     out = folder / "run.zarr"
     lost = []
     try:
-        with spec.on_workers(client), DaskExecutor(client, "cpu", unit_timeout=timeout) as executor:
+        with spec.on_workers(client), DaskExecutor(UserClient(client), "cpu", unit_timeout=timeout) as executor:
             whole_run(tomogram, out, executor)
     except CryosamError as error:
         lost.append(f"{type(error).__name__}: {error}")

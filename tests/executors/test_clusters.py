@@ -23,13 +23,14 @@ from cryosam_dask.executors import (
     SerialExecutor,
     cluster_file,
     clusters,
+    cuda,
     execute,
     make_executor,
     one_gpu,
     slurm,
 )
 from cryosam_dask.executors.cluster_file import parse_walltime, read_cluster_file
-from cryosam_dask.executors.dask import UNITS_PER_SLOT
+from cryosam_dask.executors.flight import UNITS_PER_SLOT
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -317,7 +318,7 @@ def test_a_served_cluster_is_there_until_it_is_stopped(write, queue, tmp_path):
         folder.mkdir()
         with make_executor(scheduler=reach["address"], device="cpu", security=tls) as executor:
             assert len(execute(toy_stage(folder, power=power), new_store(folder), executor).results) == 6
-            assert not executor._expects_gpu
+            assert not executor.cluster.expects_gpu
     assert len(list(queue.glob("*.sh"))) == 1  # the second command found the first one's job
     stop.set()
     server.join(300)
@@ -354,7 +355,7 @@ def test_cuda_without_a_gpu_is_one_line():
 
 
 def test_cuda_without_its_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(clusters, "_gpus", lambda device: ["0"])
+    monkeypatch.setattr(cuda, "_gpus", lambda device: ["0"])
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(ExecutionError, match=r"pip install 'cryosam-dask\[cuda\]'$"):
         make_executor(cluster="cuda")
@@ -372,7 +373,7 @@ def test_cuda_starts_a_worker_for_each_gpu(monkeypatch, tmp_path):
             made.update(options, gpus=CUDA_VISIBLE_DEVICES, spill=device_memory_limit)
             return LocalCluster(n_workers=len(CUDA_VISIBLE_DEVICES), **options)
 
-    monkeypatch.setattr(clusters, "_gpus", lambda device: ["0"])
+    monkeypatch.setattr(cuda, "_gpus", lambda device: ["0"])
     monkeypatch.setitem(sys.modules, "dask_cuda", types.SimpleNamespace(LocalCUDACluster=LocalCUDACluster))
     with make_executor(cluster="cuda", uses_torch=False) as executor:
         (worker,) = executor.workers().values()

@@ -14,10 +14,20 @@ from executor_contract import ExecutorContract
 from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 
 from cryosam_dask.errors import DeviceError, ExecutionError, StoreError
-from cryosam_dask.executors import DaskExecutor, SerialExecutor, execute, local_client
+from cryosam_dask.executors import (
+    DaskExecutor,
+    JoinedScheduler,
+    SerialExecutor,
+    UserClient,
+    execute,
+    local_client,
+)
 from cryosam_dask.executors import dask as dask_executor
+from cryosam_dask.executors.cluster import UNITS_PER_GPU
 from cryosam_dask.executors.connection import connect
-from cryosam_dask.executors.dask import UNITS_PER_GPU, UNITS_PER_SLOT
+from cryosam_dask.executors.flight import UNITS_PER_SLOT
+from cryosam_dask.executors.landing import landed_outcomes
+from cryosam_dask.executors.link import Link
 from cryosam_dask.executors.local import close_local
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import marks
@@ -26,13 +36,13 @@ from cryosam_dask.store import marks
 class TestDask(ExecutorContract):
     @pytest.fixture
     def executor(self, two_workers):
-        with DaskExecutor(two_workers, "cpu") as executor:
+        with DaskExecutor(UserClient(two_workers), "cpu") as executor:
             yield executor
 
 
 @pytest.fixture
 def executor(two_workers):
-    return DaskExecutor(two_workers, "cpu")
+    return DaskExecutor(UserClient(two_workers), "cpu")
 
 
 def test_same_bytes_as_serial(executor, tmp_path):
@@ -59,14 +69,14 @@ def test_a_killed_worker_costs_its_unit_only(executor, tmp_path):
 
 
 def test_a_given_client_stays_open(two_workers):
-    DaskExecutor(two_workers).close()
+    DaskExecutor(UserClient(two_workers)).close()
     assert two_workers.status == "running"
 
 
 def test_no_scheduler_is_one_line(unused_port):
     address = f"tcp://127.0.0.1:{unused_port}"
     with pytest.raises(ExecutionError, match=f"no Dask scheduler answers at {address} within 0.5 s") as caught:
-        DaskExecutor(address, timeout=0.5)
+        JoinedScheduler(address, timeout=0.5)
     assert "\n" not in str(caught.value)
 
 
@@ -92,20 +102,21 @@ def test_a_unit_that_kills_its_worker_is_named_and_the_others_finish(two_workers
         assert np.array_equal(store.array(ARRAY)[part], squares()[part])
 
 
-def test_units_in_flight_are_bounded(two_workers, tmp_path):
+def test_units_in_flight_are_bounded(executor, tmp_path, monkeypatch):
     flying, most = set(), 0
+    submit = Link.submit
 
-    class Watched(DaskExecutor):
-        def submit(self, units, *args):
-            nonlocal most
-            flying.update(pickle.loads(unit).name for unit in units)
-            most = max(most, len(flying))
-            return super().submit(units, *args)
+    def watched(self, units, *args):
+        nonlocal most
+        flying.update(pickle.loads(unit).name for unit in units)
+        most = max(most, len(flying))
+        return submit(self, units, *args)
+
+    monkeypatch.setattr(Link, "submit", watched)
 
     stage, store = toy_stage(tmp_path, 60), new_store(tmp_path, 60)
     marks.begin(store, "toy", fingerprint=stage.fingerprint, settings=stage.settings, count=60)
-    with Watched(two_workers, "cpu") as executor:
-        executor.run(stage, Context(store.url), stage.units, lambda unit, outcome: flying.remove(unit.name))
+    executor.run(stage, Context(store.url), stage.units, lambda unit, outcome: flying.remove(unit.name))
     assert not flying
     assert 2 <= most <= 2 * UNITS_PER_SLOT
     assert marks.done(store, "toy").all()
@@ -119,6 +130,28 @@ def test_results_do_not_pile_up_on_workers(two_workers, executor, tmp_path):
     assert not two_workers.cluster.scheduler.tasks
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "kept"),
+    [("error", TimeoutError(), True), ("finished", TimeoutError(), False), ("finished", ValueError(), True)],
+)
+def test_a_units_own_timeout_is_its_failure_and_that_of_its_result_is_not(status, error, kept):
+    class OneFuture:
+        """Of a unit that has ended, or whose result does not come."""
+
+        def __init__(self):
+            self.status = status
+
+        def result(self, timeout):
+            raise error
+
+    def fetch(*args, **kwargs):
+        raise error if isinstance(error, ValueError) or status == "error" else OSError()
+
+    future = OneFuture()
+    client = types.SimpleNamespace(gather=None, sync=fetch)
+    assert landed_outcomes(client, [future]) == ({future: error} if kept else {})
+
+
 @pytest.mark.parametrize("somebody_listens", [False, True])
 def test_one_connection_serves_one_executor_after_the_other(two_workers, tmp_path, somebody_listens):
     heard = []
@@ -128,9 +161,9 @@ def test_one_connection_serves_one_executor_after_the_other(two_workers, tmp_pat
             client.subscribe_topic("all", before)
         for name in "abc":
             (tmp_path / name).mkdir()
-            with DaskExecutor(client, "cpu") as executor:
+            with DaskExecutor(UserClient(client), "cpu") as executor:
                 execute(toy_stage(tmp_path / name), new_store(tmp_path / name), executor)
-                assert executor.news()._theirs == before  # and none of those that have ended
+                assert executor.link.news()._theirs == before  # and none of those that have ended
     assert bool(heard) == somebody_listens
 
 
@@ -145,7 +178,7 @@ def test_what_shows_the_demand_for_a_worker_is_not_left_with_it():
                 n_workers=0, processes=False, threads_per_worker=1, dashboard_address="127.0.0.1:0"
             ) as cluster,
             Client(cluster) as client,
-            DaskExecutor(client, "cpu") as executor,
+            DaskExecutor(UserClient(client), "cpu") as executor,
         ):
             threading.Timer(2.5, cluster.scale, [1]).start()
             assert executor.units_per_worker == 1
@@ -192,7 +225,7 @@ def test_a_gpu_worker_runs_as_many_model_units_as_it_has_threads(tmp_path, monke
             memory_limit=0,
         ) as cluster,
         Client(cluster) as client,
-        DaskExecutor(client, "cuda") as executor,
+        DaskExecutor(UserClient(client), "cuda") as executor,
     ):
         stage = dataclasses.replace(toy_stage(tmp_path, 12, uses_model=True), work=work)
         done = execute(stage, new_store(tmp_path, 12), executor)
@@ -210,14 +243,14 @@ def test_model_units_run_anywhere_if_no_worker_declares_a_gpu(executor, tmp_path
 
 
 def test_no_gpu_on_the_workers_is_an_error(two_workers, tmp_path):
-    executor = DaskExecutor(two_workers, "cuda", uses_torch=False)
+    executor = DaskExecutor(UserClient(two_workers), "cuda", uses_torch=False)
     with pytest.raises(DeviceError, match=r"^worker tls://.*: device cuda"):
         execute(toy_stage(tmp_path, uses_model=True), new_store(tmp_path), executor)
     assert calls(tmp_path) == [0] * 6
 
 
 def test_auto_takes_what_the_workers_have(two_workers):
-    assert DaskExecutor(two_workers, "auto", uses_torch=False).device == "cpu"
+    assert DaskExecutor(UserClient(two_workers), "auto", uses_torch=False).device == "cpu"
 
 
 def test_work_that_workers_do_not_have_is_explained(executor, tmp_path):
@@ -254,7 +287,7 @@ def test_a_lost_scheduler_is_one_line(tmp_path):
         closed.set()
 
     address = owner.scheduler.address
-    with DaskExecutor(address, "cpu", security=owner.security, timeout=60, reconnect=0.5) as executor:
+    with DaskExecutor(JoinedScheduler(address, security=owner.security, timeout=60, reconnect=0.5), "cpu") as executor:
         stage = toy_stage(tmp_path, 100, faults=dict.fromkeys(range(100), "slow"))
         threading.Thread(target=lose).start()
         with pytest.raises(ExecutionError, match=r"^the connection to the scheduler .* was lost") as caught:
@@ -264,7 +297,7 @@ def test_a_lost_scheduler_is_one_line(tmp_path):
 
 
 def test_a_closed_executor_says_so(two_workers):
-    executor = DaskExecutor(two_workers, "cpu")
+    executor = DaskExecutor(UserClient(two_workers), "cpu")
     executor.close()
     executor.close()
     with pytest.raises(ExecutionError, match="closed"):

@@ -14,11 +14,12 @@ from toy_stage import calls, new_store, toy_stage
 from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors import (
     DaskExecutor,
-    LocalExecutor,
+    LocalWorkers,
     SerialExecutor,
     execute,
     local,
     local_client,
+    machine,
     make_executor,
 )
 from cryosam_dask.executors.memory import process_memory
@@ -31,19 +32,19 @@ def test_one_worker_is_this_process():
 
 def test_several_workers_start_only_when_needed():
     executor = make_executor(3, device="cpu")
-    assert isinstance(executor, LocalExecutor)
+    assert isinstance(executor.cluster, LocalWorkers)
     assert executor.describe() == "3 local workers, CPU"
     assert executor.device == "cpu"
-    assert executor._client is None
+    assert executor.link._client is None
     executor.close()
 
 
 def test_what_is_done_starts_no_workers(tmp_path):
     stage, store = toy_stage(tmp_path), new_store(tmp_path)
     execute(stage, store, SerialExecutor())
-    with LocalExecutor(2) as executor:
+    with DaskExecutor(LocalWorkers(2)) as executor:
         assert execute(stage, store, executor).skipped == 6
-        assert executor._client is None
+        assert executor.link._client is None
 
 
 def test_a_client_is_used_as_it_is(two_workers):
@@ -60,9 +61,9 @@ def test_contradictions_are_refused(workers, scheduler):
 
 def test_default_is_a_worker_per_core_or_gpu(monkeypatch):
     monkeypatch.setattr("dask.system.CPU_COUNT", 5)
-    assert local.default_workers("cpu") == 5
-    monkeypatch.setattr(local, "visible_gpus", lambda device: ["0", "1"])
-    assert local.default_workers("cuda") == 2
+    assert machine.default_workers("cpu") == 5
+    monkeypatch.setattr(machine, "visible_gpus", lambda device: ["0", "1"])
+    assert machine.default_workers("cuda") == 2
 
 
 @pytest.mark.parametrize(
@@ -80,17 +81,17 @@ def test_gpus_are_called_as_their_variable_calls_them(monkeypatch, variable, dev
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert local.visible_gpus(device) == found
+    assert machine.visible_gpus(device) == found
 
 
 def test_workers_of_a_machine_with_a_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(local, "visible_gpus", lambda device: ["7"])
+    monkeypatch.setattr(machine, "visible_gpus", lambda device: ["7"])
     monkeypatch.setattr("dask.system.CPU_COUNT", 6)
     monkeypatch.setattr(local, "available_memory", lambda: 10 << 30)
-    for name in local.THREAD_VARIABLES:
+    for name in machine.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
-    with LocalExecutor(2, "cuda") as executor:
+    with DaskExecutor(LocalWorkers(2, "cuda")) as executor:
         assert executor.worker_memory == (int((4.5 * 0.9) * 2**30) - process_memory(True)) // 3
         assert [w["nthreads"] for w in executor.workers().values() if w["resources"].get("GPU")] == [3]
         assert executor.units_per_worker == 1  # of the other worker
@@ -119,7 +120,7 @@ def end_for_good(executor, count=2):
 
 def test_workers_that_are_lost_for_good_are_replaced(tmp_path, caplog):
     before = dict(os.environ)
-    with LocalExecutor(2) as executor:
+    with DaskExecutor(LocalWorkers(2)) as executor:
         for name, ended in (("a", 0), ("b", 1), ("c", 2)):
             (tmp_path / name).mkdir()
             end_for_good(executor, ended)
@@ -130,7 +131,7 @@ def test_workers_that_are_lost_for_good_are_replaced(tmp_path, caplog):
             assert said == [f"{ended} of 2 local workers were lost for good; starting new ones"] * bool(ended)
             assert len(executor.workers()) == 2
         threads = executor.client.run(os.getenv, "OMP_NUM_THREADS")
-        assert set(threads.values()) == {str(local._cores(2))}
+        assert set(threads.values()) == {str(machine._cores(2))}
     assert dict(os.environ) == before
 
 
@@ -139,7 +140,7 @@ def test_workers_that_can_not_be_replaced(tmp_path, caplog, monkeypatch):
         raise ExecutionError("no room")
 
     monkeypatch.setattr(local, "start_again", fail)
-    with LocalExecutor(2) as executor:
+    with DaskExecutor(LocalWorkers(2)) as executor:
         end_for_good(executor, 1)
         done = execute(toy_stage(tmp_path, 12), new_store(tmp_path, 12), executor)
         assert len(done.results) == 12
@@ -150,7 +151,7 @@ def test_workers_that_can_not_be_replaced(tmp_path, caplog, monkeypatch):
         end_for_good(executor)
         with pytest.raises(ExecutionError, match=r"^local workers were lost for good 4 times; .*--workers 0"):
             executor.workers()
-        executor._starts = 0
+        executor.cluster._starts = 0
         (tmp_path / "b").mkdir()
         with pytest.raises(ExecutionError, match=r"^no room$"):
             execute(toy_stage(tmp_path / "b"), new_store(tmp_path / "b"), executor)
@@ -172,12 +173,12 @@ import signal, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from toy_stage import new_store, toy_stage
-from cryosam_dask.executors import LocalExecutor, execute
+from cryosam_dask.executors import DaskExecutor, LocalWorkers, execute
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have it ignored
     folder = Path({folder!r})
-    with LocalExecutor(2) as executor:
+    with DaskExecutor(LocalWorkers(2)) as executor:
         try:
             execute(toy_stage(folder, 50, faults=dict.fromkeys(range(50), "slow")), new_store(folder, 50), executor)
         except KeyboardInterrupt:

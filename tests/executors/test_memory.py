@@ -9,7 +9,7 @@ import pytest
 from toy_stage import toy_stage
 
 from cryosam_dask.errors import MemoryLimitError
-from cryosam_dask.executors.dask import usable_share
+from cryosam_dask.executors.cluster import usable_share
 from cryosam_dask.executors.memory import PeakMemory, available_memory, check_memory, process_memory
 
 

@@ -20,7 +20,7 @@ from toy_stage import ARRAY, new_store, squares, toy_stage
 from whole_run import ARGUMENTS, STAGES, differences, unmarked, whole_run
 
 from cryosam_dask.errors import ExecutionError
-from cryosam_dask.executors import DaskExecutor, SerialExecutor, base, execute, local
+from cryosam_dask.executors import DaskExecutor, SerialExecutor, UserClient, base, execute, local
 from cryosam_dask.executors.base import Failure, Timing
 from cryosam_dask.executors.local import close_local, local_client
 from cryosam_dask.executors.watch import Flown
@@ -46,7 +46,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_stage_loses_a_worker(nannied: Any, ball_tomogram: Path, undisturbed: Path, tmp_path: Path) -> None:
     moments: Any = ("before", "data", "mark")
     spec = Spec.new(tmp_path / "faults", *(Fault(stage, when=moments[i % 3]) for i, stage in enumerate(STAGES)))
-    with spec.on_workers(nannied), DaskExecutor(nannied, "cpu") as executor:
+    with spec.on_workers(nannied), DaskExecutor(UserClient(nannied), "cpu") as executor:
         whole_run(ball_tomogram, tmp_path / "run.zarr", executor)
     killed = spec.fired()
     assert sorted(fired.fault for fired in killed) == list(range(len(STAGES)))
@@ -100,7 +100,7 @@ def test_failures_are_told_as_they_happen(nannied: Any, tmp_path: Path) -> None:
         Fault("toy", at=5, do="raise", times=2),
         Fault("toy", at=8, when="mark", heard=True),
     )
-    with spec.on_workers(nannied), DaskExecutor(nannied, "cpu") as executor:
+    with spec.on_workers(nannied), DaskExecutor(UserClient(nannied), "cpu") as executor:
         done = execute(toy_stage(tmp_path, 12), store, executor, observer=events.append)
     assert np.array_equal(store.array(ARRAY)[:], squares(12))
     victims = {fault: spec.fired(fault)[0].unit for fault in range(3)}
@@ -134,7 +134,10 @@ def test_failures_are_told_when_the_stage_fails(tmp_path: Path) -> None:
 def test_the_log_names_stage_unit_worker_and_attempt(
     nannied: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with DaskExecutor(nannied, "cpu") as executor, caplog.at_level(logging.DEBUG, logger="cryosam_dask.executors"):
+    with (
+        DaskExecutor(UserClient(nannied), "cpu") as executor,
+        caplog.at_level(logging.DEBUG, logger="cryosam_dask.executors"),
+    ):
         execute(toy_stage(tmp_path, faults={3: "once"}), new_store(tmp_path), executor)
     where = r"on [^ ]+:\d+"
     for pattern in (
@@ -154,7 +157,7 @@ def test_memory_that_runs_out_ends_in_words(tmp_path: Path, monkeypatch: pytest.
     spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, do="allocate", times=None))
     events: list[Timing | Failure] = []
     try:
-        with spec.on_workers(client), DaskExecutor(client, "cpu", uses_torch=False) as executor:
+        with spec.on_workers(client), DaskExecutor(UserClient(client), "cpu", uses_torch=False) as executor:
             stage = toy_stage(tmp_path, advice="choose a smaller slab")
             with pytest.raises(ExecutionError) as caught:
                 execute(stage, store, executor, observer=events.append)
@@ -176,7 +179,7 @@ def test_a_worker_that_hangs_is_restarted(
     store = new_store(tmp_path)
     spec = Spec.new(tmp_path / "faults", Fault("toy", at=2, when="data", do=do, heard=True))
     hurry(lambda one: has_fired(spec, one))
-    with spec.on_workers(nannied), DaskExecutor(nannied, "cpu", unit_timeout=1800) as executor:
+    with spec.on_workers(nannied), DaskExecutor(UserClient(nannied), "cpu", unit_timeout=1800) as executor:
         done = execute(toy_stage(tmp_path), store, executor)
     (fired,) = spec.fired()
     (line,) = [message for message in caplog.messages if "is taken to hang" in message]
@@ -196,7 +199,7 @@ def test_a_worker_that_stops_before_it_can_say_anything(
     address, pid = next(iter(nannied.run(os.getpid).items()))
     os.kill(pid, signal.SIGSTOP)
     hurry(silent=[address])
-    with DaskExecutor(nannied, "cpu", unit_timeout=1800) as executor:
+    with DaskExecutor(UserClient(nannied), "cpu", unit_timeout=1800) as executor:
         monkeypatch.setattr(executor, "_check_work", lambda stage: None)  # it would wait for the answer
         execute(toy_stage(tmp_path), store, executor)
     assert np.array_equal(store.array(ARRAY)[:], squares())
@@ -221,7 +224,7 @@ def test_a_unit_that_always_hangs_is_given_up(
     events: list[Timing | Failure] = []
     with (
         spec.on_workers(nannied),
-        DaskExecutor(nannied, "cpu", unit_timeout=1800) as executor,
+        DaskExecutor(UserClient(nannied), "cpu", unit_timeout=1800) as executor,
         pytest.raises(ExecutionError) as caught,
     ):
         execute(toy_stage(tmp_path), store, executor, observer=events.append)
@@ -236,7 +239,7 @@ def test_a_unit_that_always_hangs_is_given_up(
 
 def test_nothing_of_a_fault_stays_behind(nannied: Any, tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    with DaskExecutor(nannied, "cpu") as executor:
+    with DaskExecutor(UserClient(nannied), "cpu") as executor:
         done = execute(toy_stage(tmp_path), store, executor)
     assert done.failures == ()
     assert RunStore.open(store.url).array(ARRAY)[:].tobytes() == squares().tobytes()
@@ -251,7 +254,7 @@ def test_workers_that_are_lost_again_and_again_come_back(tmp_path: Path) -> None
         with (
             dask.config.set({"distributed.deploy.lost-worker-timeout": "50ms"}),
             Spec.new(tmp_path / "faults", Fault("toy", at=2), Fault("toy", at=4)).on_workers(client) as spec,
-            DaskExecutor(client, "cpu") as executor,
+            DaskExecutor(UserClient(client), "cpu") as executor,
         ):
             execute(toy_stage(tmp_path), new_store(tmp_path), executor)
             assert len(spec.fired()) == 2

@@ -17,25 +17,26 @@ from toy_stage import ARRAY, calls, new_store, squares, toy_stage
 from whole_run import differences, unmarked, whole_run
 
 from cryosam_dask.errors import ExecutionError
-from cryosam_dask.executors import DaskExecutor, connection, execute
+from cryosam_dask.executors import DaskExecutor, JoinedScheduler, UserClient, connection, execute
 from cryosam_dask.executors import dask as dask_executor
 from cryosam_dask.executors.watch import Flown
 
 
-class Unlucky(DaskExecutor):
-    """Has something done when units of a stage are sent for the nth time."""
+def unlucky(executor: DaskExecutor, stage: str, at: int, event: Any) -> DaskExecutor:
+    """Have something done when units of a stage are sent for the nth time."""
+    submit, left = executor.link.submit, at
 
-    def __init__(self, *args: Any, stage: str, at: int, event: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._stage, self._left, self._event = f"{stage}-", at, event
-
-    def submit(self, units: Any, keys: Any, *args: Any) -> Any:
-        futures = super().submit(units, keys, *args)
-        if keys[0].startswith(self._stage):
-            self._left -= 1
-            if self._left == 0:
-                self._event()
+    def submit_or_worse(units: Any, keys: Any, *args: Any) -> Any:
+        nonlocal left
+        futures = submit(units, keys, *args)
+        if keys[0].startswith(f"{stage}-"):
+            left -= 1
+            if left == 0:
+                event()
         return futures
+
+    executor.link.submit = submit_or_worse  # type: ignore[method-assign]
+    return executor
 
 
 def restarted(machines: Cluster, scheduler: Any) -> Any:
@@ -54,8 +55,11 @@ def test_a_scheduler_that_is_restarted_costs_nothing(
         scheduler = machines.start_scheduler()
         for _ in range(2):
             machines.start_worker()
-        with Unlucky(
-            machines.address, "cpu", timeout=60, stage="features", at=2, event=lambda: restarted(machines, scheduler)
+        with unlucky(
+            DaskExecutor(JoinedScheduler(machines.address, timeout=60), "cpu"),
+            stage="features",
+            at=2,
+            event=lambda: restarted(machines, scheduler),
         ) as executor:
             whole_run(ball_tomogram, tmp_path / "run.zarr", executor)
             assert executor.slots >= 2
@@ -70,7 +74,7 @@ def test_between_stages_and_for_good(tmp_path: Path) -> None:
     with cluster(tmp_path / "machines") as machines:
         scheduler = machines.start_scheduler()
         machines.start_worker()
-        with DaskExecutor(machines.address, "cpu", timeout=15, reconnect=300) as executor:
+        with DaskExecutor(JoinedScheduler(machines.address, timeout=15, reconnect=300), "cpu") as executor:
             assert executor.slots == 1
             machines.kill(scheduler)
             threading.Timer(1.0, machines.start_scheduler).start()
@@ -83,7 +87,7 @@ def test_between_stages_and_for_good(tmp_path: Path) -> None:
             assert np.array_equal(store.array(ARRAY)[:], squares())
             assert calls(tmp_path) == [1] * 6
             machines.close()
-            executor._reconnect = 1.0
+            executor.cluster.reconnect = 1.0  # type: ignore[attr-defined]
             for _ in range(2):
                 with pytest.raises(ExecutionError, match=r"^the connection to the scheduler at .* was lost; .*$"):
                     execute(toy_stage(tmp_path, name="other"), store, executor)
@@ -107,7 +111,8 @@ def test_when_all_workers_leave_units_wait_for_new_ones(tmp_path: Path, caplog: 
         def waits() -> list[str]:
             return [text for text in caplog.messages if text.startswith("toy: ") and "waiting for new" in text]
 
-        with Unlucky(machines.address, "cpu", timeout=60, stage="toy", at=2, event=leave) as executor:
+        joined = DaskExecutor(JoinedScheduler(machines.address, timeout=60), "cpu")
+        with unlucky(joined, stage="toy", at=2, event=leave) as executor:
             done = execute(toy_stage(tmp_path, 12), store, executor)
     assert np.array_equal(store.array(ARRAY)[:], squares(12))
     assert all(failure.error == "ConnectionError: its worker was lost" for failure in done.failures)
@@ -128,7 +133,7 @@ def test_a_hanging_worker_without_a_nanny_is_done_without(tmp_path: Path, hurry:
         machines.start_scheduler()
         for _ in range(2):
             machines.start_worker("--no-nanny")
-        with DaskExecutor(machines.address, "cpu", timeout=60, unit_timeout=1800) as executor:
+        with DaskExecutor(JoinedScheduler(machines.address, timeout=60), "cpu", unit_timeout=1800) as executor:
             executor.client.wait_for_workers(2)
             store = new_store(tmp_path)
             stage = toy_stage(tmp_path, faults={1: "hang once"})
@@ -152,10 +157,10 @@ def test_models_wait_for_the_gpu_that_is_expected(tmp_path: Path, monkeypatch: p
         LocalCluster(**options, dashboard_address="127.0.0.1:0") as workers,
         Client(workers) as client,
     ):
-        assert DaskExecutor(client, "auto").device == "cpu"
+        assert DaskExecutor(UserClient(client), "auto").device == "cpu"
         with pytest.raises(ExecutionError, match=r"^no worker with a GPU joined .* in 0.2 s; .* --resources GPU=1`$"):
-            _ = DaskExecutor(client, "auto", expects_gpu=True, worker_timeout=0.2).device
-        executor = DaskExecutor(client, "auto", expects_gpu=True)
+            _ = DaskExecutor(UserClient(client, expects_gpu=True, worker_timeout=0.2), "auto").device
+        executor = DaskExecutor(UserClient(client, expects_gpu=True), "auto")
         assert executor.worker_memory is None  # which needs no GPU
         store = new_store(tmp_path)
         execute(toy_stage(tmp_path), store, executor)  # neither does a stage without a model
@@ -175,7 +180,10 @@ def test_models_wait_for_the_gpu_that_is_expected(tmp_path: Path, monkeypatch: p
         done = execute(toy_stage(tmp_path, name="model", uses_model=True), new_models(tmp_path), executor)
         assert {result.value["device"] for result in done.results.values()} == {"cuda"}
         client.sync(late[0].close)
-        assert executor.slots_of(executor.workers(), True) == (0, {"GPU": 0.25})  # they wait; they don't go elsewhere
+        assert executor.link.slots_of(executor.workers(), True) == (
+            0,
+            {"GPU": 0.25},
+        )  # they wait; they don't go elsewhere
         executor.close()
 
 
@@ -187,7 +195,7 @@ def new_models(folder: Path) -> Any:
 def test_nobody_there_is_one_line() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ExecutionError, match=f"^no Dask scheduler answers at {address} within 0.5 s .*$"):
-        DaskExecutor(address, timeout=0.5)
+        JoinedScheduler(address, timeout=0.5)
 
 
 def test_a_machine_that_stands_still_as_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +242,7 @@ def test_connections_that_are_refused_are_one_line() -> None:
             (tcp.replace("tcp", "tls"), ours, "does not encrypt its connections"),
         ):
             with pytest.raises(ExecutionError) as caught:
-                DaskExecutor(address, timeout=2, security=security)
+                JoinedScheduler(address, timeout=2, security=security)
             message = str(caught.value)
             assert message.startswith(f"the scheduler at {address} ")
             assert expected in message
@@ -245,5 +253,5 @@ def test_connections_that_are_refused_are_one_line() -> None:
         assert {thread for thread in threading.enumerate() if thread.name == "IO loop"} <= threads
         left = [one for one in gc.get_objects() if type(one) is Client and one.status != "closed"]
         assert not {one._start_arg for one in left} & {tls, tcp, tls.replace("tls", "tcp"), tcp.replace("tcp", "tls")}
-        with DaskExecutor(tls, security=theirs, timeout=60) as executor:
+        with DaskExecutor(JoinedScheduler(tls, security=theirs, timeout=60)) as executor:
             assert executor.workers() == {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,8 +18,9 @@ import pytest
 from lease_race import race
 
 from cryosam_dask.errors import StoreError
-from cryosam_dask.store import lease
-from cryosam_dask.store.lease import Holder, Lease
+from cryosam_dask.store import lease, lease_holder
+from cryosam_dask.store.lease import Lease
+from cryosam_dask.store.lease_holder import Holder
 
 ROUNDS = 10
 
@@ -117,10 +120,63 @@ def test_a_number_that_another_process_has_now_does_not_hold_it(url: str) -> Non
         pass
 
 
+HOLDING = "import sys; from cryosam_dask.store.lease import Lease; Lease(sys.argv[1]).__enter__(); print(); input()"
+TAKING = """
+import sys
+from cryosam_dask.errors import StoreError
+from cryosam_dask.store.lease import Lease
+try:
+    with Lease(sys.argv[1]):
+        print("taken")
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a stopped process, and /proc")
+def test_a_process_that_is_stopped_holds_it(tmp_path: Path) -> None:
+    """It goes on where it was once it is continued, and would write beside the other until its next beat."""
+    url = str(tmp_path / "run.zarr")
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        text = json.loads(file_of(url).read_text())
+        file_of(url).write_text(json.dumps({**text, "beat": time.time() - 3600}))
+        with pytest.raises(StoreError, match=rf"is being written by .*process {process.pid},"):
+            fast(url).__enter__()
+    finally:
+        process.kill()
+        process.communicate()
+    with fast(url):
+        pass
+
+
+@pytest.mark.parametrize(
+    "space", [["--pid", "--mount-proc"], ["--pid"], ["--uts"], ["--net"], ["--time", "--boottime=9999"]]
+)
+def test_who_is_in_another_space_of_this_machine_can_not_take_it(tmp_path: Path, space: list[str]) -> None:
+    """As containers are: a process number, or its start since boot, means something else there."""
+    within = ["unshare", "--map-root-user", "--fork", *space]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*within, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no such spaces can be made here")
+    url = str(tmp_path / "run.zarr")
+    with Lease(url) as mine:
+        done = subprocess.run([*within, sys.executable, "-c", TAKING, url], capture_output=True, text=True, check=True)
+        assert f"is being written by {mine._mine.words}" in done.stdout  # type: ignore[union-attr]
+        held = lease.holder(url)
+        assert held is not None
+        assert held.lives
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there a process's start is known so")
 def test_a_clock_that_is_set_meanwhile_does_not_end_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     living = os.getppid()
-    left_behind(url, pid=living, started=lease._started(living))
+    left_behind(url, pid=living, started=lease_holder._started(living))
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time())
     with pytest.raises(StoreError, match=rf"is being written by .*process {living}"):
         fast(url).__enter__()
@@ -153,8 +209,9 @@ def test_another_machine_whose_clock_is_late_holds_it_while_it_writes(url: str) 
         thread.join()
 
 
-def test_another_machine_that_is_silent_loses_it(url: str) -> None:
-    left_behind(url, machine="elsewhere", beat=time.time() - 1)
+@pytest.mark.parametrize("ahead", [-1, 3600], ids=["silent for a second", "its clock was an hour ahead"])
+def test_another_machine_that_is_silent_loses_it(url: str, ahead: float) -> None:
+    left_behind(url, machine="elsewhere", beat=time.time() + ahead)
     with fast(url):
         held = lease.holder(url)
         assert held is not None
@@ -248,6 +305,23 @@ def test_where_there_are_no_links_it_is_exclusive_all_the_same(tmp_path: Path, m
 
     monkeypatch.setattr(os, "link", no_links)
     url = str(tmp_path / "run.zarr")
+    with Lease(url), pytest.raises(StoreError, match="is being written"):
+        Lease(url).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_folder_can_be_locked_it_is_exclusive_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network disks."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    url = str(tmp_path / "run.zarr")
+    left_behind(url, started=1.0)
     with Lease(url), pytest.raises(StoreError, match="is being written"):
         Lease(url).__enter__()
     assert list(tmp_path.iterdir()) == []
