@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from cryosam_dask.io.frame import TomogramSource
     from cryosam_dask.store.run_store import RunStore
 
+# As in `io.points.FORMATS`, which is not imported for a help text; a test compares them.
+POINT_SUFFIXES = ".csv, .star, .mod, .json, .ndjson, .jsonl, .coords, .txt, .xyz, .parquet, .pq"
+POINT_FORMATS = "csv, star, relion4, relion5, warp, imod, copick, ndjson, xyz, parquet"
+WRITTEN_FORMATS = POINT_FORMATS
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -27,11 +32,14 @@ class Prompts:
     ] = None
     points: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="More points: .csv (z,y,x), .star, .mod, copick .json, .ndjson or .parquet."),
+        typer.Option(metavar="FILE", help=f"More points: a file {POINT_SUFFIXES}."),
     ] = None
     points_format: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help="Of the file, where its suffix does not tell it, e.g. relion5, warp."),
+        typer.Option(metavar="FORMAT", help=f"Of the file, where its suffix does not tell it: {POINT_FORMATS}."),
+    ] = None
+    points_unit: Annotated[
+        str | None, typer.Option(metavar="voxel|angstrom", help="Of positions as plain text (xyz); else voxels.")
     ] = None
     points_tomogram: Annotated[
         str | None,
@@ -104,7 +112,7 @@ class Prompts:
         known: dict[str, Any] = {} if tomogram is None else tomogram()
         if self.points_tomogram is not None:
             known["tomogram_name"] = self.points_tomogram
-        return known | {"format": self.points_format, "tomograms": self.points_tomograms}
+        return known | {"format": self.points_format, "tomograms": self.points_tomograms, "unit": self.points_unit}
 
     def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
         """All points, at least one."""

@@ -21,6 +21,7 @@ from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
 from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame
+from cryosam_dask.io.points import orientation
 from cryosam_dask.io.points.base import choose
 from cryosam_dask.io.text import number, numbers
 from cryosam_dask.types import AXES, Pick, Shape3
@@ -34,8 +35,10 @@ __all__ = [
     "FORMATS",
     "PICK_FORMATS",
     "Frame",
+    "UNITS",
     "check_points",
     "encode_picks",
+    "looks_like_points",
     "pick_format",
     "read_points",
     "write_picks",
@@ -45,6 +48,11 @@ logger = logging.getLogger(__name__)
 
 PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
 """Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
+
+UNITS = ("voxel", "angstrom")
+"""What positions can be asked to be read in, where a format leaves it open."""
+
+_START = 1 << 14  # bytes that tell a file's kind
 
 FAR = 0.1
 """Share of a side, or of a file's largest coordinate: a particle less than this outside may be cut by the border."""
@@ -63,12 +71,14 @@ def write_picks(
     kind: str | None = None,
     user: str = "cryosam",
     session: str = "0",
+    notes: list[str] | None = None,
 ) -> None:
     """Write picks to a file that is complete or absent.
 
     Parameters
     ----------
-    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels
+    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels. Orientations in the columns rot, tilt,
+        psi (`points.orientation`) are written by the formats that have them
     path : the file; one that exists is replaced
     format : a name in `FORMATS`; None takes it from the suffix
     voxel_size, shape : the tomogram's, Å and voxels; relion5, warp, copick need what their unit asks for
@@ -76,6 +86,7 @@ def write_picks(
     tomograms : RELION's tomograms.star, which has the tomogram's exact centre for relion5
     kind : what was picked; copick needs it
     user, session : copick's names for whose picks these are
+    notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
     Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. What each
     format keeps, and how exactly, is told in its module.
@@ -91,6 +102,7 @@ def write_picks(
         session,
     )
     write_bytes(path, encode_picks([(picks, frame)], pick_format(path, format)))
+    _tell(frame, notes)
 
 
 def encode_picks(
@@ -104,7 +116,15 @@ def encode_picks(
     if (joint or len(parts) != 1) and not chosen.joint:
         joined = ", ".join(name for name, each in FORMATS.items() if each.joint)
         raise InputError(f"{format} holds the picks of one tomogram alone; of several: {joined}")
-    return chosen.encode([(_table(picks), frame) for picks, frame in parts], joint)
+    if chosen.encode is None:
+        written = ", ".join(name for name, each in FORMATS.items() if each.encode)
+        raise InputError(f"{format} is read, not written; picks are written as {written}")
+    tables = [_table(picks) for picks, _ in parts]
+    if any(map(orientation.has_angles, tables)):  # of a joint file all tables have the same columns
+        tables = [
+            table if orientation.has_angles(table) else table.assign(rot=0.0, tilt=0.0, psi=0.0) for table in tables
+        ]
+    return chosen.encode([(table, frame) for table, (_, frame) in zip(tables, parts, strict=True)], joint)
 
 
 def _table(picks: pd.DataFrame | Sequence[Pick]) -> pd.DataFrame:
@@ -117,7 +137,8 @@ def _table(picks: pd.DataFrame | Sequence[Pick]) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise ValueError(f"picks lack the columns {missing}")
-    table = table[COLUMNS].astype({"z": float, "y": float, "x": float, "score": float, "instance": np.int64})
+    real = ["z", "y", "x", "score", *(orientation.ANGLES if orientation.has_angles(table) else ())]
+    table = table[list(dict.fromkeys([*COLUMNS, *real]))].astype({**dict.fromkeys(real, float), "instance": np.int64})
     if not np.isfinite(table.to_numpy(dtype=float)).all():
         raise ValueError("picks hold NaN or infinite numbers")
     return table
@@ -133,6 +154,7 @@ def read_points(
     tomogram_name: str | None = None,
     tomograms: str | PathLike[str] | None = None,
     kind: str | None = None,
+    unit: str | None = None,
     notes: list[str] | None = None,
 ) -> pd.DataFrame:
     """Points of a file, in voxels of the tomogram.
@@ -146,10 +168,11 @@ def read_points(
         Those of other tomograms are converted as if they were of this one, too, and may then be negative
     tomograms : RELION's tomograms.star, for centred coordinates; an optimisation set names its own
     kind : which of several kinds in a file (a column, an object, a class); `ALL`: the points of all
+    unit : of the positions, "voxel" or "angstrom", where a format leaves that open (xyz: voxels unless told)
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
-    Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then what
-    else it tells: tomogram, kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated
+    Returns a table of z, y, x (float64), then score (float64), instance (int64) and the orientation rot, tilt, psi
+    (degrees, RELION's convention; see `points.orientation`) where the file has them, then what else it tells: tomogram, kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated
     and refined ones do; `check_points` refuses those. Raises InputError for a file that can't be read, has no points,
     has those of several tomograms or kinds of which none was asked for, holds anything but finite coordinates, or
     mostly such as lie far below the first voxel, which are not counted from there.
@@ -160,23 +183,37 @@ def read_points(
     if kind == "" or tomogram_name == "":
         raise InputError("a tomogram's or a kind's name is empty")
     kind = ALL if kind is None and tomogram_name == ALL else kind
+    if unit not in (None, *UNITS):
+        raise InputError(f"the unit of points is {shown(unit)}, expected {' or '.join(UNITS)}")
     frame = Frame(
-        parse_voxel_size(voxel_size), shape, tomogram_name, None if tomograms is None else Path(tomograms), kind
+        parse_voxel_size(voxel_size),
+        shape,
+        tomogram_name,
+        None if tomograms is None else Path(tomograms),
+        kind,
+        unit=unit,
     )
     table = _read(path, format, frame)
+    _tell(frame, notes)
+    return table
+
+
+def _tell(frame: Frame, notes: list[str] | None) -> None:
+    """What had to be assumed, each thing once."""
     for note in dict.fromkeys(frame.notes):
         if notes is None:
             logger.warning("%s", note)
         else:
             notes.append(note)
-    return table
 
 
 def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     """See `read_points`."""
     import pandas as pd
 
-    columns = FORMATS[pick_format(path, format)].read(path, frame)
+    name = pick_format(path, format)
+    _check_unit(path, name, frame.unit)
+    columns = FORMATS[name].read(path, frame)
     columns = choose(path, choose(path, columns, "tomogram", frame.tomogram), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
@@ -188,7 +225,29 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
         found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
         found["instance"] = _integers(path, "instance", columns.pop("instance"))
+    angles = [_tidy(name, columns[name]) for name in orientation.ANGLES if name in columns]
+    if len(angles) == len(orientation.ANGLES) and all(map(_all_numbers, angles)):
+        found |= dict(zip(orientation.ANGLES, np.asarray(angles, dtype=float), strict=True))
+        columns = {name: values for name, values in columns.items() if name not in orientation.ANGLES}
     return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
+
+
+def _check_unit(path: Path, format: str, unit: str | None) -> None:
+    """InputError where a unit is asked for that positions of the format are not in."""
+    units = FORMATS[format].units
+    if unit is not None and unit not in units:
+        words = {"voxel": "voxels", "angstrom": "ångström"}
+        fixed = words[units[0]] if units else "the unit that the file tells"
+        free = ", ".join(name for name, each in FORMATS.items() if len(each.units) > 1)
+        raise InputError(
+            f"{path}: positions in the format {format} are in {fixed}, but {words[unit]} are asked for; "
+            f"the unit can be chosen for {free}"
+        )
+
+
+def _all_numbers(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
 
 
 @one_line_errors()
@@ -243,6 +302,18 @@ def pick_format(path: Path, asked: str | None) -> str:
         f"{path}: the suffix {path.suffix!r} tells no format for points (known: {known}); "
         f"name one (--points-format, --truth-format, in Python format): {', '.join(PICK_FORMATS)}"
     )
+
+
+def looks_like_points(path: Path) -> bool:
+    """Whether a file with a suffix of points is likely one, where other kinds of files have that suffix, too."""
+    known = next((one for one in FORMATS.values() if path.suffix.lower() in one.suffixes), None)
+    if known is None or known.looks_like is None:
+        return known is not None
+    try:
+        with path.open("rb") as file:
+            return known.looks_like(file.read(_START))
+    except OSError:
+        return True  # it is named for points: that it can't be read is said when it is
 
 
 def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from cryosam_dask.io.copick import run_name
 from cryosam_dask.io.frame import one_line_errors, shown
 from cryosam_dask.io.listing import run_names
 from cryosam_dask.io.picks import ALL, FAR, read_points
-from cryosam_dask.io.points.base import plain_name
+from cryosam_dask.io.points.base import by_number, plain_name
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3
@@ -68,7 +68,7 @@ def _named_by(path: str) -> set[str]:
 class Truth:
     """True positions in a file, or in a folder of files.
 
-    path : of it; format : of its files, None by their suffixes; files : those of the folder, empty for a file
+    path : of it; format : of its files, None by their suffixes; unit : of plain text, None for voxels; files : those of the folder, empty for a file
     single : for one tomogram: a file that has points of one is taken whatever it calls it
     """
 
@@ -76,6 +76,7 @@ class Truth:
     format: str | None = None
     files: tuple[Path, ...] = ()
     single: bool = False
+    unit: str | None = None
     _asked: set[str] = field(default_factory=set)
     _used: set[str] = field(default_factory=set)
     _names: dict[str, None] = field(default_factory=dict)
@@ -84,10 +85,12 @@ class Truth:
     _cornered: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, truth: str | Path, format: str | None = None, *, single: bool = False) -> Truth:
+    def open(
+        cls, truth: str | Path, format: str | None = None, *, single: bool = False, unit: str | None = None
+    ) -> Truth:
         """Arguments and errors are those of `truth_files`."""
         path, files = truth_files(truth, format)
-        return cls(path, format, files, single)
+        return cls(path, format, files, single, unit)
 
     @one_line_errors()
     def read(self, tomogram: Tomogram, kind: Kind) -> pd.DataFrame | None:
@@ -177,14 +180,21 @@ class Truth:
         frame = (str(path), tomogram.voxel_size, tomogram.shape)
         if frame not in self._tables:
             self._tables.clear()
-            self._tables[frame] = _points(path, self.format, tomogram)
+            self._tables[frame] = _points(path, self.format, self.unit, tomogram)
         return self._tables[frame]
 
 
-def _points(path: Path, format: str | None, tomogram: Tomogram) -> pd.DataFrame:
+def _points(path: Path, format: str | None, unit: str | None, tomogram: Tomogram) -> pd.DataFrame:
     """The points of all tomograms and kinds in a file; an empty table where it has none, which is a truth, too."""
     try:
-        return read_points(path, format=format, voxel_size=tomogram.voxel_size, shape=tomogram.shape, tomogram_name=ALL)
+        return read_points(
+            path,
+            format=format,
+            unit=unit,
+            voxel_size=tomogram.voxel_size,
+            shape=tomogram.shape,
+            tomogram_name=ALL,
+        )
     except InputError as error:
         if not str(error).endswith(": holds no points"):
             raise
@@ -194,11 +204,12 @@ def _points(path: Path, format: str | None, tomogram: Tomogram) -> pd.DataFrame:
 
 
 def _match(names: Sequence[str], tomogram: Tomogram, path: Path) -> str | None:
-    """Which of a file's names of tomograms is this one's: with or without folder and suffixes."""
+    """Which of a file's names of tomograms is this one's: with or without folder and suffixes, or as its number."""
     found = []
     for name in names:
         last = re.split(r"[/\\]", name)[-1]
-        if {one.casefold() for one in (name, last, stem_of(last), plain_name(last))} & tomogram.keys:
+        called = {one.casefold() for one in (name, last, stem_of(last), plain_name(last))}
+        if called & tomogram.keys or any(by_number(name, key) for key in tomogram.keys):
             found.append(name)
     if len(found) > 1:
         raise InputError(f"{path}: {' and '.join(map(shown, found[:3]))} could both be {tomogram.name}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
-from cryosam_dask.io.picks import PICK_FORMATS
+from cryosam_dask.io.picks import FORMATS, PICK_FORMATS, looks_like_points
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import local_path
 
@@ -44,7 +44,8 @@ def truth_files(truth: str | Path, format: str | None) -> tuple[Path, tuple[Path
     """(folder, the files of points in it), or (file, ()).
 
     `truth` is a file, a folder, which is looked through with the folders in it, or a pattern with `*`, `?` and `**`,
-    whose folder is what stands before the first of them. Runs, images and hidden files are passed over. InputError
+    whose folder is what stands before the first of them. Runs, images, hidden files and what only shares its suffix with
+    points (notes in a .txt, volumes in an .em) are passed over. InputError
     where there is nothing, and for a file whose format is not known.
     """
     if not is_local(str(truth)):
@@ -78,13 +79,15 @@ def suffixes() -> list[str]:
 
 
 def _kept(folder: Path, paths: Iterable[Path], format: str | None) -> tuple[Path, ...]:
-    # formats without a suffix of their own are kinds of STAR
-    known = tuple(suffixes() if format is None else PICK_FORMATS.get(format.lower()) or (".star",))
+    chosen = None if format is None else FORMATS.get(format.lower())
+    known = tuple(suffixes() if chosen is None else chosen.suffixes or chosen.among)
     found: list[Path] = []
     for path in paths:
         if path.suffix.lower() not in known or not path.is_file():
             continue
         if any(part.startswith(".") or part.endswith(".zarr") for part in path.relative_to(folder).parts):
+            continue
+        if format is None and not looks_like_points(path):
             continue
         found.append(path)
         if len(found) > _MOST_FILES:

@@ -133,9 +133,9 @@ def test_missing_file_folder_and_unknown_format(tmp_path):
     with pytest.raises(InputError, match="unknown format 'xml'"):
         write_picks(PICKS, tmp_path / "picks.csv", format="xml")
     with pytest.raises(InputError, match=r"tells no format.*\.csv, \.star"):
-        write_picks(PICKS, tmp_path / "picks.txt")
-    write_picks(PICKS, tmp_path / "picks.txt", format="CSV")
-    assert len(read_points(tmp_path / "picks.txt", format="csv")) == 2
+        write_picks(PICKS, tmp_path / "picks.dat")
+    write_picks(PICKS, tmp_path / "picks.dat", format="CSV")
+    assert len(read_points(tmp_path / "picks.dat", format="csv")) == 2
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from functools import partial
 
-from cryosam_dask.io.points import copick, csv, imod, ndjson, parquet, relion, warp
+from cryosam_dask.io.points import copick, csv, imod, ndjson, parquet, relion, warp, xyz
 from cryosam_dask.io.points.base import ALL, COLUMNS, Format, Frame, Part
+
+STAR = (".star",)
+ANGSTROM = ("angstrom",)
 
 FORMATS: dict[str, Format] = {
     "csv": Format((".csv",), csv.read, csv.encode, joint=True),
-    "star": Format((".star",), relion.read, relion.encode, joint=True),
-    "relion4": Format((), partial(relion.read, convention="relion4"), relion.encode, joint=True),
-    "relion5": Format((), partial(relion.read, convention="relion5"), relion.encode_centred, joint=True),
-    "warp": Format((), partial(relion.read, convention="warp"), warp.encode, joint=True),
+    "star": Format((".star",), relion.read, relion.encode, joint=True, units=()),
+    "relion4": Format((), partial(relion.read, convention="relion4"), relion.encode, joint=True, units=(), among=STAR),
+    "relion5": Format(
+        (), partial(relion.read, convention="relion5"), relion.encode_centred, joint=True, units=ANGSTROM, among=STAR
+    ),
+    "warp": Format((), partial(relion.read, convention="warp"), warp.encode, joint=True, units=(), among=STAR),
     "imod": Format((".mod",), imod.read, imod.encode),
-    "copick": Format((".json",), copick.read, copick.encode),
+    "copick": Format((".json",), copick.read, copick.encode, units=ANGSTROM),
     "ndjson": Format((".ndjson", ".jsonl"), ndjson.read, ndjson.encode),
+    "xyz": Format(
+        (".coords", ".txt", ".xyz"), xyz.read, xyz.encode, units=("voxel", "angstrom"), looks_like=xyz.looks_like
+    ),
     "parquet": Format((".parquet", ".pq"), parquet.read, parquet.encode, joint=True),
 }
 """Name → format. `star` is RELION 4's convention when written, and whatever the file says when read."""

@@ -47,7 +47,8 @@ class Frame:
     tomograms : RELION's tomograms.star, with the unbinned sizes
     kind : the particle's name (copick's object, IMOD's object); read: which of several, `ALL` for all
     user, session : whose picks these are, in copick's words
-    notes : gets a sentence for each thing that a reader had to assume
+    unit : of the positions, where a format leaves that open: "voxel" or "angstrom"
+    notes : gets a sentence for each thing that a reader or a writer had to assume
     """
 
     voxel_size: Point | None = None
@@ -57,6 +58,7 @@ class Frame:
     kind: str | None = None
     user: str = "cryosam"
     session: str = "0"
+    unit: str | None = None
     notes: list[str] = field(default_factory=list, compare=False)
 
     def angstrom(self, what: str) -> Float64:
@@ -81,7 +83,7 @@ class Frame:
 
 
 Part = tuple["pd.DataFrame", Frame]
-"""Picks of one tomogram (`COLUMNS`, voxels) and its frame."""
+"""Picks of one tomogram (`COLUMNS`, voxels; some with the angles of `orientation`) and its frame."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,21 @@ class Format:
     ----------
     suffixes : that stand for it
     read : (path, frame) → columns; InputError for what can't be read
-    encode : (parts, whether each pick needs its tomogram's name) → the file
+    encode : (parts, whether each pick needs its tomogram's name) → the file; None: it is read alone
     joint : whether a file can hold several tomograms
+    units : of the positions, the first if none is asked for; none where a file tells its own
+    among : suffixes of its files, where another format owns them and tells this one by what is in a file
+    looks_like : whether a file with one of the suffixes is likely of this format, by its first bytes; None: it is.
+        Folders are searched with it for formats whose suffix other kinds of files have, too
     """
 
     suffixes: tuple[str, ...]
     read: Callable[[Path, Frame], Columns]
-    encode: Callable[[Sequence[Part], bool], bytes]
+    encode: Callable[[Sequence[Part], bool], bytes] | None
     joint: bool = False
+    units: tuple[str, ...] = ("voxel",)
+    among: tuple[str, ...] = ()
+    looks_like: Callable[[bytes], bool] | None = None
 
 
 def positions(table: pd.DataFrame) -> Float64:
@@ -160,5 +169,16 @@ def plain_name(name: str) -> str:
     return name
 
 
+def number_of(name: str | None) -> int | None:
+    """The number that a tomogram's name is or ends in, as 7 of TS_07; None where there is none."""
+    digits = re.search(r"\d{1,15}$", plain_name(name)) if name else None
+    return None if digits is None else int(digits[0])
+
+
+def by_number(name: str, other: str) -> bool:
+    """Whether `name` is a number alone, as some formats call tomograms, and the one that `other` ends in."""
+    return name.isascii() and name.isdigit() and number_of(other) == int(name)
+
+
 def _same(one: str, other: str) -> bool:
-    return plain_name(one) == plain_name(other)
+    return plain_name(one) == plain_name(other) or by_number(one, other)
