@@ -295,6 +295,6 @@ def test_help_lists_the_formats_that_there_are() -> None:
     from cryosam_dask.cli import prompts
     from cryosam_dask.io.picks import FORMATS
 
-    assert prompts.POINT_FORMATS == ", ".join(FORMATS)
-    assert prompts.WRITTEN_FORMATS == ", ".join(name for name, kind in FORMATS.items() if kind.encode)
-    assert prompts.POINT_SUFFIXES == ", ".join(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
+    assert ", ".join(FORMATS) == prompts.POINT_FORMATS
+    assert ", ".join(name for name, kind in FORMATS.items() if kind.encode) == prompts.WRITTEN_FORMATS
+    assert ", ".join(suffix for kind in FORMATS.values() for suffix in kind.suffixes) == prompts.POINT_SUFFIXES

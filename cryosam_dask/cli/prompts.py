@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cryosam_dask.store.run_store import RunStore
 
 # As in `io.points.FORMATS`, which is not imported for a help text; a test compares them.
-POINT_SUFFIXES = ".csv, .star, .mod, .json, .ndjson, .jsonl, .coords, .txt, .xyz, .parquet, .pq"
-POINT_FORMATS = "csv, star, relion4, relion5, warp, imod, copick, ndjson, xyz, parquet"
+POINT_SUFFIXES = ".csv, .star, .mod, .json, .ndjson, .jsonl, .tbl, .em, .coords, .txt, .xyz, .parquet, .pq"
+POINT_FORMATS = "csv, star, relion4, relion5, warp, imod, copick, ndjson, dynamo, em, stopgap, xyz, parquet"
 WRITTEN_FORMATS = POINT_FORMATS
 
 

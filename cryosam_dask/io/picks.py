@@ -20,8 +20,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
-from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame
-from cryosam_dask.io.points import orientation
+from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame, orientation
 from cryosam_dask.io.points.base import choose
 from cryosam_dask.io.text import number, numbers
 from cryosam_dask.types import AXES, Pick, Shape3
@@ -34,8 +33,8 @@ __all__ = [
     "FAR",
     "FORMATS",
     "PICK_FORMATS",
-    "Frame",
     "UNITS",
+    "Frame",
     "check_points",
     "encode_picks",
     "looks_like_points",
@@ -225,10 +224,8 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
         found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
         found["instance"] = _integers(path, "instance", columns.pop("instance"))
-    angles = [_tidy(name, columns[name]) for name in orientation.ANGLES if name in columns]
-    if len(angles) == len(orientation.ANGLES) and all(map(_all_numbers, angles)):
-        found |= dict(zip(orientation.ANGLES, np.asarray(angles, dtype=float), strict=True))
-        columns = {name: values for name, values in columns.items() if name not in orientation.ANGLES}
+    if all(name in columns and _are_numbers(columns[name]) for name in orientation.ANGLES):
+        found |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
     return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
 
 
@@ -245,9 +242,11 @@ def _check_unit(path: Path, format: str, unit: str | None) -> None:
         )
 
 
-def _all_numbers(values: Any) -> bool:
-    array = np.asarray(values)
-    return array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+def _are_numbers(values: Any) -> bool:
+    """Whether a column is one of numbers, or of texts that all are."""
+    return (
+        values.dtype.kind in "iuf" if isinstance(values, np.ndarray) else not any(map(math.isnan, map(number, values)))
+    )
 
 
 @one_line_errors()

@@ -101,9 +101,9 @@ def test_a_unit_that_a_format_does_not_have_is_refused(tmp_path: Path) -> None:
     write_picks([Pick(1, 2, 3, 1, 1)], tmp_path / "p.csv")
     with pytest.raises(
         InputError, match=r"positions in the format csv are in voxels, but ångström are asked for"
-    ) as one:
+    ) as error:
         read_points(tmp_path / "p.csv", unit="angstrom")
-    assert "\n" not in str(one.value)
+    assert "\n" not in str(error.value)
     read_points(tmp_path / "p.csv", unit="voxel")
     with pytest.raises(InputError, match="format star are in the unit that the file tells"):
         read_points(tmp_path / "p.star", unit="voxel")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from cryosam_dask.io.points import copick, csv, imod, ndjson, parquet, relion, warp, xyz
+from cryosam_dask.io.points import copick, csv, dynamo, em, imod, ndjson, parquet, relion, stopgap, warp, xyz
 from cryosam_dask.io.points.base import ALL, COLUMNS, Format, Frame, Part
 
 STAR = (".star",)
@@ -24,6 +24,9 @@ FORMATS: dict[str, Format] = {
     "imod": Format((".mod",), imod.read, imod.encode),
     "copick": Format((".json",), copick.read, copick.encode, units=ANGSTROM),
     "ndjson": Format((".ndjson", ".jsonl"), ndjson.read, ndjson.encode),
+    "dynamo": Format((".tbl",), dynamo.read, dynamo.encode, joint=True),
+    "em": Format((".em",), em.read, em.encode, joint=True, looks_like=em.looks_like),
+    "stopgap": Format((), stopgap.read, stopgap.encode, joint=True, among=STAR),
     "xyz": Format(
         (".coords", ".txt", ".xyz"), xyz.read, xyz.encode, units=("voxel", "angstrom"), looks_like=xyz.looks_like
     ),

@@ -27,7 +27,7 @@ import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
-from cryosam_dask.io.points import warp
+from cryosam_dask.io.points import stopgap, warp
 from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, plain_name, positions, rounded
 from cryosam_dask.io.star import Table, encode_table, read_tables
 from cryosam_dask.io.text import numbers
@@ -69,6 +69,8 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
             tables = read_tables(path)
             break
     if (found := warp.of_m(path, tables, frame, convention)) is not None:
+        return found
+    if convention == "any" and (found := stopgap.of_star(path, tables, frame)) is not None:
         return found
     table = _particles(path, tables, convention)
     columns: Columns = dict(table.columns)

@@ -20,8 +20,8 @@ import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
-from cryosam_dask.io.points.base import DIGITS, Columns, Float64, Frame, Part, axes_of, positions, rounded
-from cryosam_dask.io.text import MOST_COLUMNS, number, numbers, read_lines
+from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, positions, rounded
+from cryosam_dask.io.text import MOST_COLUMNS, number, numbers, plain, read_lines
 
 _WHAT = "points as text, x y z"
 _SEPARATORS = (",", ";", "\t")
@@ -56,12 +56,6 @@ def looks_like(start: bytes) -> bool:
         if cells := _cells(line.partition("#")[0]):
             return _names(cells) is not None or (len(cells) > 2 and all(map(_is_number, cells[:3])))
     return False
-
-
-def plain(value: float) -> str:
-    """A number with six decimals at most, and none that say nothing."""
-    text = f"{value:.{DIGITS}f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
 
 
 def _rows(path: Path) -> tuple[list[str] | None, list[list[str]], list[int]]:
