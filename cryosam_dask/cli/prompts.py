@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from cryosam_dask.store.run_store import RunStore
 
 # As in `io.points.FORMATS`, which is not imported for a help text; a test compares them.
-POINT_SUFFIXES = ".csv, .star, .mod, .json, .ndjson, .jsonl, .tbl, .em, .coords, .txt, .xyz, .parquet, .pq"
-POINT_FORMATS = "csv, star, relion4, relion5, warp, imod, copick, ndjson, dynamo, em, stopgap, xyz, parquet"
-WRITTEN_FORMATS = POINT_FORMATS
+POINT_SUFFIXES = (
+    ".csv, .star, .mod, .json, .ndjson, .jsonl, .tbl, .em, .xml, .cbox, .cs, .coords, .txt, .xyz, .parquet, .pq"
+)
+WRITTEN_FORMATS = (
+    "csv, star, relion4, relion5, warp, imod, copick, ndjson, dynamo, em, stopgap, pytom, eman2, cryolo, xyz, parquet"
+)
+POINT_FORMATS = WRITTEN_FORMATS.replace("xyz", "cryosparc, xyz")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,23 @@ from __future__ import annotations
 
 from functools import partial
 
-from cryosam_dask.io.points import copick, csv, dynamo, em, imod, ndjson, parquet, relion, stopgap, warp, xyz
+from cryosam_dask.io.points import (
+    copick,
+    cryolo,
+    cryosparc,
+    csv,
+    dynamo,
+    em,
+    eman2,
+    imod,
+    ndjson,
+    parquet,
+    pytom,
+    relion,
+    stopgap,
+    warp,
+    xyz,
+)
 from cryosam_dask.io.points.base import ALL, COLUMNS, Format, Frame, Part
 
 STAR = (".star",)
@@ -27,11 +43,16 @@ FORMATS: dict[str, Format] = {
     "dynamo": Format((".tbl",), dynamo.read, dynamo.encode, joint=True),
     "em": Format((".em",), em.read, em.encode, joint=True, looks_like=em.looks_like),
     "stopgap": Format((), stopgap.read, stopgap.encode, joint=True, among=STAR),
+    "pytom": Format((".xml",), pytom.read, pytom.encode, joint=True, looks_like=pytom.looks_like),
+    "eman2": Format((), eman2.read, eman2.encode, units=(), among=(".json",)),
+    "cryolo": Format((".cbox",), cryolo.read, cryolo.encode),
+    "cryosparc": Format((".cs",), cryosparc.read, None, units=(), looks_like=cryosparc.looks_like),
     "xyz": Format(
         (".coords", ".txt", ".xyz"), xyz.read, xyz.encode, units=("voxel", "angstrom"), looks_like=xyz.looks_like
     ),
     "parquet": Format((".parquet", ".pq"), parquet.read, parquet.encode, joint=True),
 }
-"""Name → format. `star` is RELION 4's convention when written, and whatever the file says when read."""
+"""Name → format. `star` is RELION 4's convention when written, and whatever the file says when read; so is
+`copick` with JSON."""
 
 __all__ = ["ALL", "COLUMNS", "FORMATS", "Format", "Frame", "Part"]

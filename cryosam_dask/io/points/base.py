@@ -31,7 +31,7 @@ Columns = dict[str, Any]
 """Name → texts or an array, all of one length: z, y, x in voxels, and what else the file has. Not checked yet."""
 
 _ENDING = re.compile(
-    r"(\.(tomostar|mrc|mrcs|rec|map|st|ali|ccp4|ome|zarr|star|csv|json|ndjson|xml)|_\d+(\.\d+)?apx|_\d+\.\d+a)$",
+    r"(\.(tomostar|mrc|mrcs|em|hdf|rec|map|st|ali|ccp4|ome|zarr|star|csv|json|ndjson|xml)|_\d+(\.\d+)?apx|_\d+\.\d+a)$",
     re.IGNORECASE,
 )
 

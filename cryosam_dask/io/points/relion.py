@@ -14,6 +14,9 @@ relion5: `rlnCenteredCoordinateX/Y/ZAngst`, Å from the centre of the unbinned t
 
 Refined shifts are applied when read: position − Aᵀ · `rlnOriginX/Y/ZAngst`, A the ZYZ rotation of
 `rlnTomoSubtomogramRot/Tilt/Psi` (the identity where these are missing); `rlnOriginX/Y/Z` are the same in pixels.
+
+A particle's orientation is that of its subtomogram and, within it, `rlnAngleRot/Tilt/Psi` (`getMatrix3x3` in
+`particle_set.cpp`): read are both as one (`orientation.combined`), written the latter alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, plausible_voxel, shown
-from cryosam_dask.io.points import stopgap, warp
+from cryosam_dask.io.points import orientation, stopgap, warp
 from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, plain_name, positions, rounded
 from cryosam_dask.io.star import Table, encode_table, read_tables
 from cryosam_dask.io.text import numbers
@@ -42,6 +45,7 @@ CENTRED = ["rlnCenteredCoordinateZAngst", "rlnCenteredCoordinateYAngst", "rlnCen
 SHIFTS = ["rlnOriginZAngst", "rlnOriginYAngst", "rlnOriginXAngst"]
 PIXEL_SHIFTS = ["rlnOriginZ", "rlnOriginY", "rlnOriginX"]
 ANGLES = ["rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogramPsi"]
+PARTICLE_ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 SIZES = ["rlnTomoSizeZ", "rlnTomoSizeY", "rlnTomoSizeX"]
 SCORE, INSTANCE, CLASS = "rlnAutopickFigureOfMerit", "rlnTomoParticleId", "rlnClassNumber"
 NAME, MICROGRAPH = "rlnTomoName", "rlnMicrographName"
@@ -85,6 +89,7 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
     for key, column in (("score", SCORE), ("instance", INSTANCE), ("class", CLASS)):
         if column in columns:
             found[key] = columns[column]
+    found |= orientation.combined(_angles(path, table, PARTICLE_ANGLES), _angles(path, table, ANGLES))
     return found | {key: columns[key] for key in ("tomogram", "kind") if key in columns}
 
 
@@ -117,6 +122,8 @@ def _encode(rows: Sequence[tuple[pd.DataFrame, str, Float64]], names: Sequence[s
         table = pd.DataFrame({NAME: [name] * len(picks)}, dtype=object)
         for axis in (2, 1, 0):
             table[names[axis]] = places[:, axis]
+        if orientation.has_angles(picks):
+            table[PARTICLE_ANGLES] = orientation.angles_of(picks)
         table[SCORE] = picks["score"].to_numpy(dtype=float)
         table[INSTANCE] = picks["instance"].to_numpy(dtype=np.int64)
         tables.append(table)
@@ -208,6 +215,11 @@ def _particles(path: Path, tables: Sequence[Table], convention: Convention) -> T
 
 def _numbers(path: Path, table: Table, columns: Sequence[str]) -> Float64:
     return np.stack([numbers(path, column, table.columns[column]) for column in columns], axis=1)
+
+
+def _angles(path: Path, table: Table, names: Sequence[str]) -> Float64:
+    """(n, 3) rot, tilt, psi; 0 where the file does not have all three."""
+    return _numbers(path, table, names) if table.has(names) else np.zeros((table.rows(), 3))
 
 
 def _scale(path: Path, tables: Sequence[Table], table: Table, frame: Frame, convention: Convention) -> Float64:
