@@ -76,8 +76,8 @@ def write_picks(
 
     Parameters
     ----------
-    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels. Orientations in the columns rot, tilt,
-        psi (`points.orientation`) are written by the formats that have them
+    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels. Orientations in the columns rot,
+        tilt, psi (`points.orientation`) are written by the formats that have them
     path : the file; one that exists is replaced
     format : a name in `FORMATS`; None takes it from the suffix
     voxel_size, shape : the tomogram's, Å and voxels; relion5, warp, copick need what their unit asks for
@@ -171,10 +171,11 @@ def read_points(
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
     Returns a table of z, y, x (float64), then score (float64), instance (int64) and the orientation rot, tilt, psi
-    (degrees, RELION's convention; see `points.orientation`) where the file has them, then what else it tells: tomogram, kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated
-    and refined ones do; `check_points` refuses those. Raises InputError for a file that can't be read, has no points,
-    has those of several tomograms or kinds of which none was asked for, holds anything but finite coordinates, or
-    mostly such as lie far below the first voxel, which are not counted from there.
+    (degrees, RELION's convention; see `points.orientation`) where the file has them, then what else it tells: tomogram,
+    kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated and refined ones do;
+    `check_points` refuses those. Raises InputError for a file that can't be read, has no points, has those of several
+    tomograms or kinds of which none was asked for, holds anything but finite coordinates, or mostly such as lie far
+    below the first voxel, which are not counted from there.
     """
     if "#" in str(path) and copick.is_address(str(path)):
         path = copick.picks_path(str(path))

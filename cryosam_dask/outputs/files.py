@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors
-from cryosam_dask.io.picks import PICK_FORMATS, Frame, encode_picks, pick_format
+from cryosam_dask.io.picks import FORMATS, PICK_FORMATS, Frame, encode_picks, pick_format
 from cryosam_dask.outputs.copick import COPICK, CopickChoice, export_copick, object_name, tomogram_name
 from cryosam_dask.outputs.evaluation import find_runs
 from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, WHATS, What, kinds_name, write_labels, write_meshes
@@ -16,6 +17,9 @@ from cryosam_dask.outputs.queries import export_query
 from cryosam_dask.outputs.results import check_own, single_name
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def export(
@@ -85,9 +89,10 @@ def export(
 
 def _check_format(path: Path, format: str | None, kind: What, label: str | None, mesh: str | None) -> None:
     """InputError unless a format is known and holds what is to be written; `label`, `mesh`: it, if it is of these."""
-    known = [*PICK_FORMATS, *LABEL_FORMATS, *MESH_FORMATS]
+    written = [name for name, each in FORMATS.items() if each.encode]
+    known = [*written, *LABEL_FORMATS, *MESH_FORMATS]
     suffixes = (
-        f"picks go to {_listed(PICK_FORMATS)}, labels to {_listed(LABEL_FORMATS)}, "
+        f"picks go to {_listed({name: PICK_FORMATS[name] for name in written})}, labels to {_listed(LABEL_FORMATS)}, "
         f"meshes to {', '.join(MESH_FORMATS['glb'] + MESH_FORMATS['ply'])} or a folder"
     )
     formats = f"--format: {', '.join(known)}"
@@ -115,7 +120,8 @@ def _write_picks(
     joint = runs is not None
     if joint and tomogram is not None:
         raise InputError(f"{run}: a folder of runs, whose tomograms are called as the runs; no name for all of them")
-    parts, without = [], []
+    parts: list[tuple[pd.DataFrame, Frame]] = []
+    without = []
     for one in runs or [str(run)]:
         store = RunStore.open(one)
         check_own(store, path)
@@ -137,7 +143,8 @@ def _write_picks(
         raise StoreError(f"{run}: no picks called {name!r} in any of its runs")
     with one_line_errors():
         write_bytes(path, encode_picks(parts, chosen_format, joint=joint))
-    return [f"left out, no picks called {name!r}: {', '.join(without)}"] if without else []
+    notes = [note for _, frame in parts for note in frame.notes]
+    return notes + ([f"left out, no picks called {name!r}: {', '.join(without)}"] if without else [])
 
 
 def _runs_in(run: str | Path) -> list[str] | None:

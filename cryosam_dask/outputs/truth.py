@@ -68,7 +68,8 @@ def _named_by(path: str) -> set[str]:
 class Truth:
     """True positions in a file, or in a folder of files.
 
-    path : of it; format : of its files, None by their suffixes; unit : of plain text, None for voxels; files : those of the folder, empty for a file
+    path : of it; format : of its files, None by their suffixes; unit : of plain text, None for voxels
+    files : those of the folder, empty for a file
     single : for one tomogram: a file that has points of one is taken whatever it calls it
     """
 

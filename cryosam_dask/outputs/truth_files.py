@@ -23,6 +23,8 @@ from cryosam_dask.store.filesystem import local_path
 _SEPARATORS = "_-."
 _PORTAL = re.compile(r"-\d+(\.\d+)*_(oriented)?point$", re.IGNORECASE)
 """What the CryoET Data Portal appends to the kind of an annotation: its version and shape."""
+_INFO = re.compile(r"_info$", re.IGNORECASE)
+"""What EMAN2 appends to a tomogram's name."""
 _WILD = set("*?[")
 _MOST_FILES = 100_000
 
@@ -44,9 +46,9 @@ def truth_files(truth: str | Path, format: str | None) -> tuple[Path, tuple[Path
     """(folder, the files of points in it), or (file, ()).
 
     `truth` is a file, a folder, which is looked through with the folders in it, or a pattern with `*`, `?` and `**`,
-    whose folder is what stands before the first of them. Runs, images, hidden files and what only shares its suffix with
-    points (notes in a .txt, volumes in an .em) are passed over. InputError
-    where there is nothing, and for a file whose format is not known.
+    whose folder is what stands before the first of them. Runs, images, hidden files and what only shares its suffix
+    with points (notes in a .txt, a volume in an .em, Warp's .xml) are passed over. InputError where there is nothing,
+    and for a file whose format is not known.
     """
     if not is_local(str(truth)):
         raise InputError(f"{public(str(truth))}: true positions are read from local files: copy them here first")
@@ -131,6 +133,7 @@ def names_one_of(path: Path, folder: Path, keys: frozenset[str]) -> bool:
 def _words(path: Path, folder: Path) -> tuple[list[str], str]:
     """The folders between and the name without suffix (nor an annotation's version), without case."""
     stem = _PORTAL.sub("", stem_of(path.name))
+    stem = _INFO.sub("", stem) if path.suffix.lower() == ".json" else stem
     return [part.casefold() for part in path.relative_to(folder).parts[:-1]], stem.casefold()
 
 

@@ -547,7 +547,7 @@ EXPECTED: dict[str, Callable[[Path], np.ndarray]] = {
 MAKERS: dict[str, Make] = {"mrc": make_mrc, "star": make_star, "csv": make_csv, "omezarr": make_omezarr}
 MAKERS |= {"gz": make_gz, "tiff": make_tiff, "hdf5": make_hdf5, "npy": make_npy, "npz": make_npz}
 POINTS: dict[str, Callable[[Path], np.ndarray | None]] = {}
-"""Second readings (n, 3) z, y, x of the formats of points in `damage_points`, which adds them; None where there is none."""
+"""Second readings (n, 3) z, y, x of the formats of points that `damage_points` adds; None where there is none."""
 
 
 @contextmanager

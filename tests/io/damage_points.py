@@ -101,7 +101,8 @@ def maker(kind: str) -> Callable[[random.Random, Path], Path]:
     return make
 
 
-# Second readings, which may raise where ours does not look; what they can't read, or understand otherwise, is not compared
+# Second readings, which may raise where ours does not look. What they can't read, or take for something else, is not
+# compared.
 
 
 def _xyz(path: Path) -> np.ndarray | None:

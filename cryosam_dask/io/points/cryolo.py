@@ -1,9 +1,10 @@
 """crYOLO's boxes in a tomogram, `.cbox`: a STAR file with corners of boxes, in zero-based voxels.
 
-From crYOLO's box manager (`box_manager/io/cbox.py`): the table with `CoordinateX`, `CoordinateY` (the box's lower corner),
-`Width`, `Height`, and `CoordinateZ`, which is the box's centre. So a particle stands at X + Width / 2, Y + Height / 2, Z.
-`Confidence` is the score. Boxes of micrographs, whose Z is `<NA>`, are refused. Picks have no size: written boxes have a
-side of 10 voxels, as the box manager takes where none is told. crYOLO's `.coords` are plain text (`xyz`).
+From crYOLO's box manager (`box_manager/io/cbox.py`): the table with `CoordinateX`, `CoordinateY` (the box's lower
+corner), `Width`, `Height`, and `CoordinateZ`, which is the box's centre. So a particle stands at X + Width / 2, Y +
+Height / 2, Z. `Confidence` is the score. Boxes of micrographs, whose Z is `<NA>`, are refused. Picks have no size:
+written boxes have a side of 10 voxels, as the box manager takes where none is told. crYOLO's `.coords` are plain text
+(`xyz`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """cryoSPARC's particles, `.cs`: a structured array of NumPy's, which is never unpickled.
 
-cryoSPARC is a program for micrographs: its particles have `location/center_x_frac` and `…y_frac`, a place in a micrograph
-as a fraction of its size (https://tools.cryosparc.com, "Dataset"). A place in a tomogram would need a third,
+cryoSPARC is a program for micrographs: its particles have `location/center_x_frac` and `…y_frac`, a place in a
+micrograph as a fraction of its size (https://tools.cryosparc.com, "Dataset"). A place in a tomogram would need a third,
 `location/center_z_frac`; a file that has all three is read, fraction · voxels, any other is refused. None is written.
 """
 

@@ -1,11 +1,11 @@
 """Dynamo's tables: numbers in columns without names, a row each particle (`motives` has the conventions).
 
-Columns, from 1, by https://wiki.dynamo.biozentrum.unibas.ch/w/index.php/Table_convention: 1 tag, 4 to 6 shifts dx, dy, dz, 7 to 9 tdrot, tilt,
-narot, 10 cc, 20 tomogram, 22 class, 24 to 26 x, y, z. The `.doc` beside a table, which names the tomograms, is
-not read.
+Columns, from 1, by https://wiki.dynamo.biozentrum.unibas.ch/w/index.php/Table_convention: 1 tag, 4 to 6 shifts dx, dy,
+dz, 7 to 9 tdrot, tilt, narot, 10 cc, 20 tomogram, 22 class, 24 to 26 x, y, z. The `.doc` beside a table, which names
+the tomograms, is not read.
 
-They are read here and not by the dynamotable library, which hands the file to pandas: a damaged one then ends in pandas'
-own errors, or in columns of text.
+They are read here and not by the dynamotable library, which hands the file to pandas: a damaged one then ends in
+pandas' own errors, or in columns of text.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Motive lists of TOM, AV3, Artiatomi and PyTom: an EM file of 20 numbers a particle (`motives` has the conventions).
 
-Rows, from 1, by https://github.com/uermel/Artiatomi/wiki/Motivelist: 1 cross-correlation, 4 particle, 5 tomogram, 8 to 10 x, y, z, 11 to 13 shifts
-(after rotation of the reference), 17 to 19 phi, psi, theta, 20 class.
+Rows, from 1, by https://github.com/uermel/Artiatomi/wiki/Motivelist: 1 cross-correlation, 4 particle, 5 tomogram, 8 to
+10 x, y, z, 11 to 13 shifts (after rotation of the reference), 17 to 19 phi, psi, theta, 20 class.
 
 The file has 512 bytes of header: machine (6: little-endian; 0, 3, 5: big-endian), two bytes, the type of numbers, and
-how many there are along x, y, z (STOPGAP's `sg_emread.m`). It is read here and not by the emfile library, which takes the
-sizes in a file on trust, and big-endian ones for little-endian. An EM file may be a volume as well; that is refused.
+how many there are along x, y, z (STOPGAP's `sg_emread.m`). It is read here and not by the emfile library, which takes
+the sizes in a file on trust, and big-endian ones for little-endian. An EM file may be a volume as well; that is
+refused.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """EMAN2's boxes in a tomogram, `info/NAME_info.json`: pixels along x, y, z from the tomogram's centre.
 
-From EMAN2's `e2spt_boxer.py` and `e2spt_extract.py`: an entry of `boxes_3d` is x, y, z, how it was made, the score and the number of
-its class; `class_list` names classes. Where the file has `apix_unbin`, coordinates are pixels of that size (Å) from the
-tomogram's centre, which is voxel ⌊n/2⌋; else, as EMAN2 wrote until 2018, voxels of the tomogram from the first one. Boxes
-have no orientations.
+From EMAN2's `e2spt_boxer.py` and `e2spt_extract.py`: an entry of `boxes_3d` is x, y, z, how it was made, the score and
+the number of its class; `class_list` names classes. Where the file has `apix_unbin`, coordinates are pixels of that
+size (Å) from the tomogram's centre, which is voxel ⌊n/2⌋; else, as EMAN2 wrote until 2018, voxels of the tomogram from
+the first one. Boxes have no orientations.
 
-Written is a file of its own with one class, `apix_unbin` being the tomogram's voxel size: EMAN2 shows it at any binning. It
-is no replacement for a project's own info file, which has the alignment of the tilt series, too.
+Written is a file of its own with one class, `apix_unbin` being the tomogram's voxel size: EMAN2 shows it at any
+binning. It is no replacement for a project's own info file, which has the alignment of the tilt series, too.
 """
 
 from __future__ import annotations

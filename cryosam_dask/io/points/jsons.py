@@ -75,8 +75,8 @@ def matrix(where: str, name: str, value: Any, side: int) -> list[list[float]]:
 
 
 def orientations(where: str, rotations: Sequence[Any], notes: list[str]) -> Columns:
-    """rot, tilt, psi of each point's rotation (3 x 3, reference to tomogram, x, y, z); none, and a note, where one is no
-    rotation."""
+    """rot, tilt, psi of each point's rotation (3 x 3, reference to tomogram, x, y, z); none, and a note, where one is
+    no rotation."""
     turned = np.asarray(rotations, dtype=float).reshape(-1, 3, 3)
     with np.errstate(all="ignore"):
         off = np.abs(turned @ turned.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0)

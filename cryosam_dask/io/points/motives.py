@@ -2,8 +2,8 @@
 
 Places count from 1: all of them are programs in MATLAB ("Dynamo uses the convention of counting pixels with the index
 1", https://wiki.dynamo.biozentrum.unibas.ch/w/index.php/Volume_center; STOPGAP's `extract_parse_subtomo_positions.m`
-takes them as MATLAB's indices; PyTom's `fromMOTL` subtracts 1 from those of TOM and AV3). So the first voxel's centre is
-1, and a particle stands at place + shift − 1. Angles are those of `orientation`. Tomograms have numbers.
+takes them as MATLAB's indices; PyTom's `fromMOTL` subtracts 1 from those of TOM and AV3). So the first voxel's centre
+is 1, and a particle stands at place + shift − 1. Angles are those of `orientation`. Tomograms have numbers.
 
 A tomogram's number is what its name ends in, both ways: 7 is TS_07. Written without such a number in its name, or where
 two of a file end in the same one, tomograms are numbered from 1, which is said. Shifts are written as what the places
@@ -58,8 +58,8 @@ class Motives:
 
 
 def columns(path: Path, motives: Motives, frame: Frame) -> Columns:
-    """As a reader gives them. Tags, scores and classes that are all 0 are none; a class is a kind when one is asked for,
-    else a column of numbers."""
+    """As a reader gives them. Tags, scores and classes that are all 0 are none; a class is a kind when one is asked
+    for, else a column of numbers."""
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         places = rounded(motives.places + motives.shifts - FIRST)
     found = axes_of(np.ascontiguousarray(places[:, ::-1]))

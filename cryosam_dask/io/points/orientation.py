@@ -1,12 +1,13 @@
 """Orientations of particles: the columns `rot`, `tilt`, `psi`, degrees, and how other conventions become these.
 
-They are RELION's `rlnAngleRot/Tilt/Psi`: A = (Rz(rot) · Ry(tilt) · Rz(psi))ᵀ turns the reference into the particle as it
-lies in the tomogram, R being right-handed rotations of x, y, z columns (`Euler::anglesToMatrix3` in RELION's
+They are RELION's `rlnAngleRot/Tilt/Psi`: A = (Rz(rot) · Ry(tilt) · Rz(psi))ᵀ turns the reference into the particle as
+it lies in the tomogram, R being right-handed rotations of x, y, z columns (`Euler::anglesToMatrix3` in RELION's
 `Euler_angles_relion.h`, and `getMatrix4x4` in `particle_set.cpp`, "from particle space to tomogram space").
 
-TOM, AV3, STOPGAP and PyTom write the same rotation as A = Rz(psi) · Rx(theta) · Rz(phi) (STOPGAP's `sg_euler2matrix.m`),
-Dynamo as (Rz(narot) · Rx(tilt) · Rz(tdrot))ᵀ: tdrot = −psi, tilt = −theta, narot = −phi (STOPGAP's
-`sg_motl_stopgap_to_dynamo.m`). Rx(t) = Rz(−90°) · Ry(t) · Rz(90°) turns one kind of angles into the other, exactly:
+TOM, AV3, STOPGAP and PyTom write the same rotation as A = Rz(psi) · Rx(theta) · Rz(phi) (STOPGAP's
+`sg_euler2matrix.m`), Dynamo as (Rz(narot) · Rx(tilt) · Rz(tdrot))ᵀ: tdrot = −psi, tilt = −theta, narot = −phi
+(STOPGAP's `sg_motl_stopgap_to_dynamo.m`). Rx(t) = Rz(−90°) · Ry(t) · Rz(90°) turns one kind of angles into the other,
+exactly:
 
     rot = 90° − phi        tilt = theta        psi (RELION) = −90° − psi (TOM)
 

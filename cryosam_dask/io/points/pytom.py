@@ -1,8 +1,9 @@
 """PyTom's particle lists, XML: zero-based voxels along x, y, z.
 
-From PyTom's `basic/structures.py`: a `Particle` has a `PickPosition` (X, Y, Z, and Origin, the tomogram's file), a `Shift`
-that is added, a `Rotation` (Z1, Z2, X: phi, psi, theta of TOM; see `orientation`), a `Score` and a `Class`. Positions
-are zero-based: `fromMOTL` subtracts 1 from those of TOM. An instance is the number that a particle's file name ends in.
+From PyTom's `basic/structures.py`: a `Particle` has a `PickPosition` (X, Y, Z, and Origin, the tomogram's file), a
+`Shift` that is added, a `Rotation` (Z1, Z2, X: phi, psi, theta of TOM; see `orientation`), a `Score` and a `Class`.
+Positions are zero-based: `fromMOTL` subtracts 1 from those of TOM. An instance is the number that a particle's file
+name ends in.
 
 Read with expat, which keeps no tree. A document type, in which entities could be declared that unpack to much, is
 refused: PyTom writes none.

@@ -1,7 +1,7 @@
 """STOPGAP's motive lists: a STAR file with the columns of `sg_get_motl_fields.m` (`motives` has the conventions).
 
-`motl_idx` and `subtomo_num` number entries and subtomograms, `tomo_num` the tomograms; a particle stands at `orig_x/y/z` +
-`x/y/z_shift`; `phi`, `psi`, `the` are angles, in the order in which they are in the file.
+`motl_idx` and `subtomo_num` number entries and subtomograms, `tomo_num` the tomograms; a particle stands at
+`orig_x/y/z` + `x/y/z_shift`; `phi`, `psi`, `the` are angles, in the order in which they are in the file.
 """
 
 from __future__ import annotations

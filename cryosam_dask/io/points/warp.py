@@ -7,7 +7,8 @@ Warp, pixels: `rlnCoordinateX/Y/Z`, zero-based, `rlnMicrographName` NAME.tomosta
     `rlnPixelSize` gives theirs. This is what is written; give `ts_export_particles` the voxel size as --coords_angpix.
 Warp, template matching: the same columns as a fraction of the volume's extent, 0 to 1 (`--normalized_coords`).
 M: `wrpCoordinateX1/Y1/Z1`, `…X2/…`: Å from the first voxel along a particle's trajectory, of which the mean is read,
-    as M does for RELION; `wrpSourceName`, `wrpAngleRot1/Tilt1/Psi1`. M's own tables are not written: they need hashes of M's sources.
+    as M does for RELION; `wrpSourceName`, `wrpAngleRot1/Tilt1/Psi1`. M's own tables are not written: they need hashes
+    of M's sources.
 """
 
 from __future__ import annotations
