@@ -20,6 +20,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
+from cryosam_dask.io.pick_formats import PICK_FORMATS, UNITS, check_unit, looks_like_points, pick_format
 from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame, orientation
 from cryosam_dask.io.points.base import choose
 from cryosam_dask.io.text import number, numbers
@@ -44,14 +45,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
-"""Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
-
-UNITS = ("voxel", "angstrom")
-"""What positions can be asked to be read in, where a format leaves it open."""
-
-_START = 1 << 14  # bytes that tell a file's kind
 
 FAR = 0.1
 """Share of a side, or of a file's largest coordinate: a particle less than this outside may be cut by the border."""
@@ -212,7 +205,7 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     import pandas as pd
 
     name = pick_format(path, format)
-    _check_unit(path, name, frame.unit)
+    check_unit(path, name, frame.unit)
     columns = FORMATS[name].read(path, frame)
     columns = choose(path, choose(path, columns, "tomogram", frame.tomogram), "kind", frame.kind)
     if not len(columns["z"]):
@@ -228,19 +221,6 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     if all(name in columns and _are_numbers(columns[name]) for name in orientation.ANGLES):
         found |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
     return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
-
-
-def _check_unit(path: Path, format: str, unit: str | None) -> None:
-    """InputError where a unit is asked for that positions of the format are not in."""
-    units = FORMATS[format].units
-    if unit is not None and unit not in units:
-        words = {"voxel": "voxels", "angstrom": "ångström"}
-        fixed = words[units[0]] if units else "the unit that the file tells"
-        free = ", ".join(name for name, each in FORMATS.items() if len(each.units) > 1)
-        raise InputError(
-            f"{path}: positions in the format {format} are in {fixed}, but {words[unit]} are asked for; "
-            f"the unit can be chosen for {free}"
-        )
 
 
 def _are_numbers(values: Any) -> bool:
@@ -286,34 +266,6 @@ def _inside(points: NDArray[np.float64], top: NDArray[Any]) -> NDArray[np.bool_]
 
 def _show(point: Iterable[float]) -> str:
     return ",".join(f"{v:g}" for v in point)
-
-
-def pick_format(path: Path, asked: str | None) -> str:
-    """The format asked for, else that of the suffix; InputError for an unknown one."""
-    if asked is not None:
-        if asked.lower() not in PICK_FORMATS:
-            raise InputError(f"unknown format {asked!r} for points; known: {', '.join(PICK_FORMATS)}")
-        return asked.lower()
-    for name, suffixes in PICK_FORMATS.items():
-        if path.suffix.lower() in suffixes:
-            return name
-    known = ", ".join(suffix for suffixes in PICK_FORMATS.values() for suffix in suffixes)
-    raise InputError(
-        f"{path}: the suffix {path.suffix!r} tells no format for points (known: {known}); "
-        f"name one (--points-format, --truth-format, in Python format): {', '.join(PICK_FORMATS)}"
-    )
-
-
-def looks_like_points(path: Path) -> bool:
-    """Whether a file with a suffix of points is likely one, where other kinds of files have that suffix, too."""
-    known = next((one for one in FORMATS.values() if path.suffix.lower() in one.suffixes), None)
-    if known is None or known.looks_like is None:
-        return known is not None
-    try:
-        with path.open("rb") as file:
-            return known.looks_like(file.read(_START))
-    except OSError:
-        return True  # it is named for points: that it can't be read is said when it is
 
 
 def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
