@@ -174,6 +174,9 @@ def test_what_is_no_motive_list(tmp_path: Path) -> None:
     rows[0, 17] = np.nan
     with pytest.raises(InputError, match="particle 1: row 18 is nan"):
         read_points(em(rows, path))
+    path.write_bytes(sound[:512] + b"\x01\x00\xa0\x7f" + sound[516:])  # a signalling one, which casts warn of
+    with pytest.raises(InputError, match="particle 1: row 1 is nan"):
+        read_points(path)
     with pytest.raises(InputError, match="an instance above 16777216"):
         encode_picks([([Pick(1, 2, 3, 1, 2**24 + 1)], Frame())], "em")
 

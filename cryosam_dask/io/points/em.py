@@ -60,7 +60,8 @@ def read(path: Path, frame: Frame) -> Columns:
         raise InputError(f"{path}: truncated or damaged: {count} particles make {expected} bytes, found {len(content)}")
     if not count:
         raise InputError(f"{path}: holds no points")
-    rows = np.frombuffer(content, dtype, _ROWS * count, _HEADER).reshape(count, _ROWS).astype(float)
+    with np.errstate(all="ignore"):  # a signalling NaN
+        rows = np.frombuffer(content, dtype, _ROWS * count, _HEADER).reshape(count, _ROWS).astype(float)
     if not np.isfinite(rows).all():
         particle, row = np.argwhere(~np.isfinite(rows))[0]
         raise InputError(f"{path}: particle {particle + 1}: row {row + 1} is {rows[particle, row]}, expected a number")
