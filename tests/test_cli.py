@@ -64,7 +64,7 @@ def one_line(err: str) -> str:
             ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--ratios", "4,8"],
             "coarse to fine",
         ),
-        ([*RUN, "--points", "p.txt"], "name one (--points-format"),
+        ([*RUN, "--points", "p.dat"], "name one (--points-format"),
         ([*RUN, "--point", "5,5,5", "--ratios", "16.5"], "--ratios 16.5: expected whole numbers"),
         ([*RUN, "--point", "5,5,5", "--unit-timeout", "-3"], "unit timeout -3: expected seconds above 0"),
         ([*RUN, "--point", "5,5,5", "--scheduler", "node"], "--scheduler node: expected tcp://HOST:PORT"),
@@ -288,3 +288,13 @@ def test_a_second_verbose_command_of_a_process_logs_each_line_once(
         assert code == 0
         assert err.count("INFO ingest: 1 units, on cpu") == 1
         assert "Logging error" not in err
+
+
+def test_help_lists_the_formats_that_there_are() -> None:
+    """The texts are not made of the table, which would be imported for each help."""
+    from cryosam_dask.cli import prompts
+    from cryosam_dask.io.picks import FORMATS
+
+    assert ", ".join(FORMATS) == prompts.POINT_FORMATS
+    assert ", ".join(name for name, kind in FORMATS.items() if kind.encode) == prompts.WRITTEN_FORMATS
+    assert ", ".join(suffix for kind in FORMATS.values() for suffix in kind.suffixes) == prompts.POINT_SUFFIXES

@@ -157,8 +157,8 @@ def test_relion5_is_centred_ångström_and_names_the_tomogram(store: RunStore, t
 @pytest.mark.parametrize(
     ("file", "options", "message"),
     [
-        ("p.txt", {}, r"the suffix '\.txt' tells no format: picks go to \.csv, .* labels to \.mrc, .* meshes to \.glb"),
-        ("p.txt", {}, r"--format: csv, .*, relion5, .*, mrc, .*, ome-zarr-0\.4, glb, ply$"),
+        ("p.pdf", {}, r"the suffix '\.pdf' tells no format: picks go to \.csv, .* labels to \.mrc, .* meshes to \.glb"),
+        ("p.pdf", {}, r"--format: csv, .*, relion5, .*, mrc, .*, ome-zarr-0\.4, glb, ply$"),
         ("p", {}, "the suffix '' tells no format"),
         ("p.csv", {"format": "pdf"}, "unknown format 'pdf'; expected .* parquet, mrc, .* ply"),
         ("l.mrc", {"what": "instances"}, "--what instances: expected picks, labels"),

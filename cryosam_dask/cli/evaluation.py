@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,6 +46,10 @@ def evaluate(
     truth_format: Annotated[
         str | None, typer.Option("--truth-format", help="Of the points, where the suffix does not tell it.")
     ] = None,
+    truth_unit: Annotated[
+        str | None,
+        typer.Option("--truth-unit", metavar="voxel|angstrom", help="Of positions as plain text (xyz); else voxels."),
+    ] = None,
     truth_labels: Annotated[
         str | None,
         typer.Option("--truth-labels", metavar="PATH", help="True instance labels, for masks; of a folder: a folder."),
@@ -68,14 +72,14 @@ def evaluate(
     from cryosam_dask.store.run_store import RunStore
 
     radii = _radii(radius, share, czii)
+    given: dict[str, Any] = {"name": name, "truth_labels": truth_labels}
+    given |= {"truth_format": truth_format, "truth_unit": truth_unit}
     if isinstance(radii, dict) or czii or not RunStore.exists(run):
-        result = outputs.evaluate_runs(
-            run, truth, radii, name=name, truth_labels=truth_labels, truth_format=truth_format, czii=czii
-        )
+        result = outputs.evaluate_runs(run, truth, radii, czii=czii, **given)
         figures, words, notes = result.to_dict(), runs_in_words(result), list(result.dataset.notes)
         curves = {kind.kind: kind.pooled.curve for kind in result.dataset.kinds}
     else:
-        figures = outputs.evaluate(run, truth, radii, name=name, truth_labels=truth_labels, truth_format=truth_format)
+        figures = outputs.evaluate(run, truth, radii, **given)
         words, notes = figures_in_words(figures), figures.get("notes", [])
         curves = {name or "picks": tuple(CurvePoint(**point) for point in figures["curve"])}
     for path in out or []:

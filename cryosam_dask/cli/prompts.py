@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from cryosam_dask.io.frame import TomogramSource
     from cryosam_dask.store.run_store import RunStore
 
+# As in `io.points.FORMATS`, which is not imported for a help text; a test compares them.
+POINT_SUFFIXES = (
+    ".csv, .star, .mod, .json, .ndjson, .jsonl, .tbl, .em, .xml, .cbox, .cs, .coords, .txt, .xyz, .parquet, .pq"
+)
+WRITTEN_FORMATS = (
+    "csv, star, relion4, relion5, warp, imod, copick, ndjson, dynamo, em, stopgap, pytom, eman2, cryolo, xyz, parquet"
+)
+POINT_FORMATS = WRITTEN_FORMATS.replace("xyz", "cryosparc, xyz")
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -29,11 +38,14 @@ class Prompts:
     ] = None
     points: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="More points: .csv (z,y,x), .star, .mod, copick .json, .ndjson or .parquet."),
+        typer.Option(metavar="FILE", help=f"More points: a file {POINT_SUFFIXES}."),
     ] = None
     points_format: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help="Of the file, where its suffix does not tell it, e.g. relion5, warp."),
+        typer.Option(metavar="FORMAT", help=f"Of the file, where its suffix does not tell it: {POINT_FORMATS}."),
+    ] = None
+    points_unit: Annotated[
+        str | None, typer.Option(metavar="voxel|angstrom", help="Of positions as plain text (xyz); else voxels.")
     ] = None
     points_tomogram: Annotated[
         str | None,
@@ -108,6 +120,7 @@ class Prompts:
             known["tomogram_name"] = self.points_tomogram
         notes: list[str] = []
         known |= {"format": self.points_format, "tomograms": self.points_tomograms, "notes": notes}
+        known["unit"] = self.points_unit
         table = read_points(path, **known, kind=kind)
         say(notes)
         check_corner(str(path), table[["z", "y", "x"]].to_numpy(), alone=True)

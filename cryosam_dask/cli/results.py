@@ -11,6 +11,7 @@ import typer
 
 from cryosam_dask.cli.app import RESULTS, app, examples
 from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption, say, with_options
+from cryosam_dask.cli.prompts import WRITTEN_FORMATS
 
 if TYPE_CHECKING:
     from cryosam_dask.outputs.labels import What
@@ -59,7 +60,7 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help="Picks: csv, star, relion4, relion5, warp, imod, copick, ndjson, parquet. "
+            help=f"Picks: {WRITTEN_FORMATS}. "
             "Labels: mrc, tiff, ome-zarr, ome-zarr-0.4, copick. Meshes: glb, ply. Else by the suffix.",
         ),
     ] = None,

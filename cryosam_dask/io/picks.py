@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick
 from cryosam_dask.io.atomic import write_bytes
-from cryosam_dask.io.frame import one_line_errors, parse_voxel_size
-from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame
+from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
+from cryosam_dask.io.pick_formats import PICK_FORMATS, UNITS, check_unit, looks_like_points, pick_format
+from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame, orientation
 from cryosam_dask.io.points.base import choose
 from cryosam_dask.io.points.names import check_name
 from cryosam_dask.io.points.plausible import check_origin, check_points
@@ -35,18 +36,17 @@ __all__ = [
     "ALL",
     "FORMATS",
     "PICK_FORMATS",
+    "UNITS",
     "Frame",
     "check_points",
     "encode_picks",
+    "looks_like_points",
     "pick_format",
     "read_points",
     "write_picks",
 ]
 
 logger = logging.getLogger(__name__)
-
-PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
-"""Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
 
 
 @one_line_errors()
@@ -62,12 +62,14 @@ def write_picks(
     kind: str | None = None,
     user: str = "cryosam",
     session: str = "0",
+    notes: list[str] | None = None,
 ) -> None:
     """Write picks to a file that is complete or absent.
 
     Parameters
     ----------
-    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels
+    picks : `Pick`s, or a table with the columns z, y, x, score, instance; voxels. Orientations in the columns rot,
+        tilt, psi (`points.orientation`) are written by the formats that have them
     path : the file; one that exists is replaced
     format : a name in `FORMATS`; None takes it from the suffix
     voxel_size, shape : the tomogram's, Å and voxels; relion5, warp, copick need what their unit asks for
@@ -75,6 +77,7 @@ def write_picks(
     tomograms : RELION's tomograms.star, which has the tomogram's exact centre for relion5
     kind : what was picked; copick needs it
     user, session : copick's names for whose picks these are
+    notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
     Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. What each
     format keeps, and how exactly, is told in its module.
@@ -90,6 +93,7 @@ def write_picks(
         session,
     )
     write_bytes(path, encode_picks([(picks, frame)], pick_format(path, format)))
+    _tell(frame, notes)
 
 
 def encode_picks(
@@ -109,7 +113,15 @@ def encode_picks(
             check_name("tomogram", frame.tomogram, "--tomogram")
         if chosen.kinds and frame.kind is not None:
             check_name("kind", frame.kind, "--object")
-    return chosen.encode([(_table(picks), frame) for picks, frame in parts], joint)
+    if chosen.encode is None:
+        written = ", ".join(name for name, each in FORMATS.items() if each.encode)
+        raise InputError(f"{format} is read, not written; picks are written as {written}")
+    tables = [_table(picks) for picks, _ in parts]
+    if any(map(orientation.has_angles, tables)):  # of a joint file all tables have the same columns
+        tables = [
+            table if orientation.has_angles(table) else table.assign(rot=0.0, tilt=0.0, psi=0.0) for table in tables
+        ]
+    return chosen.encode([(table, frame) for table, (_, frame) in zip(tables, parts, strict=True)], joint)
 
 
 def _table(picks: pd.DataFrame | Sequence[Pick]) -> pd.DataFrame:
@@ -122,7 +134,8 @@ def _table(picks: pd.DataFrame | Sequence[Pick]) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise ValueError(f"picks lack the columns {missing}")
-    table = table[COLUMNS].astype({"z": float, "y": float, "x": float, "score": float, "instance": np.int64})
+    real = ["z", "y", "x", "score", *(orientation.ANGLES if orientation.has_angles(table) else ())]
+    table = table[list(dict.fromkeys([*COLUMNS, *real]))].astype({**dict.fromkeys(real, float), "instance": np.int64})
     if not np.isfinite(table.to_numpy(dtype=float)).all():
         raise ValueError("picks hold NaN or infinite numbers")
     return table
@@ -138,6 +151,7 @@ def read_points(
     tomogram_name: str | None = None,
     tomograms: str | PathLike[str] | None = None,
     kind: str | None = None,
+    unit: str | None = None,
     notes: list[str] | None = None,
 ) -> pd.DataFrame:
     """Points of a file, in voxels of the tomogram.
@@ -151,13 +165,15 @@ def read_points(
         Those of other tomograms are converted as if they were of this one, too, and may then be negative
     tomograms : RELION's tomograms.star, for centred coordinates; an optimisation set names its own
     kind : which of several kinds in a file (a column, an object, a class); `ALL`: the points of all
+    unit : of the positions, "voxel" or "angstrom", where a format leaves that open (xyz: voxels unless told)
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
-    Returns a table of z, y, x (float64), then score (float64) and instance (int64) where the file has them, then what
-    else it tells: tomogram, kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated
-    and refined ones do; `check_points` refuses those. Raises InputError for a file that can't be read, has no points,
-    has those of several tomograms or kinds of which none was asked for, holds anything but finite coordinates, or
-    mostly such as lie far below the first voxel, which are not counted from there.
+    Returns a table of z, y, x (float64), then score (float64), instance (int64) and the orientation rot, tilt, psi
+    (degrees, RELION's convention; see `points.orientation`) where the file has them, then what else it tells: tomogram,
+    kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated and refined ones do;
+    `check_points` refuses those. Raises InputError for a file that can't be read, has no points, has those of several
+    tomograms or kinds of which none was asked for, holds anything but finite coordinates, or mostly such as lie far
+    below the first voxel, which are not counted from there.
     """
     if "#" in str(path) and copick.is_address(str(path)):
         path = copick.picks_path(str(path))
@@ -165,23 +181,37 @@ def read_points(
     if kind == "" or tomogram_name == "":
         raise InputError("a tomogram's or a kind's name is empty")
     kind = ALL if kind is None and tomogram_name == ALL else kind
+    if unit not in (None, *UNITS):
+        raise InputError(f"the unit of points is {shown(unit)}, expected {' or '.join(UNITS)}")
     frame = Frame(
-        parse_voxel_size(voxel_size), shape, tomogram_name, None if tomograms is None else Path(tomograms), kind
+        parse_voxel_size(voxel_size),
+        shape,
+        tomogram_name,
+        None if tomograms is None else Path(tomograms),
+        kind,
+        unit=unit,
     )
     table = _read(path, format, frame)
+    _tell(frame, notes)
+    return table
+
+
+def _tell(frame: Frame, notes: list[str] | None) -> None:
+    """What had to be assumed, each thing once."""
     for note in dict.fromkeys(frame.notes):
         if notes is None:
             logger.warning("%s", note)
         else:
             notes.append(note)
-    return table
 
 
 def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     """See `read_points`."""
     import pandas as pd
 
-    columns = FORMATS[pick_format(path, format)].read(path, frame)
+    name = pick_format(path, format)
+    check_unit(path, name, frame.unit)
+    columns = FORMATS[name].read(path, frame)
     columns = choose(path, choose(path, columns, "tomogram", frame.tomogram, frame.notes), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
@@ -193,22 +223,15 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
         found["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
         found["instance"] = _integers(path, "instance", columns.pop("instance"))
+    if all(name in columns and _are_numbers(columns[name]) for name in orientation.ANGLES):
+        found |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
     return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
 
 
-def pick_format(path: Path, asked: str | None) -> str:
-    """The format asked for, else that of the suffix; InputError for an unknown one."""
-    if asked is not None:
-        if asked.lower() not in PICK_FORMATS:
-            raise InputError(f"unknown format {asked!r} for points; known: {', '.join(PICK_FORMATS)}")
-        return asked.lower()
-    for name, suffixes in PICK_FORMATS.items():
-        if path.suffix.lower() in suffixes:
-            return name
-    known = ", ".join(suffix for suffixes in PICK_FORMATS.values() for suffix in suffixes)
-    raise InputError(
-        f"{path}: the suffix {path.suffix!r} tells no format for points (known: {known}); "
-        f"name one (--points-format, --truth-format, in Python format): {', '.join(PICK_FORMATS)}"
+def _are_numbers(values: Any) -> bool:
+    """Whether a column is one of numbers, or of texts that all are."""
+    return (
+        values.dtype.kind in "iuf" if isinstance(values, np.ndarray) else not any(map(math.isnan, map(number, values)))
     )
 
 

@@ -91,3 +91,10 @@ def numbers(path: Path, name: str, texts: Sequence[str]) -> NDArray[np.float64]:
         row = int(np.flatnonzero(np.isnan(found))[0])
         raise InputError(f"{path}: row {row + 1}: {name} is '{shown(texts[row])}', expected a number")
     return found
+
+
+def plain(value: float, digits: int = 6) -> str:
+    """A number in decimals, so many at most, and none that say nothing: 1.5, 20, 0."""
+    text = f"{value:.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text

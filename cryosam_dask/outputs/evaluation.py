@@ -49,6 +49,7 @@ def evaluate(
     name: str | None = None,
     truth_labels: str | Path | None = None,
     truth_format: str | None = None,
+    truth_unit: str | None = None,
 ) -> dict[str, Any]:
     """Compare a query's picks with true positions (and its labels with true ones): a JSON-able dict of figures.
 
@@ -59,6 +60,7 @@ def evaluate(
     name : the query; may be left out where there is one only
     truth_labels : instances, in any format of `open_tomogram`; read box by box
     truth_format : of the points, where the suffix does not tell it
+    truth_unit : of plain text (xyz), "voxel" or "angstrom"; None: voxels
 
     The keys are those of `Evaluation` and, with labels, of `MaskEvaluation`; `notes` has what had to be assumed. Raises
     InputError where the truth can't be read, holds no points, is not this tomogram's, or has another shape, StoreError
@@ -67,7 +69,7 @@ def evaluate(
     store = RunStore.open(run)
     chosen = single_name(store, name)
     tomogram, length = tomogram_of(store), parse_radius(radius)
-    source = Truth.open(truth, truth_format, single=True)
+    source = Truth.open(truth, truth_format, unit=truth_unit, single=True)
     points = source.read(tomogram, Kind(chosen))
     if points is None:
         called = ", ".join(sorted({tomogram.name.casefold(), *tomogram.keys, *tomogram.series}))
@@ -109,6 +111,7 @@ def evaluate_runs(
     name: str | None = None,
     truth_labels: str | Path | None = None,
     truth_format: str | None = None,
+    truth_unit: str | None = None,
     czii: bool = False,
 ) -> RunsEvaluation:
     """Compare the picks (and labels) of many runs with their truths.
@@ -123,13 +126,14 @@ def evaluate_runs(
     name : the query; without it, and without kinds, runs must have one query only
     truth_labels : a folder with the instance labels of each tomogram, `NAME.mrc`, `NAME.zarr` and so on (of several
         kinds: `NAME_KIND`, or `KIND/NAME`), or a file where there is one run and one kind
+    truth_unit : of plain text (xyz), "voxel" or "angstrom"; None: voxels
     czii : also the challenge's score; kinds that are not its classes are left out of it
 
     Tomograms without a truth, without results or with damaged ones, and truths without a run are in the notes. Raises
     InputError where nothing can be compared, and where the truth as a whole holds no points.
     """
     urls = find_runs(runs)
-    points = Truth.open(truth, truth_format, single=len(urls) == 1)
+    points = Truth.open(truth, truth_format, unit=truth_unit, single=len(urls) == 1)
     queries = _queries(radius, name)
     labels = None if truth_labels is None else LabelFiles.open(truth_labels, single=len(urls) == len(queries) == 1)
     found = _Found(points, labels, queries, named=isinstance(radius, Mapping), single=len(urls) == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.atomic import write_bytes
@@ -18,6 +19,9 @@ from cryosam_dask.outputs.queries import export_query
 from cryosam_dask.outputs.results import check_own, single_name
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def export(
@@ -90,9 +94,10 @@ def export(
 
 def _check_format(path: Path, format: str | None, kind: What, label: str | None, mesh: str | None) -> None:
     """InputError unless a format is known and holds what is to be written; `label`, `mesh`: it, if it is of these."""
-    known = [*PICK_FORMATS, *LABEL_FORMATS, *MESH_FORMATS]
+    written = [name for name, each in FORMATS.items() if each.encode]
+    known = [*written, *LABEL_FORMATS, *MESH_FORMATS]
     suffixes = (
-        f"picks go to {_listed(PICK_FORMATS)}, labels to {_listed(LABEL_FORMATS)}, "
+        f"picks go to {_listed({name: PICK_FORMATS[name] for name in written})}, labels to {_listed(LABEL_FORMATS)}, "
         f"meshes to {', '.join(MESH_FORMATS['glb'] + MESH_FORMATS['ply'])} or a folder"
     )
     formats = f"--format: {', '.join(known)}"
@@ -119,7 +124,8 @@ def _write_picks(
     runs = _runs_in(run)
     joint = runs is not None
     names, notes = _names(str(run), runs, chosen_format, tomogram, tomograms)
-    parts, without = [], []
+    parts: list[tuple[pd.DataFrame, Frame]] = []
+    without = []
     for one, tomogram_name in zip(runs or [str(run)], names, strict=True):
         store = RunStore.open(one)
         check_own(store, path)
@@ -141,6 +147,7 @@ def _write_picks(
         raise StoreError(f"{run}: no picks called {name!r} in any of its runs")
     with one_line_errors():
         write_bytes(path, encode_picks(parts, chosen_format, joint=joint))
+    notes += [note for _, frame in parts for note in frame.notes]
     return ([f"left out, no picks called {name!r}: {', '.join(without)}"] if without else []) + notes
 
 

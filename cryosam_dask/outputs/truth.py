@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from cryosam_dask.io.frame import one_line_errors, shown
 from cryosam_dask.io.listing import run_names
 from cryosam_dask.io.picks import ALL, read_points
 from cryosam_dask.io.points.base import renamed
-from cryosam_dask.io.points.names import plain_name
+from cryosam_dask.io.points.names import by_number, plain_name
 from cryosam_dask.io.points.plausible import check_corner, check_place, in_a_corner
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files
 from cryosam_dask.store.run_store import RunStore
@@ -74,7 +74,8 @@ def _named_by(path: str) -> set[str]:
 class Truth:
     """True positions in a file, or in a folder of files.
 
-    path : of it; format : of its files, None by their suffixes; files : those of the folder, empty for a file
+    path : of it; format : of its files, None by their suffixes; unit : of plain text, None for voxels
+    files : those of the folder, empty for a file
     single : for one tomogram: a file that has points of one is taken whatever it calls it
     """
 
@@ -82,6 +83,7 @@ class Truth:
     format: str | None = None
     files: tuple[Path, ...] = ()
     single: bool = False
+    unit: str | None = None
     _asked: set[str] = field(default_factory=set)
     _used: set[str] = field(default_factory=set)
     _names: dict[str, None] = field(default_factory=dict)
@@ -93,10 +95,12 @@ class Truth:
     _total: int = 0
 
     @classmethod
-    def open(cls, truth: str | Path, format: str | None = None, *, single: bool = False) -> Truth:
+    def open(
+        cls, truth: str | Path, format: str | None = None, *, single: bool = False, unit: str | None = None
+    ) -> Truth:
         """Arguments and errors are those of `truth_files`."""
         path, files = truth_files(truth, format)
-        return cls(path, format, files, single)
+        return cls(path, format, files, single, unit)
 
     @one_line_errors()
     def read(self, tomogram: Tomogram, kind: Kind) -> pd.DataFrame | None:
@@ -187,7 +191,8 @@ class Truth:
         if meant is None:
             if len(known) != 1 or not (self.single or self.files):
                 return None
-            self._assumed |= dict.fromkeys(renamed(path, known[0], tomogram.name))
+            if not (self.files and known[0].isdigit()):  # a file that is named for it may number from 1
+                self._assumed |= dict.fromkeys(renamed(path, known[0], tomogram.name))
             return table
         self._used.add(meant)
         return table[table[TOMOGRAM].astype(str) == meant]
@@ -202,9 +207,10 @@ class Truth:
 
     def _points(self, path: Path, tomogram: Tomogram) -> pd.DataFrame:
         """The points of all tomograms and kinds in a file; an empty table where one of a folder's files has none."""
-        size, shape, notes = tomogram.voxel_size, tomogram.shape, list[str]()
+        notes: list[str] = []
+        frame: dict[str, Any] = {"voxel_size": tomogram.voxel_size, "shape": tomogram.shape, "tomogram_name": ALL}
         try:
-            table = read_points(path, format=self.format, voxel_size=size, shape=shape, tomogram_name=ALL, notes=notes)
+            table = read_points(path, format=self.format, unit=self.unit, notes=notes, **frame)
         except InputError as error:
             if not self.files or not str(error).endswith(": holds no points"):
                 raise
@@ -218,13 +224,15 @@ class Truth:
 
 
 def _match(names: Sequence[str], tomogram: Tomogram, path: Path) -> str | None:
-    """Which of a file's names of tomograms is this one's: with or without folder and suffixes, or its tilt series'."""
+    """Which of a file's names of tomograms is this one's: with or without folder and suffixes, or else that of its tilt
+    series, or else its number."""
     found: list[str] = []
     for name in names:
         last = re.split(r"[/\\]", name)[-1]
         if {one.casefold() for one in (name, last, stem_of(last))} & tomogram.keys:
             found.append(name)
     found = found or [name for name in names if plain_name(name).casefold() in tomogram.series]
+    found = found or [name for name in names if any(by_number(name, key) for key in tomogram.keys)]
     if len(found) > 1:
         raise InputError(f"{path}: {' and '.join(map(shown, found[:3]))} could both be {tomogram.name}")
     return found[0] if found else None

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
-from cryosam_dask.io.picks import PICK_FORMATS
+from cryosam_dask.io.picks import FORMATS, PICK_FORMATS, looks_like_points
 from cryosam_dask.store.address import is_local, public
 from cryosam_dask.store.filesystem import local_path
 
 _SEPARATORS = "_-."
 _PORTAL = re.compile(r"-\d+(\.\d+)*_(oriented)?point$", re.IGNORECASE)
 """What the CryoET Data Portal appends to the kind of an annotation: its version and shape."""
+_INFO = re.compile(r"_info$", re.IGNORECASE)
+"""What EMAN2 appends to a tomogram's name."""
 _WILD = set("*?[")
 _MOST_FILES = 100_000
 
@@ -44,8 +46,9 @@ def truth_files(truth: str | Path, format: str | None) -> tuple[Path, tuple[Path
     """(folder, the files of points in it), or (file, ()).
 
     `truth` is a file, a folder, which is looked through with the folders in it, or a pattern with `*`, `?` and `**`,
-    whose folder is what stands before the first of them. Runs, images and hidden files are passed over. InputError
-    where there is nothing, and for a file whose format is not known.
+    whose folder is what stands before the first of them. Runs, images, hidden files and what only shares its suffix
+    with points (notes in a .txt, a volume in an .em, Warp's .xml) are passed over. InputError where there is nothing,
+    and for a file whose format is not known.
     """
     if not is_local(str(truth)):
         raise InputError(f"{public(str(truth))}: true positions are read from local files: copy them here first")
@@ -78,13 +81,15 @@ def suffixes() -> list[str]:
 
 
 def _kept(folder: Path, paths: Iterable[Path], format: str | None) -> tuple[Path, ...]:
-    # formats without a suffix of their own are kinds of STAR
-    known = tuple(suffixes() if format is None else PICK_FORMATS.get(format.lower()) or (".star",))
+    chosen = None if format is None else FORMATS.get(format.lower())
+    known = tuple(suffixes() if chosen is None else chosen.suffixes or chosen.among)
     found: list[Path] = []
     for path in paths:
         if path.suffix.lower() not in known or not path.is_file():
             continue
         if any(part.startswith(".") or part.endswith(".zarr") for part in path.relative_to(folder).parts):
+            continue
+        if format is None and not looks_like_points(path):
             continue
         found.append(path)
         if len(found) > _MOST_FILES:
@@ -128,6 +133,7 @@ def names_one_of(path: Path, folder: Path, keys: frozenset[str]) -> bool:
 def _words(path: Path, folder: Path) -> tuple[list[str], str]:
     """The folders between and the name without suffix (nor an annotation's version), without case."""
     stem = _PORTAL.sub("", stem_of(path.name))
+    stem = _INFO.sub("", stem) if path.suffix.lower() == ".json" else stem
     return [part.casefold() for part in path.relative_to(folder).parts[:-1]], stem.casefold()
 
 

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 READERS = ("mrc", "star", "csv", "omezarr", "gz", "tiff", "hdf5", "npy", "npz")
+READERS += ("xyz", "dynamo", "em", "stopgap", "pytom", "eman2", "cryolo", "cryosparc")
 ADDRESS_SPACE = 8 << 30
 HANG = 30  # s after which a case is given up, and counted
 _IO = Path(__file__).parent.parent / "io"
@@ -125,6 +126,7 @@ class Worker:
 
     def run_random(self) -> None:
         import damage
+        import damage_points  # noqa: F401
 
         make = damage.MAKERS[self.arguments.reader]
         seed = self.arguments.first
@@ -140,11 +142,11 @@ class Worker:
 
         with atheris.instrument_imports(include=["cryosam_dask.io", "zarr.core.metadata", "zarr.codecs"]):
             import damage
+            import damage_points
 
-        make, names = (
-            damage.MAKERS[self.arguments.reader],
-            {"omezarr": "tomo.zarr", "gz": "tomo.mrc.gz", "tiff": "tomo.tif"},
-        )
+        names = {"omezarr": "tomo.zarr", "gz": "tomo.mrc.gz", "tiff": "tomo.tif"}
+        names |= {kind: f"points{end}" for kind, end in damage_points.SUFFIXES.items()}
+        make = damage.MAKERS[self.arguments.reader]
         corpus = self.folder.with_name(f"{self.folder.name}-corpus")
         _seeds(corpus, self.arguments)
 
@@ -285,6 +287,7 @@ def parse() -> argparse.Namespace:
 def one_case(reader: str, seed: int) -> None:
     sys.path[:0] = [str(_IO), str(_IO.parent.parent)]
     import damage
+    import damage_points  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder, damage.traced():
         print(damage.examine(reader, damage.MAKERS[reader](random.Random(seed), Path(folder))))
@@ -304,13 +307,13 @@ def main() -> int:
         print("atheris is not installed (pip install atheris): random cases instead of coverage-guided ones")
         asked.engine = "random"
     names = ("cases", "read", "refused", "other", "MB", "s", "edges")
-    print(f"{'reader':8} {'engine':8} {' '.join(f'{name:>8}' for name in names)}")
+    print(f"{'reader':9} {'engine':8} {' '.join(f'{name:>8}' for name in names)}")
     found: list[str] = []
     for reader in readers:
         tally, edges = run_reader(reader, asked)
         counts = (tally.cases, tally.accepted, tally.refused, len(tally.other))
         figures = f"{tally.allocated / 1e6:8.1f} {tally.slowest:8.3f} {edges:>8}"
-        print(f"{reader:8} {asked.engine:8} {' '.join(f'{n:8}' for n in counts)} {figures}", flush=True)
+        print(f"{reader:9} {asked.engine:8} {' '.join(f'{n:8}' for n in counts)} {figures}", flush=True)
         found += [f"{reader}: {line}" for line in tally.other]
     print("MB: the largest allocation of a case, s: the slowest case, edges: covered in Python code")
     print(*found[:40], sep="\n")

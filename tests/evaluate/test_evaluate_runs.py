@@ -580,7 +580,7 @@ def test_curves_without_points_can_be_drawn(tmp_path: Path) -> None:
 def test_the_command_on_one_run(
     make: Make, truth: Path, tmp_path: Path, cryosam: Callable[..., tuple[int, str, str]]
 ) -> None:
-    store, file = make("TS_1", a=places(0)), write(truth / "t.txt", places(0))
+    store, file = make("TS_1", a=places(0)), write(truth / "t.dat", places(0))
     common = ["evaluate", store.url, "--truth", file, "--radius", "12A"]
     code, _, err = cryosam(*common)
     assert code == 2

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import damage_points  # noqa: F401
 import pytest
 from damage import MAKERS, damaged, examine, run_case, traced
 from hypothesis import HealthCheck, given, settings

@@ -127,15 +127,15 @@ def test_missing_file_folder_and_unknown_format(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.star")
     (tmp_path / "folder.csv").mkdir()
     assert "can't be read: Is a directory" in refusal(tmp_path / "folder.csv")
-    message = refusal(tmp_path / "points.xyz")
-    assert "'.xyz'" in message
+    message = refusal(tmp_path / "points.doc")
+    assert "'.doc'" in message
     assert "csv, star, relion4, relion5" in message
     with pytest.raises(InputError, match="unknown format 'xml'"):
         write_picks(PICKS, tmp_path / "picks.csv", format="xml")
     with pytest.raises(InputError, match=r"tells no format.*\.csv, \.star"):
-        write_picks(PICKS, tmp_path / "picks.txt")
-    write_picks(PICKS, tmp_path / "picks.txt", format="CSV")
-    assert len(read_points(tmp_path / "picks.txt", format="csv")) == 2
+        write_picks(PICKS, tmp_path / "picks.dat")
+    write_picks(PICKS, tmp_path / "picks.dat", format="CSV")
+    assert len(read_points(tmp_path / "picks.dat", format="csv")) == 2
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_refined_shifts_are_applied(tmp_path):
     assert "--voxel-size" in refusal(path)
     assert read_points(path, voxel_size=10).iloc[0].to_list() == [51, 50, 48]
     star(path, {**columns, **shifts, **angles})
-    assert read_points(path, voxel_size=10).iloc[0].to_list() == [51, 52, 50]
+    assert read_points(path, voxel_size=10).iloc[0].to_list() == [51, 52, 50, 90, 0, 0]  # and lies as its subtomogram
     star(path, {**columns, **{name: [0.0] for name in shifts}})
     assert read_points(path).iloc[0].to_list() == [50, 50, 50]
 

@@ -220,14 +220,14 @@ def test_what_star_can_not_hold_is_refused(tmp_path: Path, kind: str, name: str)
     assert "can't stand in a STAR file" in str(error.value)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [kind for kind, known in FORMATS.items() if known.encode])
 def test_voxels_that_are_equal_to_rounding(tmp_path: Path, kind: str) -> None:
     rounded = (13.2812, 13.2813, 13.2812)
     path = tmp_path / "p"
     options: dict[str, Any] = {"format": kind, "shape": (40, 50, 60), "tomogram_name": "TS_1", "kind": "a"}
     write_picks(PICKS, path, voxel_size=rounded, **options)
     found = read_points(path, format=kind, voxel_size=rounded, shape=(40, 50, 60), tomogram_name="TS_1")
-    np.testing.assert_allclose(found[["z", "y", "x"]], [[1, 2, 3], [4, 5, 6]], atol=1e-4)
+    np.testing.assert_allclose(found[["z", "y", "x"]], [[1, 2, 3], [4, 5, 6]], atol=3e-4 if kind == "eman2" else 1e-4)
     if kind == "warp":
         assert starfile.read(path)["rlnPixelSize"].tolist() == pytest.approx([13.281233] * 2, abs=1e-6)
         assert found["z"].tolist() == [1, 4]

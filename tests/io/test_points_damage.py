@@ -32,6 +32,8 @@ PICKS = [Pick(1.5, 2, 3, 0.5, 1), Pick(4, 5, 6.25, 0.25, 2), Pick(7, 8, 9, 0.125
 KINDS = {"imod": ".mod", "copick": ".json", "ndjson": ".ndjson", "parquet": ".parquet", "warp": ".star"}
 KINDS |= {"warp 2D stacks": ".star", "detector's pixels": ".star"}
 TEXTS = {"warp 2D stacks": make_warp_stacks, "detector's pixels": make_detector}
+KINDS |= {"dynamo": ".tbl", "em": ".em", "stopgap": ".star", "pytom": ".xml", "eman2": ".json", "cryolo": ".cbox"}
+KINDS |= {"xyz": ".txt"}
 LEAST, PER_BYTE = 32 << 20, 100
 
 
@@ -57,7 +59,7 @@ def read_points_of(raw: bytes, kind: str) -> tuple[pd.DataFrame | None, str, Pat
         path = folder / f"p{KINDS[kind]}"
         path.write_bytes(raw)
         try:
-            return read_points(path, **FRAME), "", path
+            return read_points(path, notes=[], **FRAME), "", path
         except InputError as error:
             return None, str(error), path
     finally:
@@ -93,7 +95,7 @@ def test_damage_ends_in_a_read_or_in_one_line(kind: str) -> None:
     assert examine(sound(kind), kind)[0] is not None
 
 
-@pytest.mark.parametrize("kind", ["copick", "ndjson"])
+@pytest.mark.parametrize("kind", ["copick", "ndjson", "eman2"])
 def test_json_of_other_values(kind: str) -> None:
     """Every value of a sound file in turn is another one."""
     r = random.Random(3)
@@ -120,6 +122,19 @@ def test_random_bytes(kind: str) -> None:
     for size in (0, 1, 7, 100, 3000):
         assert examine(r.randbytes(size), kind)[1]
         examine(start + r.randbytes(size), kind)
+
+
+def test_xml_that_unpacks_to_much_is_refused() -> None:
+    """Entities of entities: gigabytes in a kilobyte, in a document that names them and in one that does not."""
+    entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "aaaaaaaaaa"}">' for i in range(10))
+    text = f"<!DOCTYPE a [{entities}]><ParticleList><Particle Filename='&e9;'/></ParticleList>"
+    assert "XML with a document type" in examine(text.encode(), "pytom")[1]
+    assert "not readable XML" in examine(b"<ParticleList><Particle Filename='&e9;'/></ParticleList>", "pytom")[1]
+
+
+def test_xml_of_many_elements_takes_no_tree() -> None:
+    text = b"<ParticleList>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"<b/>" * 300_000 + b"</ParticleList>"
+    assert "holds no points" in examine(text, "pytom")[1]
 
 
 # Sizes that a file does not have --------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import one_side
 from cryosam_dask.io.frame import ASK_VOXEL_SIZE, shown
-from cryosam_dask.io.points.names import matching
+from cryosam_dask.io.points.names import by_number, matching
+from cryosam_dask.io.points.names import number_of as number_of
 from cryosam_dask.io.points.names import plain_name as plain_name
 from cryosam_dask.types import AXES, Point, Shape3
 
@@ -47,7 +48,8 @@ class Frame:
     tomograms : RELION's tomograms.star, with the unbinned sizes
     kind : the particle's name (copick's object, IMOD's object); read: which of several, `ALL` for all
     user, session : whose picks these are, in copick's words
-    notes : gets a sentence for each thing that a reader had to assume
+    unit : of the positions, where a format leaves that open: "voxel" or "angstrom"
+    notes : gets a sentence for each thing that a reader or a writer had to assume
     """
 
     voxel_size: Point | None = None
@@ -57,6 +59,7 @@ class Frame:
     kind: str | None = None
     user: str = "cryosam"
     session: str = "0"
+    unit: str | None = None
     notes: list[str] = field(default_factory=list, compare=False)
 
     def angstrom(self, what: str) -> Float64:
@@ -81,7 +84,7 @@ class Frame:
 
 
 Part = tuple["pd.DataFrame", Frame]
-"""Picks of one tomogram (`COLUMNS`, voxels) and its frame."""
+"""Picks of one tomogram (`COLUMNS`, voxels; some with the angles of `orientation`) and its frame."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +95,24 @@ class Format:
     ----------
     suffixes : that stand for it
     read : (path, frame) → columns; InputError for what can't be read
-    encode : (parts, whether each pick needs its tomogram's name) → the file
+    encode : (parts, whether each pick needs its tomogram's name) → the file; None: it is read alone
     joint : whether a file can hold several tomograms; names : whether a file of one tomogram names it
     kinds : whether a file names the kind
+    units : of the positions, the first if none is asked for; none where a file tells its own
+    among : suffixes of its files, where another format owns them and tells this one by what is in a file
+    looks_like : whether a file with one of the suffixes is likely of this format, by its first bytes; None: it is.
+        Folders are searched with it for formats whose suffix other kinds of files have, too
     """
 
     suffixes: tuple[str, ...]
     read: Callable[[Path, Frame], Columns]
-    encode: Callable[[Sequence[Part], bool], bytes]
+    encode: Callable[[Sequence[Part], bool], bytes] | None
     joint: bool = False
     names: bool = False
     kinds: bool = False
+    units: tuple[str, ...] = ("voxel",)
+    among: tuple[str, ...] = ()
+    looks_like: Callable[[bytes], bool] | None = None
 
 
 def positions(table: pd.DataFrame) -> Float64:
@@ -158,6 +168,6 @@ def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: li
 
 def renamed(path: Path, name: str, asked: str) -> list[str]:
     """A note where a file's only tomogram has another name than the one that its points are used with."""
-    if name in ("", UNNAMED) or plain_name(name).casefold() == plain_name(asked).casefold():
+    if name in ("", UNNAMED) or plain_name(name).casefold() == plain_name(asked).casefold() or by_number(name, asked):
         return []
     return [f"{path}: its points are of {shown(repr(name))} by name, and are used with {shown(repr(asked))}"]

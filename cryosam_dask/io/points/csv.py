@@ -6,6 +6,7 @@ The columns score, instance, tomogram and kind have a meaning of their own. Writ
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
 from cryosam_dask.io.points.base import Columns, Frame, Part
-from cryosam_dask.io.text import MOST_COLUMNS, read_lines
+from cryosam_dask.io.text import MOST_COLUMNS, number, read_lines
 from cryosam_dask.types import AXES
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def _header(path: Path, row: Sequence[str]) -> list[str]:
     if missing:
         sign = next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
         hint = f"; the columns must be separated by commas, not by {sign!r}" if sign else ""
+        if len(names) > 2 and not any(math.isnan(number(name)) for name in names[:3]):
+            hint = "; columns x, y, z without a header are the format xyz (--points-format xyz, --truth-format xyz)"
         raise InputError(
             f"{path}: no column {', '.join(missing)}: expected a header with z,y,x, found '{shown(', '.join(names))}'"
             f"{hint}"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
+from cryosam_dask.io.points import orientation
+from cryosam_dask.io.points.base import Columns
+
+_ORTHOGONAL = 1e-3  # files have few decimals
 
 
 def parse(where: str, text: str) -> Any:
@@ -53,6 +60,31 @@ def whole(where: str, value: dict[str, Any], name: str) -> int:
     if number != round(number) or abs(number) > 2**53:
         raise InputError(f"{where}: {name} is {shown(value[name])}, expected a whole number")
     return int(number)
+
+
+def matrix(where: str, name: str, value: Any, side: int) -> list[list[float]]:
+    """A square matrix of finite numbers."""
+    if (
+        not isinstance(value, list)
+        or len(value) != side
+        or any(not isinstance(r, list) or len(r) != side for r in value)
+    ):
+        raise InputError(f"{where}: {name} is {shown(value)}, expected {side} rows of {side} numbers")
+    where = f"{where}: {name}"
+    return [[real(where, {"an entry": entry}, "an entry") for entry in row] for row in value]
+
+
+def orientations(where: str, rotations: Sequence[Any], notes: list[str]) -> Columns:
+    """rot, tilt, psi of each point's rotation (3 x 3, reference to tomogram, x, y, z); none, and a note, where one is
+    no rotation."""
+    turned = np.asarray(rotations, dtype=float).reshape(-1, 3, 3)
+    with np.errstate(all="ignore"):
+        off = np.abs(turned @ turned.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0)
+        wrong = int((~(off < _ORTHOGONAL) | ~(np.linalg.det(turned) > 0)).sum())
+    if wrong:
+        notes.append(f"{where}: the matrices of {wrong} points are no rotations: orientations are left out")
+        return {}
+    return orientation.of_matrices(turned)
 
 
 def point(path: Path, number: int) -> str:

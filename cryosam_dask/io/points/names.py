@@ -25,7 +25,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
 
 _FILE = re.compile(
-    r"\.(tomostar|mrc|mrcs|rec|map|st|ali|ccp4|hdf|tiff?|ome|zarr|star|csv|json|ndjson|xml|gz)$", re.IGNORECASE
+    r"\.(tomostar|mrc|mrcs|em|rec|map|st|ali|ccp4|hdf|tiff?|ome|zarr|star|csv|json|ndjson|xml|gz)$", re.IGNORECASE
 )
 """Suffixes of tomograms, tilt series and tables of particles."""
 
@@ -90,7 +90,8 @@ def _shorter(name: str) -> str:
 
 def matching(name: str, known: Iterable[str], *, series: bool = True, case: bool = True) -> list[str]:
     """Which of the known names are a tomogram's: the same one, else the same without folder and suffixes, else
-    (`series`) those of the same tilt series. `case` : whether upper and lower case differ."""
+    (`series`) those of the same tilt series, else those whose number it ends in. `case` : whether upper and lower case
+    differ."""
     known = list(known)
     keys: list[Callable[[str], str]] = [str, stem, *([plain_name] if series else [])]
     for key in keys:
@@ -98,7 +99,18 @@ def matching(name: str, known: Iterable[str], *, series: bool = True, case: bool
         found = [other for other in known if (key(other) if case else key(other).casefold()) == own]
         if found:
             return found
-    return []
+    return [other for other in known if by_number(other, name)] if series else []
+
+
+def number_of(name: str | None) -> int | None:
+    """The number that a tomogram's name is or ends in, as 7 of TS_07; None where there is none."""
+    digits = re.search(r"\d{1,15}$", plain_name(name)) if name else None
+    return None if digits is None else int(digits[0])
+
+
+def by_number(name: str, other: str) -> bool:
+    """Whether `name` is a number alone, as some formats call tomograms, and the one that `other` ends in."""
+    return name.isascii() and name.isdigit() and number_of(other) == int(name)
 
 
 def series_names(

@@ -13,6 +13,9 @@ relion5: `rlnCenteredCoordinateX/Y/ZAngst`, Å from the centre of the unbinned t
 
 Refined shifts are applied when read: position − Aᵀ · `rlnOriginX/Y/ZAngst`, A the ZYZ rotation of
 `rlnTomoSubtomogramRot/Tilt/Psi` (the identity where these are missing); `rlnOriginX/Y/Z` are the same in pixels.
+
+A particle's orientation is that of its subtomogram and, within it, `rlnAngleRot/Tilt/Psi` (`getMatrix3x3` in
+`particle_set.cpp`): read are both as one (`orientation.combined`), written the latter alone.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
-from cryosam_dask.io.points import pixels, warp
+from cryosam_dask.io.points import orientation, pixels, stopgap, warp
 from cryosam_dask.io.points.base import (
     UNNAMED,
     Columns,
@@ -52,6 +55,7 @@ CENTRED = ["rlnCenteredCoordinateZAngst", "rlnCenteredCoordinateYAngst", "rlnCen
 SHIFTS = ["rlnOriginZAngst", "rlnOriginYAngst", "rlnOriginXAngst"]
 PIXEL_SHIFTS = ["rlnOriginZ", "rlnOriginY", "rlnOriginX"]
 ANGLES = ["rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogramPsi"]
+PARTICLE_ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 SIZES = ["rlnTomoSizeZ", "rlnTomoSizeY", "rlnTomoSizeX"]
 SCORE, INSTANCE, CLASS = "rlnAutopickFigureOfMerit", "rlnTomoParticleId", "rlnClassNumber"
 NAME, MICROGRAPH = "rlnTomoName", "rlnMicrographName"
@@ -80,6 +84,8 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
             break
     if (found := warp.of_m(path, tables, frame, convention)) is not None:
         return found
+    if convention == "any" and (found := stopgap.of_star(path, tables, frame)) is not None:
+        return found
     table = _particles(path, tables, convention)
     columns: Columns = dict(table.columns)
     name = next((name for name in (NAME, MICROGRAPH) if name in columns), None)
@@ -93,6 +99,7 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
     for key, column in (("score", SCORE), ("instance", INSTANCE), ("class", CLASS)):
         if column in columns:
             found[key] = columns[column]
+    found |= orientation.combined(_angles(path, table, PARTICLE_ANGLES), _angles(path, table, ANGLES))
     return found | {key: columns[key] for key in ("tomogram", "kind") if key in columns}
 
 
@@ -136,6 +143,8 @@ def _encode(rows: Sequence[tuple[pd.DataFrame, str, Float64]], names: Sequence[s
         table = pd.DataFrame({NAME: [name] * len(picks)}, dtype=object)
         for axis in (2, 1, 0):
             table[names[axis]] = places[:, axis]
+        if orientation.has_angles(picks):
+            table[PARTICLE_ANGLES] = orientation.angles_of(picks)
         table[SCORE] = picks["score"].to_numpy(dtype=float)
         table[INSTANCE] = picks["instance"].to_numpy(dtype=np.int64)
         tables.append(table)
@@ -227,6 +236,11 @@ def _particles(path: Path, tables: Sequence[Table], convention: Convention) -> T
 
 def _numbers(path: Path, table: Table, columns: Sequence[str]) -> Float64:
     return np.stack([numbers(path, column, table.columns[column]) for column in columns], axis=1)
+
+
+def _angles(path: Path, table: Table, names: Sequence[str]) -> Float64:
+    """(n, 3) rot, tilt, psi; 0 where the file does not have all three."""
+    return _numbers(path, table, names) if table.has(names) else np.zeros((table.rows(), 3))
 
 
 def _scale(path: Path, tables: Sequence[Table], table: Table, frame: Frame, convention: Convention) -> Float64:

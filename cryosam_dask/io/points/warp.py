@@ -11,7 +11,8 @@ Warp, 2D stacks (`ts_export_particles --2d`): `rlnCoordinateX/Y/Z` in pixels of 
     size of the particle's optics group. Until July 2026 that table stated the unbinned pixel as
     `rlnTomoTiltSeriesPixelSize`, now the export's. RELION 5's own 2D stacks have the same columns, in unbinned pixels.
 M: `wrpCoordinateX1/Y1/Z1`, `…X2/…`: Å from the first voxel along a particle's trajectory, of which the mean is read,
-    as M does for RELION; `wrpSourceName`. M's own tables are not written: they need hashes of M's sources.
+    as M does for RELION; `wrpSourceName`, `wrpAngleRot1/Tilt1/Psi1`. M's own tables are not written: they need hashes
+    of M's sources.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from typing import Literal
 import numpy as np
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.io.points import orientation
 from cryosam_dask.io.points.base import Columns, Float64, Frame, Part, axes_of, choose, positions, rounded
 from cryosam_dask.io.star import Table, encode_table
 from cryosam_dask.io.text import numbers
 
+_ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
+_M_ANGLES = ["wrpAngleRot1", "wrpAngleTilt1", "wrpAnglePsi1"]
 _SCORE, _INSTANCE = "rlnAutopickFigureOfMerit", "rlnTomoParticleId"
 _WHAT = "points in Warp's convention"
 
@@ -51,6 +55,8 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
         table = pd.DataFrame({f"rlnCoordinate{axis}": places[:, 2 - i] for i, axis in enumerate("XYZ")})
         table["rlnMicrographName"] = pd.Series([name] * len(picks), dtype=object)
         table["rlnPixelSize"] = np.full(len(picks), size)  # also tells these pixels from fractions
+        if orientation.has_angles(picks):
+            table[_ANGLES] = orientation.angles_of(picks)
         table[_SCORE] = picks["score"].to_numpy(dtype=float)
         table[_INSTANCE] = picks["instance"].to_numpy(dtype=np.int64)
         tables.append(table)
@@ -77,6 +83,8 @@ def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> 
         ]
         voxels = rounded(np.stack(angstrom, axis=1) / frame.angstrom(f"{path}: M's coordinates in Å"))
     found = axes_of(voxels)
+    if all(name in columns for name in _M_ANGLES):  # along a trajectory, at its beginning
+        found |= orientation.columns(np.stack([numbers(path, name, columns[name]) for name in _M_ANGLES], axis=1))
     for key, column in (("score", _SCORE), ("instance", _INSTANCE)):
         if column in columns:
             found[key] = columns[column]
