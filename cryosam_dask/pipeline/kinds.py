@@ -29,7 +29,7 @@ PARTICLE = "particle"
 
 @dataclass(frozen=True)
 class Kinds:
-    """The kinds of one run.
+    """The kinds that one run looks for.
 
     Attributes
     ----------
@@ -60,12 +60,12 @@ class Kinds:
         return [*self.negatives, *(p for other, points in self.points.items() if other != name for p in points)]
 
     def check(self, shape: Shape3) -> None:
-        """`InputError` for a point outside of the tomogram."""
+        """`InputError` if a point lies outside of the tomogram."""
         for points in (*self.points.values(), *([self.negatives] if self.negatives else [])):
             check_points(np.asarray(points, float), shape)
 
     def query(self, driver: Driver, settings: Settings) -> None:
-        """Make, or borrow, the query of each kind. Where one can't be made so, `StoreError` before any is."""
+        """Make or borrow the query of each kind. `StoreError`, before any is made, if one can't be made."""
         for name in self.names:
             driver.check_same(name, self.points.get(name), self.unlike(name))
         for name, loan in self.loans.items():
@@ -76,13 +76,13 @@ class Kinds:
             driver.query(name, points, settings, self.unlike(name))
 
     def find(self, driver: Driver) -> None:
-        """Match and segment what the queries are of."""
+        """Match and segment the particles of all kinds."""
         for name in self.names:
             driver.match(name)
         driver.segment(self.names if self.several else self.names[0])
 
     def lent(self, loans: Mapping[str, Loan]) -> Kinds:
-        """The same kinds in another tomogram, by the queries that were made in this one."""
+        """The same kinds for another tomogram, with the queries that were made in this one."""
         return Kinds(loans={name: loans[name] for name in self.names})
 
 
@@ -93,7 +93,7 @@ def kinds_of(
     name: str | Sequence[str] | None,
     where: str = "tomogram",
 ) -> Kinds:
-    """What the arguments of `run` and `run_many` ask for; `InputError` where they ask for nothing or for both."""
+    """The kinds that arguments of `run` and `run_many` ask for; `InputError` without points or query, or with both."""
     if (points is None) == (query is None):
         raise InputError(f"give points in the {where}, or a run to take the query from, one of the two")
     names = None if name is None else [name] if isinstance(name, str) else list(name)
@@ -113,10 +113,10 @@ def kinds_of(
 
 
 def take(query: Source | Sequence[Source] | Mapping[str, Loan], names: Sequence[str] | None) -> dict[str, Loan]:
-    """The queries of runs and files, by the names that they get here.
+    """Read the queries of runs and files. Return them by the names that they get here.
 
-    names : of the queries of runs, `PARTICLE` if there are none. A file has one query, which keeps its own name unless
-        there are files only, and as many names
+    names : the queries to take from each run; None takes `PARTICLE`. A file has one query, which keeps its own
+        name. Where there are only files, names may be given, one for each
     """
     if isinstance(query, Mapping):
         return dict(query)
