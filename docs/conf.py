@@ -74,7 +74,7 @@ def _commands(shown: str) -> str:
 
 
 def _link(page: Path, names: dict[Path, str], match: re.Match[str]) -> str:
-    """A link between pages of the site stays one; any other file is offered for download. All pages are one folder deep."""
+    """A link to a page of the site, from a page in one of its folders; any other file is offered for download."""
     words, target, anchor = match[1], (page.parent / match[2]).resolve(), match[3] or ""
     if target in names:
         return f"[{words}](../{names[target]}{anchor})"

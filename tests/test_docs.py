@@ -24,7 +24,8 @@ def pages_of(path: Path) -> list[Path]:
     return [path] if path.is_file() else [p for p in path.rglob("*.md") if "_build" not in p.parts]
 
 
-PAGES = sorted(p for part in ("README.md", "CONTRIBUTING.md", "docs", "deploy", "examples") for p in pages_of(ROOT / part))
+PARTS = ("README.md", "CONTRIBUTING.md", "docs", "deploy", "examples")
+PAGES = sorted(p for part in PARTS for p in pages_of(ROOT / part))
 
 
 class Links(HTMLParser):

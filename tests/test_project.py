@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+AUTHORS = ["Zhao", "Bian", "Mu", "Uddin", "Li", "Li", "Wang", "Xu"]
 DOI = "10.1007/978-3-031-72111-3_12"
 FIRST_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cryosam_dask/DESIGN.md")
 
@@ -35,7 +36,7 @@ def test_the_citation_is_of_this_version_and_of_the_paper(project: dict[str, Any
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     paper = citation["preferred-citation"]
     assert paper["doi"] == DOI
-    assert [author["family-names"] for author in paper["authors"]] == "Zhao Bian Mu Uddin Li Li Wang Xu".split()
+    assert [author["family-names"] for author in paper["authors"]] == AUTHORS
     assert DOI in project["urls"]["Paper"]
     assert DOI in (ROOT / "docs" / "method.md").read_text()
 
