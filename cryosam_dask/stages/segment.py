@@ -2,8 +2,8 @@
 
 A unit is a group of neighbouring prompts. Prompts of a unit that come to the same plane are decoded together. The unit
 works with the planes that are embedded. Where it comes to one that is not, it keeps its state in the store and names
-the planes that it waits for. The driver has those embedded and runs the waiting units again. So each plane that some prompt
-visits is embedded once, and no other plane is.
+the planes that it waits for. The driver has those embedded and runs the waiting units again. So each plane that some
+prompt visits is embedded once, and no other plane is.
 """
 
 from __future__ import annotations
