@@ -60,12 +60,12 @@ class Kinds:
         return [*self.negatives, *(p for other, points in self.points.items() if other != name for p in points)]
 
     def check(self, shape: Shape3) -> None:
-        """`InputError` if a point lies outside of the tomogram."""
+        """`InputError` for a point outside of the tomogram."""
         for points in (*self.points.values(), *([self.negatives] if self.negatives else [])):
             check_points(np.asarray(points, float), shape)
 
     def query(self, driver: Driver, settings: Settings) -> None:
-        """Make or borrow the query of each kind. `StoreError`, before any is made, if one can't be made."""
+        """Make, or borrow, the query of each kind. Where one can't be made so, `StoreError` before any is."""
         for name in self.names:
             driver.check_same(name, self.points.get(name), self.unlike(name))
         for name, loan in self.loans.items():

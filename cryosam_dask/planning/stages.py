@@ -285,7 +285,7 @@ def planes_of(waves: list[Wave]) -> dict[Axis, int]:
 
 
 def _without_weights(settings: Settings) -> Settings:
-    """The same models with this file as their weights: stages need a digest, and a plan must not fetch weights."""
+    """The same models, with this file for their weights: stages want weights' digest, and a plan must fetch none."""
     changed = {}
     for setting, spec in (
         ("features.encoder", settings.features.encoder),

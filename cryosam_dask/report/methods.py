@@ -31,7 +31,7 @@ REFERENCES = {
     "otsu": "Otsu N. A threshold selection method from gray-level histograms. "
     "IEEE Transactions on Systems, Man, and Cybernetics 9, 1979.",
 }
-"""References by key."""
+"""What is cited, by key, in the order in which a run may come to it."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ FROM = "from"
 """Attribute of a borrowed query: its tomogram, its name there, the points, and a digest."""
 
 VOXEL_TOLERANCE = 0.02
-"""Relative difference that voxel sizes may have: headers are rounded. Textures and radii are compared in voxels."""
+"""Share by which voxel sizes may differ. Textures and radii are compared in voxels; headers are rounded."""
 
 CONTRASTS = tuple(float(factor) for factor in 2.0 ** (np.arange(-8, 9) / 4))
 """Factors of a borrowed profile that the ranking tries."""
