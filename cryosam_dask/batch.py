@@ -1,8 +1,8 @@
-"""Many tomograms: a click in one of them, and its query in all.
+"""Runs many tomograms with the query that is clicked in one of them.
 
-The tomogram with the click, the reference, is brought as far as its query first. Then one tomogram after the other is
-run to its end, on one executor. One that fails is written down with its error and does not stop the others; a second
-command goes on with what is not complete.
+First the query is made in the tomogram with the click, the reference. Then one tomogram after the other is run to its
+end, on one executor. A tomogram that fails gets a row with its error and does not stop the others. The same command,
+given again, goes on with the tomograms that are not complete.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ __all__ = ["Row", "Summary", "find_tomograms", "is_many", "run_many"]
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
-"""Attribute of a query: fingerprint of the tomogram, settings and query that it was run to its end with."""
+"""Attribute of a complete query: fingerprint of the tomogram, the settings and the queries it was run with."""
 
 BROKEN = 3
-"""Tomograms in a row that units or workers failed on, after which the rest is not tried."""
+"""How many tomograms in a row units or workers may fail on before the rest is not tried."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Report = Callable[[Row, int, int], None]
-"""(row, its number from 1, how many): called when a tomogram begins, as "pending", and when it has ended."""
+"""A function (row, number from 1, number of tomograms), called when a tomogram begins ("pending") and ends."""
 
 
 def run_many(
@@ -92,12 +92,12 @@ def run_many(
     fail_fast : stop at the first tomogram that fails
     report : called when a tomogram begins and when it ends
 
-    Returns the summary, which is also in `out_folder/summary.csv`, written after each tomogram. What can't be better
-    for the next tomogram ends it early (`Summary.stopped`): a full disk, models or a device that are not there, and
+    Returns the summary, which is also written to `out_folder/summary.csv` after each tomogram. The run ends early
+    (`Summary.stopped`) for a reason that the next tomogram would share: a full disk, a missing model or device, or
     `BROKEN` tomograms in a row that workers failed on.
 
-    Raises what keeps the reference from having a query, and what is wrong with the arguments, before anything is run.
-    A `KeyboardInterrupt` passes through. The same command goes on in each case.
+    Errors in the arguments are raised before anything is run. Errors that keep the reference from having a query are
+    raised, too, and a `KeyboardInterrupt` passes through. In each case the same command, given again, goes on.
     """
     from cryosam_dask.executors.choice import make_executor
 

@@ -24,7 +24,7 @@ RADIUS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was written: the tomogram, its truth, and a place to click on."""
+    """A simulation that was written: the tomogram, its species, and a place to click on."""
 
     tomogram: Path
     species: str

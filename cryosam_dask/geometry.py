@@ -1,4 +1,4 @@
-"""The one owner of frames: voxels, cells, tokens, planes, ångström. All other modules ask here.
+"""Frames of reference: voxels, cells, tokens, planes, ångström. No other module converts between them.
 
 Voxel indices are (z, y, x), zero-based; an integer is the voxel's centre. Cell k of ratio r covers voxels
 [k·r, (k+1)·r), the last one possibly fewer. A slice of axis z has rows y and columns x; of y: z, x; of x: z, y.
@@ -112,7 +112,7 @@ def bounds(mask: Bool) -> Box:
 
 
 def shifted(box: Box, by: Box) -> Box:
-    """A box that is counted from the start of another, counted from where that one is."""
+    """Move a box whose positions are relative to the start of `by` into the frame of `by`."""
     z, y, x = ((a + start, b + start) for (a, b), (start, _) in zip(box, by, strict=True))
     return z, y, x
 
@@ -158,7 +158,7 @@ class Interpolation:
     fraction: NDArray[np.float64]
 
     def part(self, first: int, last: int) -> Interpolation:
-        """That of the positions [first, last), with tokens still counted from the first of all."""
+        """The interpolation of the positions [first, last), with tokens still counted from the first of all."""
         lower, fraction = self.lower[first:last] + self.start, self.fraction[first:last]
         return _touching(lower, fraction)
 
@@ -251,7 +251,7 @@ class Tile:
 
     @property
     def keep(self) -> slice:
-        """Where it goes among all tokens."""
+        """The place of the kept tokens among all tokens."""
         return slice(self.start, self.stop)
 
 

@@ -35,7 +35,7 @@ class FeatureSettings(_Settings):
     standardize : "none"; "scale": unit deviation per channel over the tomogram; "whiten": also uncorrelated
     tile, halo : tokens of a side in one forward pass, and extra ones around that are cropped
     batch : slices in one forward pass
-    precision : what the encoder computes in; "auto": in half precision where the device gains from it, and so recorded
+    precision : the type that the encoder computes in; "auto" is half precision if the device gains from it
     """
 
     encoder: str
@@ -91,13 +91,13 @@ class PropagationRules(_Settings):
 
 
 class PropagationSettings(PropagationRules):
-    """How a point becomes a 3D mask: the rules, the model, and how its work is cut.
+    """How a point becomes a 3D mask: the rules, the model, and how the work is divided.
 
     Attributes
     ----------
     segmenter : name of the prompted segmenter, optionally `NAME=PATH` of its weights
     plane_thickness : slices averaged into each plane (1: none), against noise
-    precision : what the segmenter embeds in, as for features
+    precision : the type that the segmenter embeds in, as for features
     group : prompts in one unit of work
     """
 
@@ -113,13 +113,13 @@ class PropagationSettings(PropagationRules):
 
 
 class MatchSettings(_Settings):
-    """How the query finds its like.
+    """How places that are like the query are found.
 
     ratios : from coarse to fine; `(1,)` is the naive matching
-    tau_sim : similarity that a cell must reach to be looked at on the next ratio, and to become a proposal
-    rank : what proposals are ordered by: their "similarity", as published, or the "profile" of the density around them
-        in the tomogram, which tells apart particles that differ in size or amplitude (`kernels.likeness`)
-    count : K, the prompts to keep, or "auto": a cut found from the scores
+    tau_sim : similarity that a cell must reach to be evaluated on the next ratio, and to become a proposal
+    rank : how proposals are ordered: by their "similarity", as published, or by the "profile" of the density around
+        them in the tomogram, which distinguishes particles that differ in size or amplitude (`kernels.likeness`)
+    count : K, the number of prompts to keep, or "auto", which finds a cut from the scores
     center : cosine of F − μ and F_Q − μ instead of F and F_Q
     nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size
     """

@@ -1,4 +1,4 @@
-"""What became of many tomograms: a table for people and programs, and all picks in one file."""
+"""The results of many tomograms: a table for people and programs, and all picks in one file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WORDS = {"done": "done", "skipped": "complete before", "failed": "failed", "pen
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one tomogram.
+    """The result of one tomogram.
 
     Attributes
     ----------

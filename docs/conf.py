@@ -34,16 +34,24 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
 
-ROOT = Path(__file__).parent.parent
-LINK = re.compile(r"\[([^]]+)]\((?!https?:)([^)#]+)\)")
+ROOT = Path(__file__).resolve().parent.parent
+LINK = re.compile(r"\[([^]]+)]\((?!https?:)([^)#]+)(#[^)]*)?\)")
+DEVELOPING = {
+    "cryosam_dask/DESIGN.md": "developing/design.md",
+    "CONTRIBUTING.md": "developing/contributing.md",
+    "CHANGELOG.md": "developing/changes.md",
+}
+"""Pages that are kept elsewhere, as they are called in the site; those of `deploy/` come on top."""
 
 
 def write_pages(app: Any) -> None:
-    """Pages that are kept elsewhere: those of `deploy/`, beside the files that they speak of, and the commands."""
+    """Pages that are kept elsewhere, beside the files that they speak of, and the commands."""
     source = Path(app.srcdir)
-    for page in sorted((ROOT / "deploy").rglob("README.md")):
-        text = LINK.sub(partial(_link, page), page.read_text(encoding="utf-8"))
-        _write(source / "clusters" / _page_name(page), text)
+    names = {ROOT / path: name for path, name in DEVELOPING.items()}
+    for path in sorted((ROOT / "deploy").rglob("README.md")):
+        names[path] = f"clusters/{'index' if path.parent.name == 'deploy' else path.parent.name}.md"
+    for path, name in names.items():
+        _write(source / name, LINK.sub(partial(_link, path, names), path.read_text(encoding="utf-8")))
     command = [sys.executable, "-m", "typer", "cryosam_dask.cli", "utils", "docs", "--name", "cryosam"]
     environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb"}
     shown = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", env=environment)
@@ -65,15 +73,13 @@ def _commands(shown: str) -> str:
     return shown.replace("# `cryosam`", "# Commands", 1)
 
 
-def _page_name(page: Path) -> str:
-    return "index.md" if page.parent.name == "deploy" else f"{page.parent.name}.md"
-
-
-def _link(page: Path, found: re.Match[str]) -> str:
-    """A link between pages stays one; any other file is offered for download."""
-    words, target = found[1], (page.parent / found[2]).resolve()
-    if target.suffix == ".md":
-        return f"[{words}]({_page_name(target)})"
+def _link(page: Path, names: dict[Path, str], match: re.Match[str]) -> str:
+    """A link to a page of the site, from a page in one of its folders; any other file is offered for download."""
+    words, target, anchor = match[1], (page.parent / match[2]).resolve(), match[3] or ""
+    if target in names:
+        return f"[{words}](../{names[target]}{anchor})"
+    if target.is_relative_to(ROOT / "docs"):
+        return f"[{words}](../{target.relative_to(ROOT / 'docs').as_posix()}{anchor})"
     return f"{{download}}`{words} <../../{target.relative_to(ROOT).as_posix()}>`"
 
 

@@ -3,7 +3,7 @@
 #
 # The dependencies are resolved and installed as a user would get them today, in a temporary environment (or they are
 # those of an environment that exists: AUDIT_PYTHON=/path/to/its/python), and looked up by pip-audit in the advisory
-# database of the Python Packaging Authority. This needs the network: pypi.org itself, or api.osv.dev with
+# database of the Python Packaging Authority. This needs the network: the package index itself, or OSV's database with
 # AUDIT_SERVICE=osv; a mirror of packages alone has no advisories. Exit status: 0 nothing is known, 1 something is,
 # 2 there was no audit (no network, or a package that could not be looked up).
 set -euo pipefail

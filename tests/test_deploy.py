@@ -231,7 +231,7 @@ def test_the_image_holds_the_package_and_nothing_else():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     assert [rest for word, rest in steps if word == "COPY"] == [
-        "pyproject.toml README.md ./",
+        "pyproject.toml README.md LICENSE ./",
         "cryosam_dask ./cryosam_dask",
     ]
     assert not [word for word, _ in steps if word in ("ADD", "ARG")]
@@ -239,7 +239,12 @@ def test_the_image_holds_the_package_and_nothing_else():
     assert [rest for word, rest in steps if word == "USER"] == ["10001"]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
-    assert {line for line in ignored if line.startswith("!")} == {"!pyproject.toml", "!README.md", "!cryosam_dask"}
+    assert {line for line in ignored if line.startswith("!")} == {
+        "!pyproject.toml",
+        "!README.md",
+        "!LICENSE",
+        "!cryosam_dask",
+    }
 
 
 # scripts, pages and files of clusters

@@ -24,7 +24,8 @@ def pages_of(path: Path) -> list[Path]:
     return [path] if path.is_file() else [p for p in path.rglob("*.md") if "_build" not in p.parts]
 
 
-PAGES = sorted(p for part in ("README.md", "docs", "deploy", "examples") for p in pages_of(ROOT / part))
+PARTS = ("README.md", "CONTRIBUTING.md", "docs", "deploy", "examples")
+PAGES = sorted(p for part in PARTS for p in pages_of(ROOT / part))
 
 
 class Links(HTMLParser):
@@ -46,9 +47,12 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    ignored = shutil.ignore_patterns("_build", "clusters", "commands.md")
+    ignored = shutil.ignore_patterns("_build", "clusters", "developing", "commands.md")
     shutil.copytree(ROOT / "docs", folder / "docs", ignore=ignored)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
+    for page in ("CONTRIBUTING.md", "CHANGELOG.md", "cryosam_dask/DESIGN.md"):
+        (folder / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, folder / page)
     nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", str(folder / "docs"), str(folder / "built")]
     made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere}, check=False)
@@ -60,6 +64,8 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site: Path) -> Non
     pages = sorted(site.rglob("*.html"))
     names = {p.relative_to(site).as_posix() for p in pages}
     assert {"index.html", "method.html", "faq.html", "clusters/slurm.html", "reference/commands.html"} <= names
+    assert {"developing/design.html", "developing/contributing.html", "developing/changes.html"} <= names
+    assert {f"decisions/{page.stem}.html" for page in (ROOT / "docs" / "decisions").glob("*.md")} <= names
     for page in pages:
         links = Links()
         links.feed(page.read_text(encoding="utf-8"))

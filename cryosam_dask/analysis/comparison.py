@@ -1,4 +1,4 @@
-"""Two results of one tomogram against each other."""
+"""Compares two results of one tomogram."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _check_same(a: RunStore, b: RunStore, same_content: bool) -> None:
 
 
 def _content(store: RunStore) -> str:
-    """What tells a run's input from others, wherever its file was."""
+    """What identifies the content of a run's input, wherever its file was."""
     known = store.info.get("input", {})
     drawn = ("path", "name", "content") if "sha256" in known else ("path", "name")
     return json.dumps({key: value for key, value in known.items() if key not in drawn}, sort_keys=True)

@@ -1,4 +1,4 @@
-"""How many instances, and how much of them, in parts of a tomogram."""
+"""Number and volume of instances in parts of a tomogram."""
 
 from __future__ import annotations
 

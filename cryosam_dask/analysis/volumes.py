@@ -1,4 +1,4 @@
-"""Volumes that are read box by box, wherever they are: labels of a run, files, arrays; and those that a user means."""
+"""Volumes that are read box by box: labels of a run, files and arrays."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def labels_of(store: RunStore, image: str) -> RunVolume:
 
 
 def named_volume(store: RunStore, what: Any, role: str) -> tuple[str, Volume]:
-    """What the user gave as a mask or as labels, with a name for it.
+    """The volume that the user gave as a mask or as labels, and a name for it.
 
     what : a query of the run, `NAME` or `NAME_semantic`; a file or URL that `open_tomogram` reads; an array (z, y, x)
 

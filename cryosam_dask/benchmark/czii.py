@@ -147,7 +147,7 @@ def _positions(asked: Asked, done: Mapping[tuple[str, str], Record]) -> tuple[Po
 
 
 def footnotes(asked: Asked) -> list[str]:
-    """How the figures came about."""
+    """How the figures were made."""
     settings = asked.settings[DEFAULT]
     return [
         f"F4 is F-beta with β = 4 of counts summed over tomograms; a pick is right within {CZII_SHARE:g} of the radius "

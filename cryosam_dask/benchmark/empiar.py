@@ -76,7 +76,7 @@ def tabulate(asked: Asked, tables: Sequence[Table], radius: float = RADIUS, stop
 
 
 def footnotes(asked: Asked, tables: Sequence[Table], radius: float, results: Sequence[Result]) -> list[str]:
-    """How the figures came about; what the paper does not state is marked so."""
+    """How the figures were made; what the paper does not state is marked."""
     used = [name for name in ENCODERS if any(c.encoder == name for t in tables for c in t.configs)]
     specs = ", ".join(f"{name} = {asked.settings[name].features.encoder}" for name in used)
     segmenters = sorted({asked.settings[name].propagation.segmenter for name in used})

@@ -1,4 +1,4 @@
-"""Figure 5 as a picture."""
+"""Draws Figure 5 of the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the paper publishes: its tables, row by row, and the configuration that each row stands for.
+"""The paper's tables, row by row, with the configuration of each row.
 
 Zhao et al., Training-free CryoET Tomogram Segmentation, MICCAI 2024 (https://doi.org/10.1007/978-3-031-72111-3_12),
 section 3: Tables 1, 2 and 3 and Figure 5, on EMPIAR-10499. Every published F1 is, within rounding, the harmonic mean of

@@ -1,4 +1,4 @@
-"""What a configuration took, from the journal of its run."""
+"""The time that a configuration took, from the journal of its run."""
 
 from __future__ import annotations
 

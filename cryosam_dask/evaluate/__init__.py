@@ -1,4 +1,4 @@
-"""Found against true: picks, instance and semantic masks, whole data sets, and the CZII challenge's score."""
+"""Compares what was found with the truth: picks, instance and semantic masks, data sets, the CZII challenge's score."""
 
 from cryosam_dask.evaluate.czii import CZII_OBJECTS, CziiObject, CziiScore, competition_counts, czii_score
 from cryosam_dask.evaluate.dataset import DatasetEvaluation, TomogramPicks, evaluate_dataset

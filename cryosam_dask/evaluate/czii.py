@@ -44,7 +44,7 @@ CZII_SHARE = 0.5
 
 
 class Counts(NamedTuple):
-    """Hits, picks that are none, particles that were missed."""
+    """Numbers of hits, of picks that are not hits, and of particles that were missed."""
 
     true_positives: int
     false_positives: int

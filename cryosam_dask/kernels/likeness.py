@@ -1,7 +1,7 @@
-"""Is this place the same particle? Profiles of places (`kernels.radial_profiles`) compared with the clicked one's.
+"""How like the clicked particle a place is, by comparing their profiles (`kernels.radial_profiles`).
 
-Two profiles are compared by their distance in units of what noise and the species' own variety would do, the covariance
-of the former measured on the tomogram's background. A distance near 1 is "as different as two of a kind are".
+The distance of two profiles is in units of the differences that noise and the variety of a species cause. The
+covariance of the noise is measured on the tomogram's background. Two particles of a kind have a distance near 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PRIOR = 0.5  # weight of the assumed variety against the examples' own, in exam
 
 @dataclass(frozen=True)
 class _Noise:
-    """What profiles of the background are, and what noise attains at its best fit.
+    """The distribution of profiles of the background, and how near noise comes at its best fit.
 
     middle : (P,) mean; covariance : (P, P), of the four fifths of the places that lie nearest to their median
     null : (k, P) profiles of the calmest places, moved to the best fit of the query's profile; there may be none
@@ -52,7 +52,7 @@ class _Noise:
         return cls(calm.mean(axis=0), covariance, null)
 
     def variety(self, query: Float64) -> Float64:
-        """Covariance (P, P) of what two of a kind differ by, besides noise."""
+        """Covariance (P, P) of the difference of two particles of a kind, besides noise."""
         signal = np.abs(query - self.middle).reshape(2, -1)
         floor = _VARIETY_FLOOR * signal.max(axis=1, keepdims=True)
         return np.diag((_VARIETY * np.maximum(signal, floor)).ravel() ** 2 + 1e-12)

@@ -1,4 +1,4 @@
-"""From many overlapping instances to a set of distinct ones, and their centres."""
+"""Reduces overlapping instances to distinct ones, and finds their centres."""
 
 from __future__ import annotations
 

@@ -32,11 +32,11 @@ Reason = Literal["", "forked", "no candidate", "volume ends", "contrast", "area"
 REASONS: tuple[Reason, ...] = (
     "", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach",
 )  # fmt: skip
-"""Why a walker has finished; "" while it is active; "forked": a start plane's walker, gone on as two."""
+"""Why a walker has finished: "" while it is active; "forked" for a start plane's walker, which two others replace."""
 
 
 class Reference(NamedTuple):
-    """What a mask looks like on its plane: area (pixels), contrast (grey levels), centre (row, column)."""
+    """Measures of a mask on its plane: area (pixels), contrast (grey levels), centre (row, column)."""
 
     area: float
     contrast: float
@@ -253,7 +253,7 @@ def _choose(
 
 
 def _unlike(seen: Reference, start: Reference, settings: PropagationRules) -> Reason:
-    """In what a mask is no longer like the start plane's; "" while it is."""
+    """The measure by which a mask differs too much from the start plane's; "" if none does."""
     if not settings.min_area_ratio * start.area <= seen.area <= settings.max_area_ratio * start.area:
         return "area"
     if seen.contrast * np.sign(start.contrast) < settings.min_contrast * abs(start.contrast):

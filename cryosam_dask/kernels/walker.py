@@ -28,7 +28,7 @@ _GRID = 44
 
 @dataclass(frozen=True)
 class WalkParameters:
-    """What the walk weighs against what.
+    """The weights of the random walk.
 
     data : strength of the intensity prior against one edge of the grid; smaller is smoother
     temper : factor on the log-odds of the intensities (smoothed noise is correlated, so each pixel counts less)

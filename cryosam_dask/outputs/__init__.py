@@ -1,4 +1,4 @@
-"""What comes of a run: files that other programs read, figures against a truth, a description."""
+"""Results of a run: files that other programs read, figures against a truth, a description."""
 
 from cryosam_dask.outputs.copick import CopickChoice, export_copick
 from cryosam_dask.outputs.description import describe, describe_in_words

@@ -1,4 +1,4 @@
-"""Results of a run into a copick project."""
+"""Writes results of a run into a copick project."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def export_copick(
 
 
 def _check_copick(store: RunStore, names: Sequence[str], choice: CopickChoice) -> None:
-    """Whatever can be known to be wrong before the first file is written."""
+    """Find all that can be found wrong before the first file is written."""
     if not names:
         raise InputError(f"{store.url}: no results to export yet")
     if not choice.contents or not set(choice.contents) <= set(CONTENTS):
@@ -116,7 +116,7 @@ def _check_copick(store: RunStore, names: Sequence[str], choice: CopickChoice) -
 
 
 def object_name(name: str) -> str:
-    """What a query is called in copick, where names have no underscores."""
+    """The name of a query in copick, where names have no underscores."""
     return name.replace("_", "-").strip("-.")
 
 
@@ -134,7 +134,7 @@ def _write_copick(store: RunStore, name: str, target: copick_out.Target, content
 
 
 def _write_multilabel(store: RunStore, targets: dict[str, copick_out.Target]) -> list[Path]:
-    """One segmentation of all kinds that were told apart, and one of each other query, with its object's label."""
+    """Write one segmentation of all kinds that competed, and one of each other query, with its object's label."""
     kinds = next((found for name in targets if (found := picks.kinds(store, name))), [])
     written = []
     if kinds and set(kinds) <= set(targets):
@@ -160,7 +160,7 @@ def _run_in(project: Path, store: RunStore) -> str:
 
 
 def _radius(store: RunStore, sizes: Array) -> float | None:
-    """Å; of the sphere as large as the median instance."""
+    """Radius in Å of the sphere as large as the median instance."""
     if not len(sizes) or not np.median(sizes) > 0:
         return None
     volume = float(np.median(sizes)) * float(np.prod(store.voxel_size))

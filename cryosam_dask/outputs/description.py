@@ -1,4 +1,4 @@
-"""What a run is of, how far it is, and what was found, for people and programs."""
+"""A description of a run for people and programs: its tomogram, its progress, and what was found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cryosam_dask.store.views import query_names
 
 
 def describe(run: str | Path) -> dict[str, Any]:
-    """What a run is of, how far each stage is, and what was found; JSON-able."""
+    """Describe a run, JSON-able: its tomogram, the progress of each stage, and what was found."""
     store = RunStore.open(run)
     queries = {}
     for name in query_names(store):

@@ -1,4 +1,4 @@
-"""Results against a truth: of one run, and of a folder of runs."""
+"""Compares the results of one run, or of a folder of runs, with a truth."""
 
 from __future__ import annotations
 

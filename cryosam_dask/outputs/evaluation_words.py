@@ -25,7 +25,7 @@ _INSTANCES = {"matched": "matched", "found": "instances found", "truth": "instan
 
 
 def figures_in_words(figures: Mapping[str, Any]) -> str:
-    """What `outputs.evaluate` gave, one figure a line."""
+    """The result of `outputs.evaluate`, one figure a line."""
     unit = "Å" if figures["unit"] == "angstrom" else "voxels"
     lines = [("radius", f"{figures['radius']:g} {unit}")]
     lines += [(words, str(figures[key])) for key, words in _COUNTS.items()]

@@ -71,7 +71,7 @@ def _described(store: RunStore, name: str, what: What) -> dict[int, dict[str, An
 def write_meshes(
     store: RunStore, name: str, path: Path, format: str, *, smooth: float = 0.0, overwrite: bool = False
 ) -> int:
-    """Write a surface for each instance: a GLB scene, one PLY, or a folder of PLY without a suffix; how many."""
+    """Write a surface for each instance: a GLB scene, one PLY, or a folder of PLY. Return how many were written."""
     found = surfaces(store, name, origin=store.origin, smooth=smooth)
     if format == "glb":
         return write_glb(path, found)
@@ -81,7 +81,7 @@ def write_meshes(
 
 
 def surfaces(store: RunStore, name: str, *, origin: Point, smooth: float = 0.0) -> Iterator[Surface]:
-    """The surface of each instance as it was segmented, where another covers it in the labels, too."""
+    """The surface of each instance as it was segmented, with the parts that others cover in the labels."""
     if not 0 <= smooth <= MOST_SMOOTHING:
         raise InputError(f"--smooth {smooth:g}: expected voxels from 0 to {MOST_SMOOTHING:g}")
     check_painted(store, name)
@@ -103,7 +103,7 @@ def surfaces(store: RunStore, name: str, *, origin: Point, smooth: float = 0.0) 
 
 
 def kinds_name(store: RunStore, name: str | None = None) -> str:
-    """A query among those that were told apart, or the one named; InputError where none were, or that one was not."""
+    """The named query, which must be one of the kinds that competed, or any of these; InputError if there is none."""
     found = [one for one in picks.names(store) if picks.kinds(store, one)]
     if not found:
         raise InputError(f"{store.url}: no kinds were told apart in this run")

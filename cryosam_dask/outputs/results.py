@@ -1,4 +1,4 @@
-"""Which results of a run are meant, whether they are finished, and where they must not go."""
+"""Checks which results of a run are meant, that they are finished, and that they do not overwrite the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryosam_dask.store.run_store import RunStore
 
 
 def single_name(store: RunStore, name: str | None) -> str:
-    """The query that is meant: the one named, or the only one there is."""
+    """The named query, or the only one of the run."""
     known = picks.names(store)
     if name is not None:
         if name not in known:
@@ -27,7 +27,7 @@ def single_name(store: RunStore, name: str | None) -> str:
 
 
 def check_painted(store: RunStore, name: str) -> None:
-    """`StoreError` where the labels of a query are not all painted: a run may have stopped after its picks."""
+    """`StoreError` if the labels of a query are not complete: a run may have stopped after it wrote the picks."""
     if not marks.all_done(store, label.stage_name(name)):
         raise StoreError(f"{store.url}: the labels of {name!r} are not finished; run `cryosam segment` again")
 

@@ -1,4 +1,4 @@
-"""The driver: stages in order, on whatever executes them, from a tomogram and a click to labels and picks."""
+"""The driver runs the stages in order, on any executor, from a tomogram and a click to labels and picks."""
 
 from cryosam_dask.pipeline.driver import Driver
 from cryosam_dask.pipeline.kinds import PARTICLE, Kinds, kinds_of, take

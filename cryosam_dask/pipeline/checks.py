@@ -1,6 +1,6 @@
-"""Whether a command may go on with what a run has: each check is a `StoreError` that says what differs and what to do.
+"""Checks whether a command may go on with what a run has. Each raises a `StoreError` that says what differs.
 
-None of them writes. With --overwrite the driver asks only those that no overwriting can help.
+No check writes. With --overwrite the driver makes only those checks that overwriting can't help.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cryosam_dask.store.views import query_names
 
 
 def ingested(store: RunStore) -> RunStore:
-    """The store, whose tomogram must be there as a whole."""
+    """Return the store; `StoreError` if its ingest is not finished."""
     if "statistics" not in store.info:
         raise StoreError(f"{store.url}: the ingest is not finished; run `cryosam ingest` or `cryosam run` again")
     return store
 
 
 def queried(store: RunStore, name: str) -> Settings:
-    """The settings that a query was made with, which must be finished."""
+    """Return the settings that a query was made with; `StoreError` if the query is not finished."""
     ingested(store)
     where = layout.query(check_name(name))
     if where not in store or not marks.all_done(store, query.stage_name(name)):
@@ -42,14 +42,14 @@ def queried(store: RunStore, name: str) -> Settings:
 
 
 def free_name(store: RunStore, name: str) -> None:
-    """That a query can be called so."""
+    """Check that a query may have this name."""
     check_name(name)
     if name == layout.KINDS and label.kinds_of(store):
         raise StoreError(f"{store.url}: labels/{name} is the image of all kinds here; use another name")
 
 
 def encoder(store: RunStore, settings: Settings) -> None:
-    """That settings are of the encoder that the features are of: else they would be told as what was run."""
+    """Check that the settings name the encoder that made the features: the run would record another one otherwise."""
     made_with, asked = store.info.get("features", {}).get("encoder"), settings.features.encoder
     if made_with not in (None, asked):
         raise StoreError(
@@ -59,7 +59,7 @@ def encoder(store: RunStore, settings: Settings) -> None:
 
 
 def same_settings(store: RunStore, name: str, settings: Settings) -> None:
-    """That a query was made with these settings; by their names, since stages know only those that concern them."""
+    """Check that a query was made with these settings. All are compared by name: a stage knows only its own."""
     if differing := _other_settings(store, name, settings):
         raise StoreError(
             f"{store.url}: {layout.query(name)} was made with other settings ({'; '.join(differing)}); "
@@ -68,7 +68,7 @@ def same_settings(store: RunStore, name: str, settings: Settings) -> None:
 
 
 def lender(store: RunStore, name: str, settings: Settings) -> None:
-    """That a query which is lent to others, and goes on here itself, was made with these settings."""
+    """Check that a query was made with these settings, where it is lent to other runs and used in its own run too."""
     if differing := _other_settings(store, name, settings):
         raise StoreError(
             f"{store.url}: {layout.query(name)}, which others are given, was made here with other settings "
@@ -83,7 +83,7 @@ def _other_settings(store: RunStore, name: str, settings: Settings) -> list[str]
 
 
 def same_points(store: RunStore, name: str, points: ArrayLike | None, negatives: ArrayLike) -> None:
-    """That the query of a name, if it is there, was made from these points.
+    """Check that the query of that name, if there is one, was made from these points.
 
     points : (n, 3) voxels (z, y, x); None for a query that is to be borrowed; negatives : (n, 3)
     """
@@ -115,7 +115,7 @@ def same_points(store: RunStore, name: str, points: ArrayLike | None, negatives:
 
 
 def kinds(store: RunStore, names: Sequence[str]) -> list[str]:
-    """The names of kinds that can be told apart; `StoreError` or `InputError` where they can't."""
+    """Return the names of kinds that can compete for places; `StoreError` or `InputError` if they can't."""
     wanted = list(names)
     if len(set(wanted)) != len(wanted) or not 1 < len(wanted) <= layout.MOST_KINDS:
         raise InputError(f"kinds {', '.join(wanted)}: expected 2 to {layout.MOST_KINDS} different names")

@@ -1,4 +1,4 @@
-"""The driver: one method for each command, stages in order, on whatever executes them."""
+"""The driver has one method for each command. It runs the stages in order, on any executor."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from cryosam_dask.types import Volume
 
 
 class Driver(Runner):
-    """Runs stages on a store. Each method is one command; all skip what is done. Attributes are those of `Runner`."""
+    """Runs stages on a store. Each method is one command and skips what is done. Attributes are those of `Runner`."""
 
     @command
     def ingest(
@@ -94,7 +94,7 @@ class Driver(Runner):
         return ingest_array.recognized(self.store, source, self._executor.compute)
 
     def _replaced(self, stage: Stage, source: TomogramSource) -> bool:
-        """Whether the run that is there gives way to a new one of this source."""
+        """Whether the run in the store is to be replaced by a new one of this source."""
         if RunStore.is_removed(self.url):
             return True
         store = self.store
@@ -169,10 +169,10 @@ class Driver(Runner):
         settings: Settings | None = None,
         negatives: Sequence[Sequence[float]] = (),
     ) -> None:
-        """Take the query of that name of another run, or of a query's file, in the place of `query`.
+        """Take a query from another run, or from a query's file, instead of making it with `query`.
 
-        donor : the run, path or URL; only its query must be finished, and it is only read. Or what was read already
-        settings : for this tomogram; None: those that the donor's query was made with
+        donor : path or URL of the run, which is only read and needs no more than a finished query; or a loan
+        settings : for this tomogram; None takes those that the donor's query was made with
         negatives : (n, 3) voxels of this tomogram on what is not of the kind, besides those that are borrowed
         """
         loan = donor if isinstance(donor, Loan) else lent(donor, name)
@@ -220,7 +220,7 @@ class Driver(Runner):
         self._make_declared("match", settings, name)
 
     def _compare(self, name: str, settings: Settings) -> tuple[Pass, Survey, str]:
-        """Evaluate the similarity from the coarsest ratio to the finest; the last pass, how it came out, and its
+        """Evaluate the similarity from the coarsest ratio to the finest. Return the last pass, its survey, and its
         fingerprint."""
         store, chosen = self.store, settings.match
         upstream, volume = stage_fingerprint(store, query.stage_name(name)), FeatureVolume(store)
@@ -242,8 +242,8 @@ class Driver(Runner):
     def segment(self, name: str | Sequence[str]) -> None:
         """Segment every proposal, keep the distinct instances that belong, and write labels and picks.
 
-        Of several names, kinds are told apart: of instances of different kinds at one place the best stays, no voxel
-        has two kinds, and `labels/kinds` says which it has.
+        Kinds of several names compete: of instances of different kinds at one place the best stays. No voxel has two
+        kinds, and `labels/kinds` says which kind it has.
         """
         names = [name] if isinstance(name, str) else checks.kinds(self.store, name)
         stages = {kind: self._instances(kind) for kind in names}
@@ -272,7 +272,7 @@ class Driver(Runner):
         return stage
 
     def _paint(self, chosen: Sequence[select.Selection], upstream: str, kinds: Sequence[str] = ()) -> None:
-        """Write the picks of what was chosen, and the labels; of several kinds also the image of all."""
+        """Write picks and labels of the chosen instances; with several kinds also the image of all kinds."""
         store = self.store
         stages = [label.plan(store, one.name, one.boxes, one.sources, upstream, kinds) for one in chosen]
         if kinds:
@@ -293,7 +293,7 @@ class Driver(Runner):
             self._named(stage, lambda name=image: label.prepare(store, name, kinds))  # type: ignore[misc]
 
     def _ready(self, name: str, settings: Settings) -> tuple[RunStore, Settings]:
-        """The store and the settings of a query that can be made: precisions are decided, weights are there."""
+        """Return the store, and the settings with precisions decided, after checking that the query can be made."""
         store = checks.ingested(self.store)
         checks.free_name(store, name)
         checks.encoder(store, settings)
@@ -302,7 +302,7 @@ class Driver(Runner):
         return store, settings
 
     def _queried(self, name: str) -> tuple[RunStore, Settings]:
-        """The store and the settings that a query was made with."""
+        """Return the store, and the settings that a query was made with."""
         store = self.store
         return store, checks.queried(store, name)
 
@@ -324,7 +324,7 @@ class Driver(Runner):
         store.group(layout.query(name)).attrs.update({"settings": settings.model_dump(mode="json"), **(more or {})})
 
     def _describe_negatives(self, name: str, points: NDArray[np.float64], settings: Settings) -> None:
-        """Segment what is not of the kind, and find what tells the query's candidates from it."""
+        """Segment the negative points, and describe them for comparison with the query's candidates."""
         if not len(points):
             return
         store, upstream = self.store, stage_fingerprint(self.store, features.NAME)
@@ -349,7 +349,7 @@ class Driver(Runner):
         chain.forget(self.store, name, after=segment.PROMPTS.stage, itself=True)
 
     def _with_precision(self, settings: Settings) -> Settings:
-        """Settings with "auto" precisions decided: as in what is there already, else as suits the device."""
+        """Settings with "auto" precisions decided: those of the stored stages, else those that suit the device."""
         encoder = encoder_info(settings.features.encoder)
         segmenter = segmenter_info(settings.propagation.segmenter)
         decide = self._precision
@@ -370,7 +370,7 @@ class Driver(Runner):
 
 
 def lent(where: str | Path, name: str) -> Loan:
-    """The query of a run, or of a query's file whatever its name."""
+    """Return the query `name` of a run, or the query of a file, which gets that name."""
     if query_file.is_file(where):
         return query_file.renamed(query_file.read(where), name)
     return borrow.take(RunStore.open(where), name)

@@ -1,7 +1,7 @@
-"""Is all there that finished units wrote, and is it sound? What is not is named, and taken away to be made again.
+"""Check that all that finished units wrote is there and sound, name what is not, and remove it to be made again.
 
 Each chunk has a checksum, and each array's path says which unit of which stage wrote it (`stages.origin`). So repairing
-means to take the marks of those units away with what is damaged: the same command then runs these units again, and
+means to remove what is damaged and the marks of those units. The same command then runs these units again, and
 units give the same bytes each time.
 """
 
@@ -29,12 +29,12 @@ from cryosam_dask.types import Bool
 
 METADATA = "zarr.json"
 SHOWN = 3
-"""Damages that an error names."""
+"""How many damages an error names."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is damaged.
+    """A chunk, an array or a group that is damaged or missing.
 
     Attributes
     ----------
@@ -59,9 +59,9 @@ class Damage:
 
 @dataclass(frozen=True)
 class Report:
-    """What was looked at, and what was found.
+    """The result of `verify`.
 
-    arrays, chunks, bytes : that were read; damages : in the order of their paths
+    arrays, chunks, bytes : how many were read; damages : in the order of their paths
     """
 
     url: str
@@ -89,10 +89,10 @@ class Report:
 
 @dataclass
 class Repair:
-    """What `repair` took away, to be made again by the command that made it.
+    """What `repair` removed. The command that made it makes it again.
 
-    units : by stage, how many are run again; stages : that are run again as a whole
-    mended : what was written anew at once, or is not needed; left : what nothing is known to make again
+    units : by stage, how many will run again; stages : those that will run again as a whole
+    mended : damages that were repaired at once, or do not matter; left : damages that no command repairs
     """
 
     units: dict[str, int] = field(default_factory=dict)
@@ -123,13 +123,13 @@ def find_damage(
     threads: int = 4,
     count: Counter[str] | None = None,
 ) -> Iterator[Damage]:
-    """What is damaged in a run, array by array.
+    """Find what is damaged in a run, array by array.
 
     Parameters
     ----------
-    arrays : paths to look at; all, if they are not given
-    content : whether chunks are read; else files are only listed, and what the driver writes anew each time is left out
-    count : is added to: "arrays", "chunks", "bytes"
+    arrays : paths to look at; None looks at all
+    content : read the chunks. Otherwise files are only listed, and what the driver writes anew each time is left out
+    count : gets the numbers of "arrays", "chunks" and "bytes" added
     """
     count = Counter() if count is None else count
     done = _done(store)
@@ -151,7 +151,7 @@ def find_damage(
 
 
 def check_complete(store: RunStore) -> None:
-    """`StoreError` where a chunk that a finished unit wrote is gone or empty. By listing: nothing is read."""
+    """`StoreError` if a chunk that a finished unit wrote is gone or empty. Files are listed, not read."""
     found = list(itertools.islice(find_damage(store, content=False), SHOWN + 1))
     if found:
         more = " and more" if len(found) > SHOWN else ""
@@ -162,9 +162,9 @@ def check_complete(store: RunStore) -> None:
 
 
 def repair(url: str | Path, found: Report | Iterable[Damage]) -> Repair:
-    """Take away what is damaged, and the marks of the units that wrote it, so that the same command makes it again.
+    """Remove what is damaged, and the marks of the units that wrote it, so that the same command makes it again.
 
-    `StoreError` where a driver writes the run at this moment.
+    `StoreError` if a driver is writing the run at this moment.
     """
     with Lease(url):
         store = RunStore.open(url, "r+")

@@ -30,7 +30,7 @@ PARTICLE = "particle"
 
 @dataclass(frozen=True)
 class Kinds:
-    """The kinds of one run.
+    """The kinds that one run looks for.
 
     Attributes
     ----------
@@ -93,13 +93,13 @@ class Kinds:
             driver.query(name, points, settings, self.unlike(name))
 
     def find(self, driver: Driver) -> None:
-        """Match and segment what the queries are of."""
+        """Match and segment the particles of all kinds."""
         for name in self.names:
             driver.match(name)
         driver.segment(self.names if self.several else self.names[0])
 
     def lent(self, loans: Mapping[str, Loan]) -> Kinds:
-        """The same kinds in another tomogram, by the queries that were made in this one."""
+        """The same kinds for another tomogram, with the queries that were made in this one."""
         return Kinds(loans={name: loans[name] for name in self.names})
 
 
@@ -110,7 +110,7 @@ def kinds_of(
     name: str | Sequence[str] | None,
     where: str = "tomogram",
 ) -> Kinds:
-    """What the arguments of `run` and `run_many` ask for; `InputError` where they ask for nothing or for both."""
+    """The kinds that arguments of `run` and `run_many` ask for; `InputError` without points or query, or with both."""
     if (points is None) == (query is None):
         raise InputError(f"give points in the {where}, or a run to take the query from, one of the two")
     names = None if name is None else [name] if isinstance(name, str) else list(name)
@@ -130,10 +130,10 @@ def kinds_of(
 
 
 def take(query: Source | Sequence[Source] | Mapping[str, Loan], names: Sequence[str] | None) -> dict[str, Loan]:
-    """The queries of runs and files, by the names that they get here.
+    """Read the queries of runs and files. Return them by the names that they get here.
 
-    names : of the queries of runs, `PARTICLE` if there are none. A file has one query, which keeps its own name unless
-        there are files only, and as many names
+    names : the queries to take from each run; None takes `PARTICLE`. A file has one query, which keeps its own
+        name. Where there are only files, names may be given, one for each
     """
     if isinstance(query, Mapping):
         return dict(query)

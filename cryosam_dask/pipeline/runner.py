@@ -1,4 +1,4 @@
-"""What all commands of a driver share: one writer, one journal, and stages that are executed."""
+"""What all commands of a driver share: the lease, the journal, and the execution of stages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 def command(
     method: Callable[Concatenate[_R, _P], _T],
 ) -> Callable[Concatenate[_R, _P], _T]:
-    """A method of a driver that is a command of its own, unless it is called within one."""
+    """Decorate a method of a driver: it is a command of its own, unless another command calls it."""
 
     @functools.wraps(method)
     def wrapped(self: _R, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -62,7 +62,7 @@ class Runner:
     Attributes
     ----------
     url : the run's store
-    timings : per stage, what each unit took
+    timings : per stage, the time of each unit
     memory : per stage, bytes projected for its largest unit, and the most that a unit added to its worker's process
     notes : sentences that a user should read (a threshold that filters nothing, prompts without a mask)
     """
@@ -83,10 +83,10 @@ class Runner:
 
     @contextlib.contextmanager
     def command(self, words: str) -> Iterator[None]:
-        """What runs within is one command, with one entry in the run's journal that says how it ended.
+        """Run what is within as one command: it holds the run's lease and has one entry in the journal.
 
-        It holds the run's lease: no other driver writes there meanwhile. `StoreError` where another one does, where
-        what finished units wrote has been lost, or the store can't be written.
+        `StoreError` if another driver is writing the run, if something that finished units wrote has been lost, or if
+        the store can't be written.
         """
         if self._command:
             yield
@@ -128,7 +128,7 @@ class Runner:
         return RunStore.open(self.url, "r+")
 
     def _segment(self, stage: Stage, settings: Settings, points: NDArray[np.float64]) -> None:
-        """Run the groups of a segmentation to their end, embedding the planes that they come to wait for."""
+        """Run all groups of a segmentation to their end, and embed the planes that they wait for."""
         store = self.store
         embedded = self._embedding(store, settings)
         shape = store.shape
@@ -164,7 +164,7 @@ class Runner:
             planes = {(axis, index) for n in waiting for axis, index in results[n]["planes"]}
 
     def _embedding(self, store: RunStore, settings: Settings) -> set[int]:
-        """Make sure that embeddings of this kind can be added; the marks of those that are there."""
+        """Make sure that embeddings of this kind can be added. Return the marks of those that are there."""
         stage = embed.plan(store.shape, settings.propagation, stage_fingerprint(store, ingest.NAME), ())
         if self._stale(stage):
             store.delete(layout.marks(stage.name))
@@ -223,7 +223,7 @@ class Runner:
         return self._journal.stage(stage.name, self._executor.device if stage.uses_model else "cpu")
 
     def _account(self, stage: Stage, units: Sequence[Unit], done: Execution) -> None:
-        """Keep what units took, and the memory that was projected for the largest beside what was measured."""
+        """Keep the times of units, and the memory projected for the largest beside what was measured."""
         self.timings.setdefault(stage.name, []).extend(done.timings)
         projected = max(unit.memory for unit in units) + stage.model_memory
         measured = max((t.peak - t.memory for t in done.timings if t.together == 1), default=0)

@@ -1,4 +1,4 @@
-"""The whole job in one call: a tomogram and clicks to labels and picks."""
+"""The whole job in one call, from a tomogram and clicks to labels and picks."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 
 def settings_for(models: str, overrides: dict[str, Any] | None = None) -> Settings:
-    """The settings of a models spec ("builtin", "paper", "ENCODER+SEGMENTER"), with dotted overrides."""
+    """Return the settings of a models spec ("builtin", "paper", "ENCODER+SEGMENTER"), with dotted overrides."""
     encoder, segmenter = parse_models(models)
     return preset(models, encoder, segmenter).replace(overrides or {})
 
 
 def models_of(store: RunStore) -> str:
-    """The preset whose encoder made a run's features; "paper" if there are none, or none is made with it."""
+    """Return the preset whose encoder made a run's features; "paper" without features or such a preset."""
     encoder = store.info.get("features", {}).get("encoder")
     return next((name for name in PRESETS if parse_models(name)[0] == encoder), "paper")
 
 
 def chosen_settings(models: str | None, loan: Loan | None) -> Settings:
-    """Those of the models that are named; where none are, those that a borrowed query was made with, or "paper"."""
+    """Return the settings of the named models; without names, those of the borrowed query, or "paper"."""
     return loan.settings if loan is not None and models is None else settings_for(models or "paper")
 
 
 def uses_torch_of(settings: Settings) -> bool:
-    """Whether a model of these settings runs in torch, and so could use a GPU."""
+    """Whether a model of these settings runs in torch and could use a GPU."""
     segmenter = segmenter_info(settings.propagation.segmenter)
     return encoder_info(settings.features.encoder).uses_torch or segmenter.uses_torch
 
@@ -86,11 +86,11 @@ def run(
         `units`) or attributes (`voxel_size`, `units`) tell the voxel size; or one of NumPy or Dask, (z, y, x), with
         `voxel_size`. What is lazy is computed by Dask where the run is, and never whole in memory
     points : (n, 3) voxels (z, y, x), zero-based, all on particles of one kind; or such points by the name of each of
-        several kinds, which are then told apart: each voxel and pick goes to the best one; None with `query`
+        several kinds, which then compete: each voxel and pick goes to the best kind. None with `query`
     out : the run's store, a folder or fsspec URL; an existing run with the same settings is continued
     negatives : (n, 3) voxels (z, y, x) on what is not wanted; with several kinds, on what is of none of them
-    query : a run, path or URL, that has a query of that name, made with the same models and settings in a tomogram of
-        the same voxel size; it need not have gone farther than that. Or a query's file (.json), or several of these
+    query : path or URL of a run that has a finished query of that name, made with the same models and settings in a
+        tomogram of the same voxel size. Or a query's file (.json), or several of these
     name : name of the query, "particle" if there is none; one store may hold several. With `query` also several names,
         of a run's queries or one for each file; a file's query is else called as the file says
     models : "builtin", "paper" or "ENCODER+SEGMENTER"; None: "paper", or with `query` the settings it was made with

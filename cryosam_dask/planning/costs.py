@@ -1,4 +1,4 @@
-"""What a unit's computation takes: figures measured once, and what a worker of another speed makes of them.
+"""What a unit's computation takes, by figures that were measured once and the speed of a worker.
 
 Models say themselves what they take (`models.info.Cost`). Those of torch are counted in floating-point operations, so
 that a worker's speed is one number, the operations per second that it really does. Everything else runs on one core.

@@ -1,4 +1,4 @@
-"""What an earlier run took, for planning the next one: its journal beside its own plan."""
+"""What an earlier run took compared with its plan, by its journal, for planning the next run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def measured(url: str | Path, worker: costs.Machine) -> Measured:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a plan wants of a tomogram, from a run's store; see `TomogramSource`."""
+    """The header of a run's tomogram, read from its store, for a plan; see `TomogramSource`."""
 
     shape: Shape3
     dtype: np.dtype[Any]

@@ -27,20 +27,20 @@ from cryosam_dask.types import AXES
 
 WORKERS = tuple(1 << i for i in range(9))
 ASSUMED_COUNT = 512
-"""Prompts that a plan goes by where the program is to choose their number itself."""
+"""Number of prompts that a plan assumes where the program is to choose it."""
 
 DIAMETER = 250.0
-"""Ångström, of a ribosome."""
+"""Diameter of a ribosome in ångström."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run that was, as a measure for others.
+    """An earlier run, as a measure for planning.
 
-    url : of its store; where : what it ran on, for people
+    url : its store; where : what it ran on, for people
     factors : by stage, the seconds that a unit took over those that its plan gives
-    density : prompts that its matching proposed, per voxel
-    settings : of its query, the first of several
+    density : number of prompts that its matching proposed, per voxel
+    settings : those of its query, of the first one if it has several
     """
 
     url: str
@@ -52,13 +52,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Options:
-    """What a plan is made for.
+    """The options of a plan.
 
-    workers : numbers of workers to give the time on; machine : what one is
-    diameter : of the particles in ångström; driver_seconds : of the driver for each unit
+    workers : numbers of workers to give times for; machine : the speed of a worker
+    diameter : the particles' diameter in ångström; driver_seconds : the driver's time for each unit
     bandwidth : bytes per second of the storage that all workers share
-    like : what an earlier run took
-    kinds : that are clicked and told apart; negatives : negative points, besides the clicks on other kinds
+    like : an earlier run to go by
+    kinds : number of kinds that are clicked; negatives : number of negative points besides the clicks on other kinds
     """
 
     workers: tuple[int, ...] = WORKERS
@@ -137,8 +137,8 @@ class Plan:
 def plan_run(source: TomogramSource, settings: Settings, options: Options | None = None) -> Plan:
     """Plan a run of one prompt for each kind. Reads the tomogram's header only; needs no weights, no torch, no store.
 
-    Raises `SettingsError` or `ModelError` for settings and models that can't be, and for others than those of the
-    run that is gone by.
+    Raises `SettingsError` or `ModelError` for invalid settings and models, and for settings that differ from those of
+    the earlier run in `like`.
     """
     chosen = options or Options()
     if chosen.like is not None and _models(settings) != _models(chosen.like.settings):
@@ -259,7 +259,7 @@ def _share(planner: Planner, kind: str) -> float:
 
 
 def _kind(path: str) -> str:
-    """What an array of the store is, for people."""
+    """The name of a kind of array, for people."""
     owner = origin.owner_of(path)
     return owner[1].holds if owner is not None and owner[1].holds else "other"
 
@@ -278,7 +278,7 @@ def _time(order: list[Bulk], workers: int, options: Options) -> Time:
 
 
 def _models(settings: Settings) -> str:
-    """Their names; where a file of weights lies is of no account."""
+    """The names of the models, without the paths of weights."""
     specs = settings.features.encoder, settings.propagation.segmenter
     return "+".join(spec.partition("=")[0] for spec in specs)
 

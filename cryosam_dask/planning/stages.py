@@ -45,15 +45,15 @@ from cryosam_dask.types import AXES, Axis
 
 NAME = "query"
 PLACES = 100_000
-"""Places that ranking is planned with, at most: more do not change in how many blocks they lie."""
+"""The most places that ranking is planned with; with more of them the number of blocks stays the same."""
 
 
 @dataclass
 class StageCost:
-    """A stage of the plan.
+    """The cost of one stage.
 
-    units : times that a unit runs; seconds : of all of them, one after the other
-    memory : bytes of the largest, without the model; model : bytes of the model, once a worker
+    units : number of runs of units; seconds : their total, one after the other
+    memory : bytes of the largest unit, without the model; model : bytes of the model, once per worker
     """
 
     name: str
@@ -172,7 +172,7 @@ class Planner:
         return math.prod(counts) * math.prod(array.chunks) * array.dtype.itemsize
 
     def match(self) -> None:
-        """Matching as if every cell were evaluated: what coarse ratios rule out comes off."""
+        """Matching as if every cell were evaluated; cells that coarse ratios rule out make it cheaper."""
         volume = FeatureVolume(self.store)
         for this in match.passes(self.name, self.settings.match):
             products = project.plan(self.shape, volume.token_grids, volume.view_channels, this, "")
@@ -271,7 +271,7 @@ class Planner:
 
 
 def names_of(kinds: int) -> list[str]:
-    """What kinds are called in a plan."""
+    """The names of the kinds in a plan."""
     return [NAME] if kinds == 1 else [f"{NAME}{i}" for i in range(1, kinds + 1)]
 
 

@@ -1,8 +1,8 @@
-"""Which planes prompts come to, wave by wave, before any is segmented: every instance taken for a ball of one size.
+"""An estimate of the planes that prompts visit, wave by wave, with every instance taken for a ball of one size.
 
 The driver embeds the planes that groups of prompts wait for, runs the groups as far as those planes reach, and so on
-(`pipeline`). Here the same is played through with prompts spread evenly over the tomogram, each of whose walkers goes
-`reach` planes, the last of which shows it that the instance has ended.
+(`pipeline`). Here this is simulated with prompts that are spread evenly over the tomogram. Each walker goes
+`walk_length` planes, and sees on the last one that the instance has ended.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Wave:
 class Reach:
     """Planes that have to be embedded, of all three axes.
 
-    least : all prompts on the same planes; most : prompts share none, and each goes as far as the rules let it;
-    expected : prompts spread evenly; all : the planes there are; each : of one prompt on one axis
+    least : if all prompts lie on the same planes
+    expected : if prompts are spread evenly
+    most : if prompts share no plane and each goes as far as the rules allow
+    all : planes of the tomogram; each : planes of one prompt on one axis
     """
 
     least: int

@@ -13,7 +13,7 @@ from cryosam_dask.planning.plan import Plan
 LIMITS = {"workers": "workers", "driver": "driver", "storage": "storage", "order": "order: too few units at once"}
 
 WIDTH = 160
-"""Columns that a table may take; none takes so many."""
+"""Width of the tables in characters; every table fits."""
 
 
 def in_words(plan: Plan) -> str:

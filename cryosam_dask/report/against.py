@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Against:
-    """What picks are compared with, and within which distance; None: the equivalent radius of the prompted masks."""
+    """True positions, and the largest distance of a match; None takes the equivalent radius of the prompted masks."""
 
     points: Truth
     radius: float | str | None = None
@@ -28,7 +28,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A query's picks against a truth. `by_masks` : whether the radius is that of the prompted masks."""
+    """The result for one query. `by_masks` : whether the radius is that of the prompted masks."""
 
     figures: dict[str, Any]
     radius: str
@@ -40,7 +40,7 @@ class Evaluated:
 def evaluation(
     store: RunStore, name: str, table: pd.DataFrame, truth: Against, alone: bool
 ) -> tuple[Evaluated, NDArray[np.float64]]:
-    """A query's picks against true positions, and these. `alone` : whether there is no other query to compare."""
+    """Compare a query's picks with true positions. `alone` : whether there is no other query to compare."""
     from cryosam_dask.evaluate import Radius, evaluate_picks, parse_radius
     from cryosam_dask.outputs.truth import tomogram_of
     from cryosam_dask.outputs.truth_files import Kind

@@ -1,4 +1,4 @@
-"""Charts as numbers: the page draws them as SVG, in its own colours. All places are in units of the drawing."""
+"""Charts as numbers, which the page draws as SVG in its own colours. All positions are in units of the drawing."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PLAIN_BYTES = 1 << 20
 
 
 def download(table: pd.DataFrame, store: RunStore, name: str) -> tuple[str, str]:
-    """All picks as a link that holds them, and the name of the file that it gives."""
+    """Return a data URL that holds all picks, and a name for the file."""
     columns = ["z", "y", "x", "score", "instance", "size", "similarity", "quality", "prompted"]
     whole = table[columns].copy()
     for axis, size, origin in zip("zyx", store.voxel_size, store.origin, strict=True):

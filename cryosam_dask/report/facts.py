@@ -1,4 +1,4 @@
-"""What a report says of the run as a whole: the tomogram, versions, how far it is, and what it took."""
+"""The facts of a report about the run as a whole: tomogram, versions, progress, time and memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cryosam_dask.store.address import public
 from cryosam_dask.store.run_store import Json, RunStore
 
 MOST_COMMANDS = 30
-"""Commands that are listed, the latest."""
+"""How many of the latest commands are listed."""
 
 _HOSTS = re.compile(r"\b(tcp|tls|ucx|wss?|inproc)://[^\s,;]*[^\s,;:]")
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """What a kind of stage took, over all commands.
+    """Time and memory of a kind of stage, over all commands.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is."""
+    """The progress of a stage."""
 
     name: str
     done: int
@@ -67,7 +67,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Facts:
-    """The run as a whole; what its metadata lack is None or empty."""
+    """The run as a whole; fields that its metadata lack are None or empty."""
 
     run: str
     name: str
@@ -92,7 +92,7 @@ class Facts:
 
     @property
     def unfinished(self) -> tuple[Progress, ...]:
-        """Stages that have begun and are not done, but for those that are never done as a whole."""
+        """Stages that have begun and are not done, without those that never run all of their units."""
         sparse = {one.name for one in chain.STAGES if one.sparse}
         return tuple(p for p in self.progress if p.done < p.units and p.name not in sparse)
 
@@ -107,7 +107,7 @@ class Facts:
 
 
 def facts(store: RunStore) -> Facts:
-    """Read them. `StoreError` where shape or voxel size are damaged: nothing can be said of such a run."""
+    """Read the facts of a run. `StoreError` if shape or voxel size are damaged: there can be no report then."""
     info, problems = store.info, list[str]()
     source, features = _dict(info.get("input")), _dict(info.get("features"))
     shape, voxel = store.shape, store.voxel_size
@@ -143,7 +143,7 @@ def facts(store: RunStore) -> Facts:
 
 
 def stage_times(entries: Iterable[Json]) -> tuple[StageTime, ...]:
-    """What each kind of stage took, in the order of a run; those that the program doesn't know come last."""
+    """Time and memory of each kind of stage, in the order of a run; unknown stages come last."""
     sums: dict[str, list[Json]] = {}
     for entry in entries:
         for name, stage in _dict(entry.get("stages")).items():
@@ -198,7 +198,7 @@ def _commands(entries: list[Json]) -> tuple[Command, ...]:
 
 
 def _without_hosts(text: str) -> str:
-    """Without the addresses of schedulers and workers: pages travel further than stores."""
+    """Remove the addresses of schedulers and workers from a text: pages are passed on more widely than stores."""
     return _HOSTS.sub("…", text)
 
 

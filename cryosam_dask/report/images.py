@@ -23,7 +23,7 @@ from cryosam_dask.types import AXES, Array, Shape3
 Float64 = NDArray[np.float64]
 
 QUALITY = 62
-"""Of WebP for grey values. Noise is what costs: 0.25 bytes a pixel at a signal-to-noise ratio of 0.1."""
+"""Quality of WebP for grey values: 0.25 bytes a pixel at a signal-to-noise ratio of 0.1, since noise takes most."""
 
 LARGEST = 1024
 """Pixels of the longest side of a slice, at most."""
@@ -32,7 +32,7 @@ NEAR_NM = 5.0
 """Marks are drawn on a slice that is no farther away than this, and always if nearer than three voxels."""
 
 MOST_MARKS = 600
-"""Points of a kind that are drawn on a slice, at most: the first, which are the best."""
+"""The most points of a kind that are drawn on a slice; the first, which are the best, are taken."""
 
 PANELS = ((0, 1, 2), (2, 1, 0), (1, 0, 2))
 """Across z with rows y and columns x; across x with rows y and columns z; across y with rows z and columns x."""
@@ -64,7 +64,8 @@ class Panel:
 
     Attributes
     ----------
-    axis : it is across; at : its voxel; rows, columns : axes along its sides; width, height : its sides in nm
+    axis : the axis that it is across; at : its voxel; rows, columns : axes along its sides
+    width, height : its sides in nm
     slice, mask : images, the mask transparent where nothing is
     marks : points; lines : shares at which other slices cut it, (left, top), None where none is drawn
     """
@@ -90,7 +91,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Points:
-    """What is drawn on slices: positions (n, 3) in voxels, what they are, and a word for each."""
+    """Points to draw on slices: positions (n, 3) in voxels, what they are, and a word for each."""
 
     kind: str
     places: Float64

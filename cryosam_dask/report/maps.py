@@ -17,7 +17,7 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Float32
 
 MOST_CELLS = 1 << 29
-"""Of a ratio with more cells only the slice is read: 2 GB."""
+"""The most cells (2 GB) of which all are read; of a ratio with more, only the slice is."""
 
 LARGEST = 480
 """Pixels of a map's longer side, at most."""
@@ -29,7 +29,7 @@ class Ratio:
 
     Attributes
     ----------
-    ratio : of the cells; at : the slice's first voxel along z
+    ratio : side of the cells in voxels; at : the slice's first voxel along z
     slice, highest : maps (y, x) of that slice, and of the highest similarity along z
     evaluated, cells : cells that were looked at, and all
     reached : cells at or above the threshold; words : how similarities lie; note : what a user should know

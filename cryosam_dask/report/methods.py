@@ -29,7 +29,7 @@ REFERENCES = {
 
 @dataclass(frozen=True)
 class Methods:
-    """Paragraphs with numbers in brackets, and the references that they stand for."""
+    """Paragraphs with citations as numbers in brackets, and the references in the order of their numbers."""
 
     paragraphs: tuple[str, ...]
     references: tuple[str, ...]
@@ -57,7 +57,7 @@ class _Citations:
 
 
 def methods(store: RunStore, facts: Facts, queries: list[Query]) -> Methods:
-    """Write them. A part of the run that is not there yet is not spoken of."""
+    """Write the methods paragraphs of a run. Parts that have not been run are left out."""
     cite = _Citations()
     paragraphs = [_tomogram(facts, cite)]
     described: list[tuple[FeatureSettings, PropagationSettings]] = []

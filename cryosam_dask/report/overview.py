@@ -1,4 +1,4 @@
-"""Many runs on one page: a row each, with a picture and what was found, and what all have in common."""
+"""Many runs on one page: a row for each, with a picture and what was found, and totals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Row:
-    """One run; what can't be read is None, and `error` says why."""
+    """One run; fields that can't be read are None, and `error` says why."""
 
     name: str
     state: str
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Total:
-    """A query over all runs that have picks of it."""
+    """The totals of a query over all runs that have picks of it."""
 
     name: str
     runs: int

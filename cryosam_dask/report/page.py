@@ -1,7 +1,7 @@
 """A run as a page: everything in one file, nothing from elsewhere.
 
-The page's own policy allows no connection at all, images from itself only, and of styles and scripts the very ones that
-are in it, by their digests. Names and paths come from users and from stores: templates escape everything.
+The page's own policy allows no connection, only images in the page itself, and only the styles and scripts in the page,
+by their digests. Names and paths come from users and from stores: templates escape everything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 COLOURS = ("#4cc9f0", "#ffb703", "#8ac926", "#ff70a6", "#b8b8ff", "#f4845f")
-"""Of queries, where several are on one picture; they stand out of grey values in light and in dark."""
+"""Colours of queries where several are on one picture; they can be seen on light and dark grey values."""
 
 GALLERY = 15
 """Slices of the gallery, at most."""
@@ -66,8 +66,8 @@ def write_report(
         "120A"; None: the equivalent radius of the prompted masks
     truth_format : of the points, where the suffix does not tell it
 
-    Raises `StoreError` where there is no run or the page can't be written, `InputError` for a name that no query has or
-    a truth that can't be used. What of the run can't be read is said on the page.
+    Raises `StoreError` if there is no run or the page can't be written, and `InputError` for a name that no query has
+    or a truth that can't be used. The page says which parts of the run can't be read.
     """
     if truth is None and (radius is not None or truth_format is not None):
         raise InputError("a radius or a format of the truth is given, but no truth")
@@ -195,7 +195,7 @@ def render(template: str, rules: str, **values: Any) -> str:
 
 
 def _digest(text: str) -> str:
-    """By which the page's policy knows a style or a script."""
+    """The digest by which the page's policy allows a style or a script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

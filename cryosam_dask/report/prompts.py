@@ -24,7 +24,7 @@ SIDE = 224
 """Pixels of a close view."""
 
 WIDEST = 512
-"""Voxels of the widest one; of a larger mask the part around the prompt is shown."""
+"""Voxels of the widest close view; of a larger mask only the part around the prompt is shown."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Close:
 
     Attributes
     ----------
-    axis : it is across; at : its voxel; slice : the image
+    axis : the axis that it is across; at : its voxel; slice : the image
     outline : an SVG path, in thousandths of the sides; side : its width in nm; the prompt is in its middle
     """
 
@@ -54,7 +54,7 @@ class Prompted:
 
 
 def prompted(store: RunStore, name: str, points: NDArray[np.float64]) -> list[Prompted]:
-    """The first prompts of a query with their masks; those that nothing was segmented at are left out."""
+    """The first prompts of a query with their masks; prompts without a mask are left out."""
     where = layout.query(name)
     masks = stored.Masks(store, where)
     out: list[Prompted] = []

@@ -1,4 +1,4 @@
-"""What a report says of one query: prompts, matching, proposals, instances, and how far all this is."""
+"""The part of a report about one query: prompts, matching, proposals, instances, and their progress."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Query:
-    """A section of the report. What is not there, or could not be read, is None, and `problems` say why.
+    """A section of the report. Fields that are missing or could not be read are None, and `problems` say why.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ def query(
     truth: Against | None = None,
     alone: bool = True,
 ) -> Query:
-    """Everything there is of a query; what can't be read is among its `problems`.
+    """Read everything about a query; `problems` names what can't be read.
 
     truth : to compare the picks with; alone : whether this is the only query, whose points the truth need not name
     """
@@ -148,7 +148,7 @@ def query(
 
 
 def _asked(store: RunStore, out: Query, problems: list[str]) -> Query:
-    """What was asked for: settings, points, and where they are from."""
+    """Read what was asked for: settings, points, and their origin."""
     name = out.name
     points = attempt(problems, "prompts", lambda: _points(store, name))
     unlike = attempt(problems, "negatives", lambda: np.asarray(negative.read_points(store, name), float))
@@ -163,7 +163,7 @@ def _asked(store: RunStore, out: Query, problems: list[str]) -> Query:
 
 
 def _finite(points: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """(n, 3) points without those that are nowhere; None are none."""
+    """Points (n, 3) without those that are not finite; no points for None."""
     known = np.empty((0, 3)) if points is None else points.reshape(-1, 3)
     finite: NDArray[np.float64] = known[np.isfinite(known).all(axis=1)]
     return finite
@@ -191,7 +191,7 @@ def _others(store: RunStore, name: str) -> tuple[str, ...]:
 def _centre(
     store: RunStore, points: NDArray[np.float64], table: pd.DataFrame | None
 ) -> tuple[tuple[float, float, float], str]:
-    """Where slices go through, and what that is."""
+    """The place that slices go through, and a word for it."""
     if len(points):
         chosen, what = points[0], "the prompt" if len(points) == 1 else "the first prompt"
     elif table is not None and len(table):

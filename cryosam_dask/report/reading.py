@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BROKEN = (CryosamError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
-"""What reading a store raises that is unfinished, damaged, or somebody else's: a page says so and goes on."""
+"""Errors of reading a store that is unfinished, damaged, or not ours; the page reports them and goes on."""
 
 MOST_PICKS = 2_000_000
 """Rows of a table of picks that are read, at most: 180 MB."""
 
 
 def attempt(problems: list[str], what: str, action: Callable[[], T]) -> T | None:
-    """The action's value; None, and a line in `problems`, where the store does not give it."""
+    """Return the action's value; if the store can't be read, return None and add a line to `problems`."""
     try:
         return action()
     except CryosamError as error:

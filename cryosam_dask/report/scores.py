@@ -16,7 +16,7 @@ from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
 MOST_CELLS = 5_000_000
-"""Cells that candidates are looked for among again; of more, the scores of the proposals alone are shown."""
+"""The most cells in which candidates are searched again; with more, only the scores of proposals are shown."""
 
 
 @dataclass(frozen=True)

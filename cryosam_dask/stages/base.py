@@ -59,8 +59,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit gives back to the driver: small, JSON-able. A unit that is not `done` keeps its marks unset and runs
-    again later (it waits for something that the driver must see to)."""
+    """What a unit returns to the driver; `value` is small and JSON-able. A unit that is not `done` gets no mark and
+    runs again later: it waits for something that the driver has to provide."""
 
     value: Json = field(default_factory=dict)
     done: bool = True
@@ -68,8 +68,8 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class Context:
-    """What a unit gets besides itself: where the store is, which device models run on, and the fingerprint of the
-    stage that it belongs to, or "" if there may be no other."""
+    """What a unit needs to run: the URL of the store, the device that models run on, and the fingerprint of its stage,
+    or "" where no other command can replace the stage."""
 
     url: str
     device: str = "cpu"

@@ -1,13 +1,12 @@
-"""Borrow: a query of another run, made comparable with this tomogram, in the place of one that is prompted here.
+"""Borrow: a query of another run, made comparable with this tomogram, instead of one that is prompted here.
 
-The feature is taken as it is. It is one of standardized slices and tokens, and what differs between tomograms of one
-kind, noise, contrast, and how much is in them, is just what standardization takes out: undoing the donor's linear maps
-and applying this tomogram's (both are known, and linear) brings features of the same particle no nearer, and less near
-where the noise differs.
+The feature is taken as it is. It is a mean of standardized tokens of standardized slices. Tomograms of one kind differ
+in noise, contrast and content, and standardization removes just these differences. Undoing the donor's linear maps and
+applying this tomogram's brings features of the same particle no nearer, and less near where the noise differs.
 
-Profiles are grey values. They are taken in units of the voxels' deviation about their mean, up to a factor: most of the
-deviation is noise, so where there is less of it the same particle stands out more. The ranking tries `CONTRASTS` and
-keeps the one whose like is nearest (`kernels.likeness.best_contrasted`).
+Profiles are grey values, in units of the voxels' deviation about their mean, up to a factor. Most of the deviation is
+noise: with less noise the same particle stands out more. The ranking tries the factors `CONTRASTS` and keeps the one
+with the nearest likes (`kernels.likeness.best_contrasted`).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 Float64 = NDArray[np.float64]
 
 FROM = "from"
-"""Attribute of a borrowed query: the tomogram that it was prompted in, its name there, the points, and a digest."""
+"""Attribute of a borrowed query: its tomogram, its name there, the points, and a digest."""
 
 VOXEL_TOLERANCE = 0.02
 """Share by which voxel sizes may differ: of other grids, whose textures and radii are compared in voxels. Whether two
@@ -52,12 +51,12 @@ _POOLED: tuple[layout.QueryArray, ...] = ("feature", "sizes")
 _DESCRIPTION: tuple[layout.QueryArray, ...] = ("template", "profiles", "unmoved")
 _NEGATIVE: tuple[layout.QueryArray, ...] = ("negative_features", "negative_profiles")
 _WORK = {"features": ("ratios", "dense_ratios", "batch", "precision"), "propagation": ("group", "precision")}
-"""Settings that may differ: how work is cut, and what is made besides."""
+"""Settings that may differ: they only say how work is divided, or what else is written."""
 
 
 @dataclass(frozen=True)
 class Loan:
-    """A query, free of the tomogram that it was made in.
+    """A query, independent of the tomogram that it was made in.
 
     Attributes
     ----------
@@ -79,7 +78,7 @@ class Loan:
 
 
 def take(donor: RunStore, name: str) -> Loan:
-    """Read a finished query of another run; `StoreError` if it has none of that name. The donor is not changed."""
+    """Read a finished query of another run, which is not changed; `StoreError` if it has none of that name."""
     where = layout.query(name)
     attributes = dict(donor.group(where).attrs) if where in donor else {}
     told = not attributes.get(negative.POINTS) or marks.all_done(donor, negative.stage_name(name))
@@ -163,13 +162,13 @@ def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
 
 
 def searched_otherwise(loan: Loan, settings: Settings) -> list[str]:
-    """What differs of the settings of the search, which `check` allows."""
+    """The differing settings of the search, which `check` allows to differ."""
     theirs, ours = (one.model_dump(mode="json", include={"match", "label"}) for one in (loan.settings, settings))
     return marks.differences(theirs, ours)
 
 
 def plan(store: RunStore, name: str, settings: MatchSettings, loan: Loan, upstream: str) -> Stage:
-    """One unit, in the place of the one that pools features. `upstream` : fingerprint of this run's features."""
+    """Plan one unit, which replaces the one that pools features. `upstream` : fingerprint of this run's features."""
     channels = FeatureVolume(store).channels
     unit = Unit(
         name="borrow",
@@ -183,7 +182,7 @@ def plan(store: RunStore, name: str, settings: MatchSettings, loan: Loan, upstre
 
 
 def check_origin(store: RunStore, name: str, loan: Loan) -> None:
-    """`StoreError` where the query of that name was prompted here, or borrowed in another state or elsewhere."""
+    """`StoreError` if the query of that name was prompted here, or borrowed from another run or from a changed one."""
     if marks.found_stage(store, query.stage_name(name)) is None:
         return
     found = origin(store, name)
@@ -200,7 +199,7 @@ def check_origin(store: RunStore, name: str, loan: Loan) -> None:
 
 
 def origin(store: RunStore, name: str) -> Json | None:
-    """Where a borrowed query is from; None for one that was prompted in this tomogram, or that is not there."""
+    """What `FROM` records of a borrowed query; None if the query was prompted in this tomogram, or does not exist."""
     where = layout.query(name)
     return _origin(store.group(where).attrs) if where in store else None
 

@@ -1,4 +1,4 @@
-"""All stages in the order of a run, and what follows from one another: the one list that everybody else reads.
+"""All stages in the order of a run, and which follow from which. Everything else reads this list.
 
 A new stage is its module, its settings, its paths in `store.layout`, and one row here.
 """
@@ -51,7 +51,7 @@ STAGES: tuple[Declaration, ...] = (
 
 
 def declaration_of(stage: str) -> Declaration | None:
-    """The declaration of a stage by its name ("match/ribosome/r16"); None for a stage that nobody knows."""
+    """The declaration that a stage's name ("match/ribosome/r16") belongs to; None for an unknown stage."""
     return next((one for one in STAGES if one.is_of(stage)), None)
 
 
@@ -61,7 +61,7 @@ def named(name: str) -> Declaration:
 
 
 def followers(name: str) -> list[Declaration]:
-    """The stages that are made, at some remove, from the one of that name, in the order of a run."""
+    """The stages that are made from the one of that name, directly or indirectly, in the order of a run."""
     stale = {name}
     after = []
     for one in STAGES:
@@ -72,15 +72,15 @@ def followers(name: str) -> list[Declaration]:
 
 
 def made_alone(command: Command, per: str) -> list[Declaration]:
-    """The stages that a command makes by their declarations alone, when all else that it makes is there."""
+    """The stages of a command that need nothing but their declarations; they are made after its other stages."""
     return [one for one in STAGES if one.plan is not None and one.command == command and one.per == per]
 
 
 def forget(store: RunStore, query: str, *, after: str, itself: bool = False) -> None:
-    """Remove what follows from a stage of a query, and with `itself` that stage, too.
+    """Remove what follows from a stage of a query, and with `itself` the stage too.
 
-    Arrays go before marks, and the marks by which a query is found to be stale last: interrupted before, all this is
-    found to be stale again.
+    Arrays are removed before marks, and the marks that show a query to be stale last. If this is interrupted, the query
+    is still stale, and the next command removes the rest.
     """
     stale = [one for one in [*([named(after)] if itself else []), *followers(after)] if one.per != "run"]
     for one in reversed(stale):
@@ -93,7 +93,7 @@ def forget(store: RunStore, query: str, *, after: str, itself: bool = False) -> 
 def forget_features(store: RunStore) -> None:
     """Remove the marks of the feature volume, and what is made from it for the run as a whole.
 
-    The marks of the features themselves go last: by them the volume is found to be stale.
+    The marks of the features are removed last, since they show the volume to be stale.
     """
     stale = [one for one in [standardize.STAGE, *followers(standardize.NAME)] if one.per == "run"]
     for one in stale:
@@ -104,7 +104,7 @@ def forget_features(store: RunStore) -> None:
 
 
 def upstream(store: RunStore, declared: Declaration, query: str = "") -> str:
-    """The fingerprint of what a stage is made from; of several, one of all of theirs."""
+    """The fingerprint of what a stage is made from; a digest of all fingerprints if it is made from several stages."""
     known: dict[str, str] = {}
     wanted = list(declared.made_from)
     while wanted:
@@ -129,7 +129,7 @@ def begun(store: RunStore) -> list[str]:
 
 
 def progress(store: RunStore) -> dict[str, tuple[int, int]]:
-    """For each stage that has begun how many of its units are done, and how many there are."""
+    """For each stage that has begun, (units that are done, all units)."""
     out = {}
     for stage in sorted(begun(store)):
         done = marks.done(store, stage)
@@ -138,7 +138,7 @@ def progress(store: RunStore) -> dict[str, tuple[int, int]]:
 
 
 def in_order(names: Iterator[str] | list[str] | set[str]) -> list[str]:
-    """Names of declarations in the order of a run; those that nobody knows come last."""
+    """Names of declarations in the order of a run; unknown names come last."""
     given = set(names)
     known = [one.name for one in STAGES if one.name in given]
     return [*known, *sorted(given - set(known))]

@@ -1,6 +1,6 @@
-"""What a unit takes, for planning: seconds of one core, and bytes read and written, from figures measured once.
+"""What a unit costs, for planning: seconds of one core, and bytes read and written, by figures that were measured once.
 
-A stage's own figures stand in its module; those that all share, here. What a model takes is asked of the `Bench`.
+The figures of one stage are in its module, those that all stages share are here. The `Bench` knows what a model costs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ COMPRESSED = {
     "similarity": 0.93,
     "labels": 0.01,
 }
-"""Share that zstd leaves, measured on noisy tomograms. Floating-point numbers hardly compress, labels nearly vanish."""
+"""Compressed size over size with zstd, measured on noisy tomograms, by kind of array."""
 
 UNIT = 0.01
-"""Seconds of a unit that does nothing: opening the store and its arrays, and its mark."""
+"""Seconds of a unit that does nothing: it opens the store and its arrays, and sets its mark."""
 
 CELL = 50e-9
 """Seconds per cell that is matched, and per value of a dense feature array, reading apart."""
@@ -96,7 +96,7 @@ class Bench(Protocol):
 
 
 def cost(read: float, written: float, seconds: float, kind: str, *, coded: bool = True) -> Cost:
-    """A unit that reads and writes so many bytes; `coded`: what it reads was compressed, as what it writes will be.
+    """The cost of a unit that reads and writes so many bytes; `coded`: what it reads is compressed, as its output is.
 
     kind : of the arrays, in `COMPRESSED`
     """

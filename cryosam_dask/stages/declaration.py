@@ -1,6 +1,6 @@
-"""What is declared of a stage, once, in the stage's own module; `stages.chain` lists the stages in the order of a run.
+"""How a stage is declared, once, in its own module. `stages.chain` lists the stages in the order of a run.
 
-The driver, `verify --repair`, planning, the report and the benchmarks read this; none of them has a list of its own.
+The driver, `verify --repair`, planning, the report and the benchmarks read declarations. None of them lists stages.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ Kind = Literal["stage", "unit", "driver", "coordinates", "state"]
 Command = Literal["ingest", "features", "query", "match", "segment"]
 Part = Literal["", "ingest", "features", "embeddings", "query", "matching", "segmentation"]
 MarkOf = Callable[[Index], int]
-"""Index of a chunk → the mark of the unit that writes it."""
+"""A function from a chunk's index to the mark of the unit that writes the chunk."""
 
 Expected = Iterable[tuple[str, int | None]]
-"""Arrays that must be there, each with the mark of its unit where one unit writes it alone."""
+"""Paths of arrays that must exist, each with the mark of the unit that writes the array alone, or None."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays of a stage, by the pattern of their paths.
+    """The arrays of a stage whose paths match a pattern.
 
     Attributes
     ----------
-    pattern : as of `layout.pattern`; the group `name` is the query
+    pattern : from `layout.pattern`; its named group `name` is the query
     kind : "stage": many units write one array; "unit": one unit writes it alone; "driver": the driver writes it anew
         whenever the command runs; "coordinates": positions that follow from the run's shape; "state" of a unit that
         waits
-    mark_of : (store, match of the path) → which unit writes a chunk; None where that can't be known
-    holds : what a plan calls them ("latents")
-    mend : writes coordinates again, given the match of the path
+    mark_of : (store, match of the path) → which unit writes a chunk; None if that can't be known
+    holds : the name of these arrays in a plan ("latents")
+    mend : (store, match of the path); writes coordinates again
     """
 
     pattern: re.Pattern[str]
@@ -63,26 +63,26 @@ def _no_places(store: RunStore, query: str) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Declaration:
-    """A stage as it is declared.
+    """The declaration of a stage.
 
     Attributes
     ----------
-    name : of the stage; its marks are called so, or `NAME/QUERY`, or `NAME/QUERY/rRATIO`
+    name : the stage; its marks are under `NAME`, `NAME/QUERY` or `NAME/QUERY/rRATIO`, see `per`
     command : the command that makes it
-    words : what people read of it; "" for what the driver does itself, without units
-    part : what its time counts as where configurations are compared; "" for none
-    per : what it is made once for
-    made_from : names of the stages that it is stale with
-    arrays : that it owns
-    expected : (store, query, settings, done marks) → the arrays that must be there
-    places : (store, query) → groups and arrays that go when it is made anew
-    described : whether laying out its arrays writes attributes of the groups in `places`
-    sparse : whether units are made as they are asked for, and never all
-    together : whether its arrays are laid out with those of the stages it is made from and that say so, too
-    plan, prepare : for a stage that needs nothing but the store, the settings, the query and what it is made from: the
-        command makes it when all else that it makes is there. (store, settings, query, upstream) → the stage;
-        (store, settings, query) creates its arrays
-    cost : what one of its units takes
+    words : its name for people; "" for a step that the driver does itself, without units
+    part : the part of a run that its time is added to where configurations are compared; "" for none
+    per : whether there is one stage for the run, for each query, or for each ratio of a query
+    made_from : names of the stages that it is made from; it is stale when one of them is
+    arrays : the arrays that it owns
+    expected : (store, query, settings, done marks) → the arrays that must exist
+    places : (store, query) → groups and arrays that are removed when it is made anew
+    described : whether creating its arrays writes attributes of the groups in `places`
+    sparse : whether units run only as they are asked for, and never all of them
+    together : whether its arrays are created together with those of the stages in `made_from` that are `together` too
+    plan, prepare : given for a stage that needs nothing but the store, the settings, the query and what it is made
+        from. Its command makes it last. plan(store, settings, query, upstream) returns the stage; prepare(store,
+        settings, query) creates its arrays
+    cost : (bench, unit) → what the unit costs
     """
 
     name: str
@@ -107,13 +107,13 @@ class Declaration:
         return "/".join(parts if ratio is None else [*parts, f"r{ratio}"])
 
     def is_of(self, stage: str) -> bool:
-        """Whether a stage of that name is one of these."""
+        """Whether a stage's name belongs to this declaration."""
         if self.per == "run":
             return stage == self.name
         return stage.startswith(f"{self.name}/") and self.query_of(stage) != ""
 
     def query_of(self, stage: str) -> str:
-        """The query that a stage is made for; "" where it is made for the run."""
+        """The query in a stage's name; "" for a stage of the run."""
         rest = stage.removeprefix(self.name).lstrip("/")
         return rest.rpartition("/r")[0] if self.per == "ratio" else rest
 
@@ -133,7 +133,7 @@ def always(mark: int) -> MarkOf:
 
 
 def by_number(store: RunStore, match: re.Match[str]) -> MarkOf:
-    """An array of the unit whose number is in its path."""
+    """For an array whose path has the number of the unit that writes it."""
     return always(int(match["index"]))
 
 
@@ -153,14 +153,14 @@ def by_box(chunk: Shape3, size: Shape3, shape: Shape3) -> MarkOf:
 
 
 def by_image_box(store: RunStore, match: re.Match[str]) -> MarkOf:
-    """Of an image on levels, which are written box by box."""
+    """For an image with levels, which is written box by box."""
     level = int(match["level"])
     z, y, x = (n << level for n in layout.level_chunks(level))
     return by_box((z, y, x), layout.INGEST_BOX, store.shape)
 
 
 def array_of(store: RunStore, path: str) -> RunArray | None:
-    """An array, or None where there is none that can be opened."""
+    """Open an array; None if it does not exist or can't be opened."""
     try:
         return store.array(path)
     except StoreError:

@@ -23,7 +23,7 @@ NAME = "features-dense"
 
 
 def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
-    """Boxes of cells of each dense ratio, one chunk each."""
+    """Plan one unit for each box of cells, which is one chunk, of each dense ratio."""
     info = encoder_info(settings.encoder)
     channels = 3 * info.channels
     units: list[Unit] = []
@@ -49,7 +49,7 @@ def chunk(shape: Shape3, ratio: int, channels: int) -> Shape3:
 
 
 def prepare(store: RunStore, settings: FeatureSettings) -> None:
-    """Create the arrays of the ratios that are asked for."""
+    """Create the arrays of the ratios in `features.dense_ratios`."""
     channels = 3 * encoder_info(settings.encoder).channels
     for ratio in settings.dense_ratios:
         store.new_array(

@@ -1,7 +1,7 @@
-"""Embed: planes → the segmenter's embeddings, each once and only those that a prompt comes to.
+"""Embed: planes → the segmenter's embeddings. Only planes that a prompt reaches are embedded, each once.
 
-The stage has one mark per plane of the three axes, and no plan of its own: propagation asks for the planes it stands
-before, `plan` bundles those that are missing. A plane has its own chunks, so bundles never share one.
+The stage has one mark per plane of the three axes. Propagation asks for the planes that it needs next, and `plan`
+bundles those that are missing. Each plane has chunks of its own, so bundles never share a chunk.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from cryosam_dask.types import AXES, Axis, Shape3
 
 NAME = "embeddings"
 BUNDLE = 8
-"""Most planes in a unit. They lie in one row of chunks, which is read once for all of them."""
+"""The most planes in a unit. They lie in one row of chunks, which is read once for all of them."""
 
 Plane = tuple[Axis, int]
 
 
 def describe(settings: PropagationSettings) -> Json:
-    """What embeddings depend on."""
+    """The settings that embeddings depend on."""
     return {
         "segmenter": settings.segmenter,
         "weights": weights_identity(settings.segmenter),
@@ -45,7 +45,7 @@ def describe(settings: PropagationSettings) -> Json:
 
 
 def mark_of(shape: Shape3, plane: Plane) -> int:
-    """The done mark of a plane: those of z, then y, then x."""
+    """The number of a plane's done mark: planes of z come first, then y, then x."""
     axis, index = plane
     return sum(shape[: geometry.axis_index(axis)]) + index
 

@@ -136,7 +136,7 @@ def prepare(store: RunStore, settings: FeatureSettings) -> None:
 
 
 def finish(store: RunStore, settings: FeatureSettings) -> None:
-    """Say in the root that the features are there, and what they are."""
+    """Record in the root that the features are complete, and how they were made."""
     info = encoder_info(settings.encoder)
     store.update_info(
         features={
@@ -193,7 +193,7 @@ def _mapped(batches: Iterator[Float32], fitted: Float32 | None) -> Iterator[Floa
 
 
 def open_all(context: Context, settings: Json) -> tuple[RunStore, FeatureSettings, SliceEncoder]:
-    """What a unit works with: the store, its settings, and the encoder."""
+    """Open what a unit works with: the store, its settings, and the encoder."""
     chosen = FeatureSettings.model_validate({k: v for k, v in settings.items() if k != "weights"})
     encoder = get_encoder(chosen.encoder, context.device, chosen.precision)
     return context.store, chosen, encoder

@@ -162,7 +162,7 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
 
 
 def is_of(store: RunStore, source: TomogramSource) -> bool:
-    """Whether a run was made of this very source, whatever its file is called."""
+    """Whether a run was made from this source; the name of the file does not matter."""
     known, own = store.info, {**_content(source), "voxel_size": source.voxel_size, "origin": source.origin}
     found = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name", "sha256")}
     described = {**found, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
@@ -232,13 +232,13 @@ def write_box(store: RunStore, index: int, box: geometry.Box, voxels: Array, pat
 
 
 def _versions() -> dict[str, str]:
-    """What the run was made with, for its description."""
+    """The versions that the run is made with, for its description."""
     names = ("numpy", "scipy", "scikit-image", "zarr", "dask", "torch", "timm", "segment-anything")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def _content(source: TomogramSource) -> Json:
-    """What tells two inputs apart: not what the file is called."""
+    """What identifies an input: its content, not its name."""
     return {key: value for key, value in source.identity.items() if key != "name"}
 
 

@@ -3,8 +3,8 @@
 The driver chooses the instances and numbers them (`store.picks`); a unit paints a box of voxels on all levels. Where
 instances overlap, the one with the better score is on top.
 
-Where several kinds are told apart, a kind's labels leave out what better instances of the others hold, so that labels
-of different kinds have no voxel in common, and one image more, `labels/kinds`, says which kind each voxel is of.
+Where several kinds compete, the labels of a kind leave out the voxels of better instances of other kinds, so that
+labels of different kinds have no voxel in common. The image `labels/kinds` says which kind each voxel has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECONDS = 10e-9
 """Per voxel of painting, writing apart."""
 
 Source = tuple[int, int, int] | tuple[int, int, int, str]
-"""(group, index in the group, label), and the query whose instance it is where that is not the one that is painted."""
+"""(group, index in the group, label), and the instance's query if that is not the painted one."""
 
 
 def stage_name(name: str) -> str:
@@ -157,7 +157,7 @@ def kinds_of(store: RunStore) -> list[str]:
 
 
 def places_of_kinds(store: RunStore, query: str) -> Iterable[str]:
-    """The image of all kinds with its marks, if a query is one of them."""
+    """Paths of the image of all kinds and its marks, if the query is one of the kinds."""
     if query in kinds_of(store):
         yield layout.labels_group(layout.KINDS)
         yield layout.marks(stage_name(layout.KINDS))

@@ -47,11 +47,11 @@ def stage_name(name: str, ratio: int) -> str:
 
 @dataclass(frozen=True)
 class Pass:
-    """One ratio of a matching: which cells of it are evaluated, and how.
+    """The matching at one ratio: which cells are evaluated, and how.
 
     Attributes
     ----------
-    name : of the query; ratio : of the cells
+    name : the query; ratio : side of the cells in voxels
     coarser : only cells under those of this ratio that reached `tau_sim`; None: all
     center : whether the similarity is of F − μ with F_Q − μ
     """
@@ -167,7 +167,7 @@ def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:
 
 @dataclass(frozen=True)
 class Survey:
-    """How the similarities of a ratio lie.
+    """The distribution of the similarities of a ratio.
 
     evaluated, reached : number of cells evaluated, and of those at or above the threshold
     low, middle, high : least, median and greatest similarity seen; the median is of a sample
@@ -216,7 +216,7 @@ def parts(store: RunStore, this: Pass) -> Iterator[tuple[Box, Float32]]:
 
 
 def check_kept(found: Survey, ratio: int, tau_sim: float) -> str | None:
-    """`InputError` where no cell reached the threshold; a sentence of warning where all did; else None."""
+    """`InputError` if no cell reached the threshold. Return a sentence of warning if all did, else None."""
     if found.reached == 0:
         raise InputError(
             f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {found.words}; "

@@ -1,4 +1,4 @@
-"""Negative: points that are not of the query's kind → what tells its candidates from them.
+"""Negative: points that are not of the query's kind → features and profiles that candidates are compared with.
 
 The points are segmented as prompts are (`stages.segment`, under `negatives/NAME`), each one's features are averaged
 over its mask, and the tomogram is described around it just as around a candidate: from places all over the mask, each
@@ -47,7 +47,7 @@ def stage_name(name: str) -> str:
 def plan(
     store: RunStore, name: str, settings: MatchSettings, groups: int, points: list[list[float]], upstream: str
 ) -> Stage:
-    """One unit: it reads what lies under and around the negatives only.
+    """Plan one unit, which reads only what lies under and around the negatives.
 
     groups : number of groups that the points were segmented in; upstream : fingerprint of their segmentation
     """
@@ -132,13 +132,13 @@ def _none(store: RunStore, name: str) -> Float64:
 
 
 def given(store: RunStore, name: str) -> list[list[float]]:
-    """The points (z, y, x) that were said in this tomogram not to be of a query's kind."""
+    """The negative points (z, y, x) that were given for a query in this tomogram."""
     points = store.group(layout.query(name)).attrs.get(POINTS, [])
     return [[float(v) for v in point] for point in points] if isinstance(points, list) else []
 
 
 def joined(store: RunStore, name: str, upstream: str) -> str:
-    """The fingerprint of what was matched, and of the negatives where there are any."""
+    """The fingerprint of the matching, joined with that of the negatives if there are any."""
     if not given(store, name):
         return upstream
     unlike = (marks.found_stage(store, stage_name(name)) or {})["fingerprint"]
@@ -152,7 +152,7 @@ def read_points(store: RunStore, name: str) -> list[list[float]]:
 
 
 def feature_arrays(store: RunStore, name: str) -> list[str]:
-    """The arrays (n, 3C) of the negatives' features, the borrowed ones and this tomogram's own, that there are."""
+    """Paths of the existing arrays (n, 3C) of negatives' features: borrowed ones and this tomogram's own."""
     paths = (layout.query_array(name, "negative_features"), layout.negative_array(name, "features"))
     return [path for path in paths if path in store and store.array(path).shape[0]]
 

@@ -1,4 +1,4 @@
-"""Which unit of which stage wrote a chunk, and what a finished unit must have left: by the declarations of stages."""
+"""Which unit of which stage wrote a chunk, and which arrays finished units must have left, as stages declare it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cryosam_dask.types import Bool
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an array is from.
+    """The stage that wrote an array.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Origin:
 
 
 def origin(store: RunStore, array: str) -> Origin:
-    """Where an array of a run is from, by its path; the array itself need not be there."""
+    """The origin of an array of a run, by its path; the array itself need not exist."""
     if (owner := owner_of(array)) is not None:
         declared, arrays, match = owner
         return Origin(arrays.kind, declared.stage_of(match), arrays.mark_of(store, match), declared)

@@ -1,6 +1,6 @@
 """Propose: candidates of the last ratio → point prompts. Non-maximum suppression, then the best K or a cut by score.
 
-It is small work on gathered candidates, which the driver does itself.
+The work is small, so the driver does it itself.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from cryosam_dask.types import Float32, Shape3
 Float64 = NDArray[np.float64]
 
 FULL = "full"
-"""Attribute of proposals, where negatives may leave some out once they are segmented: whether they are K."""
+"""Attribute of proposals that negatives may still reject once they are segmented: whether there are K of them."""
 
 SHORTLIST = 1024
 SHORTLIST_DENSITY = 200e-6
-"""Candidates that are ranked: at least so many, or so many per voxel of the tomogram."""
+"""How many candidates are ranked: the larger of a number and a number per voxel of the tomogram."""
 
 SECONDS = 0.2
 """Of the driver."""
 
 BAND = 500_000
-"""Cells that are held for non-maximum suppression at a time, about."""
+"""About how many cells non-maximum suppression holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Candidates:
 
 
 def candidates(store: RunStore, this: Pass, found: Survey, settings: MatchSettings) -> Candidates:
-    """What the similarity proposes: the shortlist where it is ranked by profiles, else the best K, or all of them."""
+    """The candidates by similarity: a shortlist if they are to be ranked by profiles, else the best K, or all."""
     radius = suppression_radius(store, this.name, settings)
     limit = None if settings.count == "auto" else settings.count
     if ranks(settings):
@@ -65,7 +65,7 @@ def candidates(store: RunStore, this: Pass, found: Survey, settings: MatchSettin
 
 
 def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
-    """The shortlist by what is around each place, once all units of `stages.rank` are done."""
+    """The shortlist, ranked by the density around each place, once all units of `stages.rank` are done."""
     points, scores, rejected = rank.gather(
         store, name, ranking, lambda contrast: negative.profiles(store, name, contrast)
     )
@@ -73,7 +73,7 @@ def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
 
 
 def ranks(settings: MatchSettings) -> bool:
-    """Whether candidates are ranked by what is around them."""
+    """Whether candidates are ranked by the density around them."""
     return settings.rank == "profile"
 
 

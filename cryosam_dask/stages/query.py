@@ -40,9 +40,9 @@ def stage_name(name: str) -> str:
 def plan(
     store: RunStore, name: str, settings: MatchSettings, groups: int, points: list[list[float]], upstream: str
 ) -> Stage:
-    """One unit: it reads the features under the prompted instances only.
+    """Plan one unit, which reads only the features under the prompted instances.
 
-    Its memory follows from their boxes; until they are segmented, from a box of `TYPICAL` voxels a side.
+    Its memory follows from their boxes, or from boxes of `TYPICAL` voxels a side if they are not segmented yet.
 
     settings : whether similarities are to be taken of F − μ, μ the tomogram's mean feature, and ranked by profiles
     groups : number of groups that the prompts were segmented in
@@ -76,7 +76,7 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
 
 
 def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
-    """Boxes of what was segmented from points, in groups under `where`; before that a typical one."""
+    """Boxes of the instances that were segmented from points, in groups under `where`; before that a typical box."""
     boxes: list[Box] = []
     for group in range(groups):
         # not there yet, or not written to its end: its unit runs again

@@ -1,10 +1,10 @@
-"""A query as a small file of its own: what another tomogram's run needs of it, as JSON.
+"""A query as a small JSON file: everything that another tomogram's run needs of it.
 
     {"format": "cryosam_dask query", "version": 1, "name": …, "settings": …, "weights": …, "voxel_size": [z, y, x],
      "origin": …, "params": {"feature": […], "sizes": […], "profiles": [[…]], …}, "sha256": …}
 
-`params` hold what `stages.borrow.Loan` says. The digest is that of the rest, as it is written here; it guards against
-damage, not against someone who means harm, and whatever comes from a file is checked as such.
+`params` are described in `stages.borrow.Loan`. The digest is that of the rest, as it is written here. It guards against
+damage, not against malice, so everything that is read from a file is checked.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ABOUT = ("name", "settings", "weights", "voxel_size", "origin", "params")
 
 
 def is_file(where: str | Path) -> bool:
-    """Whether a place is that of a query's file, by its suffix; else it is that of a run."""
+    """Whether an address is that of a query's file, by its suffix, and not that of a run."""
     return public(where).lower().endswith(SUFFIX)
 
 

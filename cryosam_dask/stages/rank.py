@@ -1,7 +1,7 @@
 """Rank: what the tomogram looks like around each candidate and around random places, for `kernels.likeness`.
 
-Features that know texture but not extent propose places; radial profiles of the density say which of them are the same
-particle. A unit is a block of the volume with the candidates, or the random places, that lie in it, or some blocks of
+Features that describe texture but not extent propose places. Radial profiles of the density show which of them have the
+same particle. A unit is a block of the volume with the candidates or random places in it, or several blocks that have
 few.
 """
 
@@ -26,10 +26,10 @@ BLOCK = 96
 """Side of the blocks that places are grouped by, in voxels."""
 
 PLACES = 64
-"""Blocks with few places share a unit of so many."""
+"""Places in a unit that blocks with few places share."""
 
 BACKGROUND = 512
-"""Random places that the noise is measured at."""
+"""Number of random places, at which the noise is measured."""
 
 PLACE = 1.9e-3
 """Seconds of describing the density around one place."""
@@ -107,7 +107,7 @@ def unit_memory(points: NDArray[np.float64], shape: Shape3, shells: radial_profi
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Describe places where the query's profile fits best near them, block by block; random ones also as they are."""
+    """Describe, block by block, where the query's profile fits best near each place; random places also unmoved."""
     store = context.store
     name = settings["name"]
     shells = radial_profiles.profile(settings["radius"])

@@ -1,9 +1,9 @@
 """Segment: groups of prompts → instance masks, by cross-plane self-prompting.
 
-A unit is a group of prompts that stand near each other; prompts of it that stand before the same plane are decoded
-together. It works with the planes that are embedded and, where it comes to one that is not, keeps its state in the
-store and says which planes it waits for. The driver has those embedded and runs the waiting units again, so that each
-plane that some prompt visits is embedded once and no other plane ever is.
+A unit is a group of neighbouring prompts. Prompts of a unit that come to the same plane are decoded together. The unit
+works with the planes that are embedded. Where it comes to one that is not, it keeps its state in the store and names
+the planes that it waits for. The driver has those embedded and runs the waiting units again. So each plane that some
+prompt visits is embedded once, and no other plane is.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ TURN = 1e-3
 
 @dataclass(frozen=True)
 class Role:
-    """What prompts are, and where their instances go.
+    """What a group of prompts is for: prompts of the user, negatives or proposals.
 
-    stage : what the stage is declared as
-    place : of a query's name, the group in the store
+    stage : name of the stage's declaration
+    place : (query's name) → the group in the store for the instances
     compared : whether each instance is given its similarity to the query
     """
 
@@ -53,7 +53,7 @@ class Role:
     compared: bool = False
 
     def stage_name(self, name: str) -> str:
-        """Of a query's name."""
+        """Name of the stage for a query."""
         return f"{self.stage}/{name}"
 
 
@@ -136,7 +136,7 @@ def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: 
 
 
 def pack_marks(marks: Iterable[int], count: int) -> str:
-    """Which of `count` marks are there, a bit each in hexadecimal: every unit is sent it, planes may be thousands."""
+    """Encode which of `count` marks are set, one bit each, in hexadecimal. Short, since it is sent with every unit."""
     there = np.zeros(count, bool)
     there[list(marks)] = True
     return np.packbits(there).tobytes().hex()
@@ -201,7 +201,7 @@ def _advance(
     propagation: Propagation,
     embedded: frozenset[int],
 ) -> set[Plane]:
-    """Step through the planes that are embedded; the planes that are waited for in the end."""
+    """Step through the planes that are embedded. Return the planes that the group then waits for."""
     segmenter = get_segmenter(settings.segmenter, context.device, settings.precision)
     while True:
         need = propagation.needed()
@@ -234,14 +234,14 @@ def _point(values: Sequence[float] | Array) -> Point:
 
 
 def _write_state(store: RunStore, path: str, arrays: dict[str, Array]) -> None:
-    """As an npz file in one array: a dozen small arrays would cost more than the work between two waits."""
+    """Write the state as one array that holds an npz file: many small arrays would cost more than the work itself."""
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     store.put(path, np.frombuffer(file.getvalue(), np.uint8), (f"byte_of_{path.rpartition('/')[2]}",))
 
 
 def _read_state(store: RunStore, path: str) -> dict[str, Array] | None:
-    """What a group has done so far; None where it has just begun, or its state was not written to the end."""
+    """Read the state of a group; None if it has just begun, or its state was not written to the end."""
     if path not in store:
         return None
     try:
@@ -253,7 +253,7 @@ def _read_state(store: RunStore, path: str) -> dict[str, Array] | None:
 
 
 def turn_cost(bench: Bench, first: int, further: int, planes: int, pooled: int) -> Cost:
-    """A group that goes on until it waits, or ends.
+    """The cost of a group that goes on until it waits or ends.
 
     first, further : predictions from points, and from points with the mask of the plane before
     planes : that it reads; pooled : instances whose features are pooled in its end

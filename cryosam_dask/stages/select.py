@@ -1,7 +1,7 @@
 """Select: all segmented proposals → the distinct instances that belong to the query, numbered best first.
 
-Where several kinds are told apart, their instances are looked at together: of those of different kinds at one place the
-best stays, by the rule that holds within a kind.
+Several kinds are selected together: of instances of different kinds at one place the best stays, by the rule that also
+holds within a kind.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIZE_FACTOR = 2.0
-"""An instance more than so many times larger or smaller than the prompted ones is something else, or a failed mask."""
+"""An instance that is larger or smaller than the prompted ones by more than this factor is left out."""
 
 SECONDS = 5e-3
-"""Of the driver, for each instance that it selects among."""
+"""Seconds of the driver for each instance that it selects among."""
 
 _NONE = stored.Measured(
     prompt=np.empty(0, np.int64),
@@ -39,12 +39,12 @@ _NONE = stored.Measured(
     quality=np.empty(0, np.float32),
     similarity=np.empty(0, np.float32),
 )
-"""The instances of a borrowed query that has no like here: without prompts there are no groups."""
+"""The instances of a borrowed query that found nothing here: without prompts there are no groups."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen for one query: its picks, what `label` paints, and what the user should know.
+    """The instances that were chosen for one query: its picks, what `label` paints, and what the user should know.
 
     Attributes
     ----------

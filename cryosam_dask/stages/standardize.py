@@ -27,7 +27,7 @@ SAMPLES = 12
 
 
 def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
-    """One unit a view; no units where the settings ask for no standardization."""
+    """Plan one unit for each view; no units if the settings ask for no standardization."""
     info = encoder_info(settings.encoder)
     units = []
     for index, axis in enumerate(AXES if settings.standardize != "none" else ()):

@@ -1,4 +1,4 @@
-"""How a large slice is cut: into pieces that are read, encoded and written one after the other.
+"""How a large slice is cut into pieces, which are read, encoded and written one after the other.
 
 What a piece keeps is whole chunks of the latents of every ratio, so that each chunk is written once. It is encoded in
 one tile, or in several where a tile is smaller than a chunk. A slice that fits into one tile is one piece.

@@ -1,1 +1,1 @@
-"""The store: what is where, done marks, and the views that people read it through."""
+"""The store: where everything is, done marks, and the views through which people read it."""

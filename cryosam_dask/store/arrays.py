@@ -1,7 +1,7 @@
-"""Arrays of a run as the program opens them: what is damaged or missing is an error that names it, not a zero.
+"""Arrays of a run as the program opens them: a damaged or missing chunk is an error that names it, never zeros.
 
-zarr reads a chunk that is not there as fill values, and a damaged one as an error without a name. All chunks of a run
-are written, empty ones too, so here a chunk that is not there is one that was lost or not yet made.
+zarr reads a missing chunk as fill values, and its error for a damaged one does not name the chunk. All chunks of a run
+are written, empty ones too. So a missing chunk was lost, or has not been written yet.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 Index = tuple[int, ...]
 
 CODECS = frozenset({"bytes", "zstd", "crc32c"})
-"""The only codecs that the program writes: an array of others is not its own, and some can run code when read."""
+"""The only codecs that the program writes. Arrays with others are refused: some codecs can run code when read."""
 
 CHECK_EVERY = 1.0
-"""Seconds that pass before what is to be written in a unit is checked again."""
+"""Seconds after which a unit checks again, before it writes, that its stage has not been replaced."""
 
 _CHUNK = re.compile(r"(?P<array>.+)/c/(?P<index>\d+(?:/\d+)*)")
 
 
 def chunk_of(key: str) -> tuple[str, Index] | None:
-    """Array and index of the chunk that a key of the store is of, None if it is of something else."""
+    """Array and index of the chunk that a key of the store belongs to; None if it is not a chunk's key."""
     found = _CHUNK.fullmatch(key)
     return None if found is None else (found["array"], tuple(int(i) for i in found["index"].split("/")))
 
@@ -55,7 +55,7 @@ _guard = _Guard()
 
 @contextlib.contextmanager
 def guarded(check: Callable[[], None]) -> Iterator[None]:
-    """Within, on this thread, nothing is written of which `check` raises an error; small units pay nothing for it."""
+    """Within, before this thread writes, `check` is called now and then, and its error prevents the writing."""
     _guard.check, _guard.checked = check, time.monotonic()
     try:
         yield
@@ -64,7 +64,7 @@ def guarded(check: Callable[[], None]) -> Iterator[None]:
 
 
 def about_to_write() -> None:
-    """To be called before something is changed in a store."""
+    """Call this before something is changed in a store."""
     if _guard.check is not None and time.monotonic() - _guard.checked >= CHECK_EVERY:
         _guard.check()
         _guard.checked = time.monotonic()
@@ -115,7 +115,7 @@ class RunArray(zarr.Array[Any]):
 
     @property
     def _complete(self) -> zarr.Array[Any]:
-        """As this one, but errors are zarr's own."""
+        """The same array, with zarr's own errors."""
         return zarr.Array(self.async_array)
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,7 +134,7 @@ class RunArray(zarr.Array[Any]):
             raise
 
     def _explain(self, name: str, selection: tuple[Any, ...], error: BaseException, writing: bool = False) -> None:
-        """Raise what names the damaged chunks among those that a selection is of; return if none is damaged."""
+        """Raise an error that names the damaged chunks of a selection; return if none is damaged."""
         tracer = _Tracer(self._plain.store)
         getattr(zarr.Array(_over(self._plain, tracer)), name)(*selection)
         found = [(index, kind) for index in tracer.chunks if (kind := self.check(index)) is not None]
@@ -144,11 +144,11 @@ class RunArray(zarr.Array[Any]):
 
 
 class MissingChunkError(StoreError):
-    """A chunk that is asked for is not there."""
+    """A chunk that was asked for is missing."""
 
 
 def damaged_error(url: str, array: str, damaged: list[tuple[Index, str]]) -> StoreError:
-    """What to say of damaged chunks of an array."""
+    """The error for damaged chunks of an array."""
     index, kind = damaged[0]
     words = {"missing": "is missing", "checksum": "is damaged (its checksum differs)"}.get(kind, f"is damaged ({kind})")
     more = f", as {len(damaged) - 1} more of this array" if len(damaged) > 1 else ""

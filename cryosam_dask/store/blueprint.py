@@ -1,4 +1,4 @@
-"""A run's store as it would be, in memory: stages lay their arrays out in it, and no data is ever written."""
+"""A run's store in memory, for planning: stages create their arrays in it, and no data is ever written."""
 
 from __future__ import annotations
 

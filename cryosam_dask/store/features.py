@@ -29,11 +29,11 @@ TILE: Shape3 = (32, 64, 64)
 
 Part = tuple[slice, slice, slice]
 DotsReader = Callable[[Axis, Part], Float32]
-"""(axis, slices, token rows, token columns) → products (k, n, r, c), see `kernels.features.token_dots`."""
+"""A function (axis, slices, token rows, token columns) → products (k, n, r, c), see `kernels.features.token_dots`."""
 
 
 class _Where(NamedTuple):
-    """Which tokens of a view a box of cells needs, and how they are interpolated."""
+    """The tokens of a view that a box of cells needs, and their interpolation."""
 
     part: Part
     rows: geometry.Interpolation
@@ -91,7 +91,7 @@ class FeatureVolume:
     def similarity(self, query: Array, ratio: int, *, center: bool = False) -> xr.DataArray:
         """Cosine similarity of F^ratio with `query` (3C,), as a lazy float32 DataArray (z, y, x).
 
-        With `center`, of F − μ with query − μ, μ the mean feature.
+        With `center`, it is the cosine of F − μ and query − μ, where μ is the mean feature.
         """
         checked = self._check_query(query)
         mean = self.mean if center else None

@@ -23,7 +23,7 @@ RIVAL = "rival"
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of the instances of one group, without their masks.
+    """The instances of one group, without their masks.
 
     Attributes
     ----------

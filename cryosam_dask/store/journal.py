@@ -1,7 +1,7 @@
 """The run's journal: who ran what, when, for how long, on which device, and what failed and was tried again.
 
-One entry a command that ran any units, in the attributes of the group `journal`. The driver alone writes it: when the
-first unit of a stage has ended, every few seconds, and at its end. A killed command leaves an entry without end.
+Each command that ran any units has one entry, in the attributes of the group `journal`. Only the driver writes it: when
+the first unit of a stage has ended, every few seconds, and at the end. The entry of a killed command has no end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAUSE = 5.0
 
 @dataclass
 class StageEntry:
-    """What a command did in one stage.
+    """The entry of one stage in a command's entry.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ class Journal:
         return self._stages[name]
 
     def note(self, text: str) -> None:
-        """Something that whoever reads the results should know; written with what comes next."""
+        """Add a sentence for readers of the results; it is written with the next entry."""
         if text not in self._entry["notes"]:
             self._entry["notes"].append(text)
 

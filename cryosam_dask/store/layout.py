@@ -47,9 +47,9 @@ QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
 PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
 STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
-"""The label image of all kinds that were told apart; no query of theirs may be called so."""
+"""The name of the label image of all kinds; no query of these kinds may have it."""
 MOST_KINDS = 254
-"""Kinds that are told apart at most: that image has one byte a voxel."""
+"""The most kinds in one run: that image has one byte a voxel."""
 GRAM_MAPS = ("self", "down", "right", "cross")
 GRAM_SIDE = 128
 """Tokens of the side of a chunk of Gram maps, about. Several pieces of a slab may share one; a slab has one writer."""
@@ -150,7 +150,7 @@ def query_array(name: str, array: QueryArray) -> str:
 
 
 def negatives(name: str) -> str:
-    """Points that are not of a query's kind, and what is around them."""
+    """Group of a query's negative points: their instances, features and profiles."""
     return f"{NEGATIVES}/{name}"
 
 
@@ -204,12 +204,12 @@ def instance_array(where: str, index: int, array: str) -> str:
 
 
 def state(where: str, index: int) -> str:
-    """What a group that waits for planes has done so far."""
+    """The state of a group that waits for planes."""
     return f"{where}/state{index:05d}"
 
 
 def profiles(name: str, index: int) -> str:
-    """What the tomogram looks like around the candidates, or the random places, of one unit."""
+    """Radial profiles around the candidates, or the random places, of one unit."""
     return f"{proposals(name)}/profiles{index:05d}"
 
 
@@ -230,7 +230,7 @@ def standardization(axis: Axis) -> str:
 
 
 def pattern(of: Callable[..., str]) -> re.Pattern[str]:
-    """What matches every path that a function of this module spells; its arguments are named groups."""
+    """A regular expression that matches every path of a function of this module, with its arguments as named groups."""
     stands = {name: _Stand(f"(?P<{name}>{_STANDS.get(name, _NAME)})") for name in inspect.signature(of).parameters}
     return re.compile(of(**stands))
 
@@ -258,7 +258,7 @@ _HIDDEN = re.compile(
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a group holds the program's own state: reached with zarr, not part of the results."""
+    """Whether a group holds the program's own state, which is not part of the results."""
     return _HIDDEN.fullmatch(path) is not None
 
 

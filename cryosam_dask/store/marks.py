@@ -1,4 +1,4 @@
-"""Done marks: what a stage has finished, under the fingerprint of its settings and inputs.
+"""Done marks: the finished units of a stage, under the fingerprint of its settings and inputs.
 
 A stage owns one array `marks/STAGE`, one byte a unit and one unit a chunk: marking is one small write that no other
 unit touches. The array's attributes hold the fingerprint and the settings it stands for; they are written before the
@@ -22,7 +22,7 @@ from cryosam_dask.types import Bool
 
 
 def found_stage(store: RunStore, stage: str) -> dict[str, Any] | None:
-    """Attributes of a stage's marks (`fingerprint`, `settings`, …), or None if it never began."""
+    """Attributes of a stage's marks (`fingerprint`, `settings`, …); None if the stage has not begun."""
     path = layout.marks(stage)
     return dict(store.array(path).attrs) if path in store else None
 
@@ -61,7 +61,7 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
 
 
 def done(store: RunStore, stage: str) -> Bool:
-    """Which units are done, (units,) bool."""
+    """Which units are done, as (units,) bool."""
     path = layout.marks(stage)
     out = np.zeros(store.array(path).shape, bool)
     out[[int(name) for name in store.chunk_names(path) if name.isdecimal()]] = True
@@ -74,10 +74,10 @@ def all_done(store: RunStore, stage: str) -> bool:
 
 
 def mark(store: RunStore, stage: str, index: int) -> None:
-    """Mark one unit as done; the last thing a unit does.
+    """Mark one unit as done; the last thing that a unit does.
 
-    All marks of a stage are the same few bytes, so those of the first that this process wrote are written again:
-    taking each through the array would cost more than all else around a small unit.
+    All marks of a stage have the same few bytes. This process encodes its first mark, and writes the same bytes for the
+    others: to write each through the array would cost more than everything else around a small unit.
     """
     path = layout.marks(stage)
     key = (store.url, path)
@@ -94,8 +94,8 @@ _written: dict[tuple[str, str], bytes] = {}
 
 
 def check_same(store: RunStore, stage: str, fingerprint: str) -> None:
-    """`StoreError` if a stage is no longer what it was begun as: a unit outlives a driver that was killed, and by now
-    another driver may have overwritten what the unit belongs to. Without a fingerprint there is nothing to compare."""
+    """`StoreError` if a stage has been begun anew with another fingerprint. A unit may outlive a killed driver, and
+    another driver may have overwritten its stage by then. Without a fingerprint nothing is compared."""
     if not fingerprint:
         return
     # read anew, whatever is held open; to open the array would take more than all else around a small unit

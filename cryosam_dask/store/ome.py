@@ -102,7 +102,7 @@ def label_attributes(
 
 
 def described_instances(table: Any) -> dict[int, dict[str, Any]]:
-    """What the metadata says of each instance of a picks' table: its score and its size in voxels."""
+    """Score and size in voxels of each instance of a picks' table, for the metadata."""
     return {
         int(label): {"score": round(float(score), 4), "size": int(size)}
         for label, score, size in zip(table["instance"], table["score"], table["size"], strict=True)

@@ -30,14 +30,14 @@ COLUMNS = {
 """Column → unit. `instance` is the label; `group` and `member` say where its mask is under `instances/`."""
 
 AMONG_KINDS = {"second": "", "margin": ""}
-"""Columns of picks of a kind that was told apart from others: the number, from 1, of the best other kind at that place
-among the attribute `kinds`, 0 where there is none; and the score less the score of that one."""
+"""Columns of picks where several kinds competed: the number of the best other kind at the pick's place (its position in
+the attribute `kinds`, from 1; 0 if there is none), and the pick's score minus the score of that one."""
 
 
 def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str, Any]) -> None:
-    """Replace the picks of a query, unless they are these. Positions in ångström are written beside those in voxels.
+    """Replace the picks of a query, unless they are the same. Positions are written in voxels and in ångström.
 
-    The attributes come last: picks without them were not written to the end.
+    The attributes are written last: picks without them are not complete.
     """
     where = layout.picks(name)
     known = {column: unit for column, unit in (COLUMNS | AMONG_KINDS).items() if column in table}
@@ -55,7 +55,7 @@ def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str,
 
 
 def _are_there(store: RunStore, name: str, columns: dict[str, tuple[Any, str]], attributes: dict[str, Any]) -> bool:
-    """Whether these very picks are stored."""
+    """Whether exactly these picks are stored."""
     where = layout.picks(name)
     try:
         if where not in store or dict(store.group(where).attrs) != attributes:
@@ -84,7 +84,7 @@ def read(store: RunStore, name: str) -> pd.DataFrame:
 
 
 def kinds(store: RunStore, name: str) -> list[str]:
-    """The kinds that a query's picks were told apart from, itself included, in the order of their numbers."""
+    """The kinds that a query's picks competed with, itself included, in the order of their numbers."""
     where = layout.picks(name)
     found = store.group(where).attrs.get("kinds", []) if where in store else []
     return [str(kind) for kind in found] if isinstance(found, list) else []

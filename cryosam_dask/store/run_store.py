@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """Names of queries become folders: letters, digits, `.`, `_`, `-`, at most 64, not starting with a sign."""
+    """Check the name of a query, which becomes a folder: up to 64 letters, digits, `.`, `_`, `-`; no sign first."""
     if not _NAME.fullmatch(name) or name.endswith("_semantic"):
         raise StoreError(
             f"name {name!r} can't be used: expected up to 64 letters, digits, '.', '_' or '-', starting with a "
@@ -54,7 +54,7 @@ class RunStore:
 
     @classmethod
     def open(cls, url: str | Path, mode: Literal["r", "r+"] = "r") -> RunStore:
-        """Open an existing store; `StoreError` if there is none, it is not ours, or of another format version."""
+        """Open an existing store; `StoreError` if there is none, or it is another program's or format version's."""
         url = str(url)
         try:
             root = _root(url, mode)
@@ -78,7 +78,7 @@ class RunStore:
 
     @classmethod
     def create(cls, url: str | Path, attributes: Json) -> RunStore:
-        """Create an empty store; `StoreError` if something is there already or it can't be written."""
+        """Create an empty store; `StoreError` if something is there already, or the store can't be written."""
         url = str(url)
         check_store(url)
         _check_free(url)
@@ -95,7 +95,7 @@ class RunStore:
 
     @classmethod
     def remove(cls, url: str | Path) -> None:
-        """Delete a run, ours and of this version. Interrupted anywhere, it is known as one that was being removed."""
+        """Delete a run of this program and version. An interrupted removal is recognized, and can be ended later."""
         url = str(url)
         if not cls.is_removed(url):
             cls.open(url, "r+").root.attrs.put({"cryosam": {"format": layout.FORMAT, "removed": True}})
@@ -113,7 +113,7 @@ class RunStore:
 
     @classmethod
     def is_removed(cls, url: str | Path) -> bool:
-        """Whether a run is at `url` of which the removal began and did not end."""
+        """Whether the run at `url` is one whose removal was interrupted."""
         try:
             found = _root(str(url), "r").attrs.get("cryosam")
         except (OSError, ValueError, KeyError, TypeError):
@@ -122,7 +122,7 @@ class RunStore:
 
     @classmethod
     def exists(cls, url: str | Path) -> bool:
-        """Whether a run, ours and of any version, is at `url`."""
+        """Whether a run of this program, of any version, is at `url`."""
         try:
             return "cryosam" in _root(str(url), "r").attrs
         except (OSError, ValueError, KeyError, TypeError):
@@ -130,13 +130,13 @@ class RunStore:
 
     @property
     def info(self) -> Json:
-        """What the root says of the run: input, shape, voxel size, statistics, versions."""
+        """The run's description in the root: input, shape, voxel size, statistics, versions."""
         found = self.root.attrs["cryosam"]
         assert isinstance(found, dict)
         return dict(found)
 
     def update_info(self, **values: Any) -> None:
-        """Add to `info`. Only the driver does."""
+        """Add to `info`; only the driver does that."""
         self.root.attrs["cryosam"] = {**self.info, **values}
         self._flush()
 
@@ -160,11 +160,11 @@ class RunStore:
 
     @property
     def origin(self) -> tuple[float, float, float]:
-        """Position of voxel (0, 0, 0)'s centre in ångström, along z, y, x."""
+        """Position of the centre of voxel (0, 0, 0) in ångström, along z, y, x."""
         return self._three("origin")
 
     def files(self, path: str = "") -> Iterator[tuple[str, int]]:
-        """All files under a group or an array with their bytes, as paths in the store, by listing, without links."""
+        """List all files under a group or an array: paths in the store and sizes in bytes, without links."""
         if self._folder is not None:
             yield from _walk(self._folder, path)
             return
@@ -185,7 +185,7 @@ class RunStore:
             return []
 
     def read_metadata(self, path: str) -> bytes:
-        """What is stored of an array besides its chunks, as it is at this moment; `FileNotFoundError` without it."""
+        """Read the stored metadata of an array; `FileNotFoundError` if there is none."""
         files, root = filesystem(self.url)
         return bytes(files.cat_file(f"{root}/{path}/zarr.json"))
 
@@ -227,7 +227,7 @@ class RunStore:
         return self._open[path]
 
     def close(self, path: str) -> None:
-        """Hold an array's metadata no longer."""
+        """Forget an array's metadata, which is kept in memory."""
         self._open.pop(path, None)
 
     def _get(self, path: str) -> zarr.Array[Any] | zarr.Group | None:
@@ -240,17 +240,17 @@ class RunStore:
             ) from None
 
     def read(self, path: str, part: Any = ...) -> Array:
-        """A part of an array, in memory."""
+        """Read a part of an array into memory."""
         return np.asarray(self.array(path)[part])
 
     def group(self, path: str) -> zarr.Group:
-        """A group of the store, made if it is not there."""
+        """A group of the store; it is created if it does not exist."""
         self._check_place(path)
         found = self._get(path)
         return found if isinstance(found, zarr.Group) else self.root.require_group(path)
 
     def groups(self, path: str) -> list[str]:
-        """Names of the groups in a group that may not be there; what else lies in it is passed over."""
+        """Names of the groups in a group, without other entries; empty if the group does not exist."""
         found = []
         for name in self.names(path):
             with contextlib.suppress(StoreError):
@@ -302,7 +302,7 @@ class RunStore:
             array[...] = values
 
     def delete(self, path: str) -> None:
-        """Remove an array or a group and all under it, or what an interrupted removal has left of it.
+        """Remove an array, or a group with all in it, or the rest that an interrupted removal left.
 
         Links are removed, not followed.
         """
@@ -321,7 +321,7 @@ class RunStore:
 
     @property
     def _folder(self) -> Path | None:
-        """Where a store on a local disk is."""
+        """The folder of a store on a local disk."""
         store = self.root.store
         return store.root if isinstance(store, LocalStore) else None
 
@@ -337,9 +337,9 @@ class RunStore:
         return sorted({str(key).rstrip("/").rpartition("/")[2] for key in found})
 
     def _check_place(self, path: str, last: bool = True) -> None:
-        """Nothing is written or deleted outside of the store: not by a path that leads out of it, and not by a link.
+        """Check that a path stays inside of the store: it neither leads out of it nor goes through a link.
 
-        last : whether the last name may not be a link, too
+        last : check also that the last name is not a link
         """
         names = path.split("/")
         if any(name in ("", ".", "..") or "\0" in name or "\\" in name for name in names):
@@ -352,7 +352,7 @@ class RunStore:
                 raise StoreError(f"{self.url}: {here} is a link, of which a run has none; remove it and run again")
 
     def _flush(self) -> None:
-        """Have the root's metadata on the disk, without which nothing else is found after a power failure."""
+        """Force the root's metadata to the disk: without it nothing else can be found after a power failure."""
         if self._folder is None or not hasattr(os, "O_DIRECTORY"):
             return
         for path in (self._folder / "zarr.json", self._folder):
@@ -365,7 +365,7 @@ class RunStore:
 
 
 def _check_free(url: str) -> None:
-    """A new store goes where nothing is, or into an empty folder: it must not mix with other people's files."""
+    """`StoreError` unless nothing is there, or an empty folder: a new store must not mix with other files."""
     try:
         files, path = filesystem(url)
         names = [str(key) for key in files.ls(path, detail=False)] if files.isdir(path) else []

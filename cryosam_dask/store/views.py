@@ -1,4 +1,4 @@
-"""A run as xarray sees it: `open_run` gives a lazy DataTree with ångström coordinates."""
+"""A run in xarray: `open_run` returns a lazy DataTree with coordinates in ångström."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def open_run(url: str | Path) -> xr.DataTree:
-    """Open a run as an xarray DataTree. Nothing is read but coordinates; arrays are lazy and chunked as stored.
+    """Open a run as an xarray DataTree. Only coordinates are read; arrays are lazy and chunked as stored.
 
-    Nodes, as far as the run has come (NAME is a query's name, N a ratio):
+    Nodes, as far as the run is complete (NAME is a query's name, N a ratio):
 
     - `/`: attributes of the run: input, voxel size (ångström, z y x), statistics, models
     - `/scale0`, `/scale1`…: `tomogram` (z, y, x) and its 2× levels
     - `/labels/NAME/scale0`…: `labels`, instance ids, 0 = background; `/labels/NAME_semantic/…`: 0 or 1;
-      `/labels/kinds/…`: the number of the kind, where several were told apart
+      `/labels/kinds/…`: the number of the kind, where several kinds competed
     - `/picks/NAME`: one row per instance: z, y, x in voxels, position_z… in ångström, score, size, similarity
     - `/similarity/NAME/rN`: `similarity` (z, y, x) on cells, NaN where it was not evaluated
     - `/features/rN`: latent views and their Gram maps; `/features/dense/rN`: 3C-channel features
