@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # Install into a fresh virtual environment and pass all checks. `bash tests/run.sh [FOLDER for the environment]`.
+# (tests/lowest.sh passes the tests with the lowest versions that pyproject.toml allows.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ $# -eq 0 ]; then
-  folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
-  environment=$folder/venv
-else
-  environment=$1
-fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+environment=${1:-$work/venv}
 python3 -m venv "$environment"
-"$environment/bin/pip" install --quiet --upgrade pip
-"$environment/bin/pip" install --quiet '.[test,s3]'
+install() {
+  "$environment/bin/pip" install --no-color --progress-bar off "$@"
+}
+install --quiet --upgrade pip
+# moto's boto3 has to be as old as the botocore that s3fs' aiobotocore takes. pip would try each boto3 from the newest on.
+install s3fs > "$work/s3fs"
+botocore=$("$environment/bin/pip" list --format freeze | sed -n 's/^botocore==//p')
+install '.[test,s3]' "boto3<=$botocore" > "$work/all"
+"$environment/bin/python" tests/versions_tried.py "$work/s3fs" "$work/all"
 "$environment/bin/ruff" check .
 "$environment/bin/ruff" format --check .
 "$environment/bin/mypy"

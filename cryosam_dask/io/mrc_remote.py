@@ -137,6 +137,9 @@ def _fetch(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     files, path = filesystem(url)
     try:
         found = files.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges], on_error="raise")
+        for data in found:
+            if isinstance(data, Exception):  # fsspec's asynchronous file systems only raise since 2026.9
+                raise data
     except FileNotFoundError:
         raise InputError(f"{public(url)}: can't be read any more, it was there when opened") from None
     for (start, stop), data in zip(ranges, found, strict=True):

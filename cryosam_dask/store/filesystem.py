@@ -245,6 +245,9 @@ class Patient(AsyncFileSystem):  # type: ignore[misc]
 
         await self._try("delete", path, remove)
 
+    async def _rm_file(self, path: str, **kwargs: Any) -> None:
+        await self._rm(path)
+
     async def _under(self, path: str) -> Any:
         """All objects under a path, in one request where there are none (s3fs's `find` takes three)."""
         if "s3" in self.protocol and hasattr(self._inner, "_lsdir"):
