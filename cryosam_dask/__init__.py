@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from cryosam_dask.outputs import evaluate_runs, export
     from cryosam_dask.pipeline import Driver, run, settings_for
     from cryosam_dask.settings import Settings
-    from cryosam_dask.store.features import FeatureVolume
+    from cryosam_dask.store.feature_volume import FeatureVolume
     from cryosam_dask.store.views import open_run
 
 _WHERE = {
     "CryosamError": "errors",
     "Driver": "pipeline",
-    "FeatureVolume": "store.features",
+    "FeatureVolume": "store.feature_volume",
     "Settings": "settings",
     "evaluate_dataset": "evaluate",
     "evaluate_masks": "evaluate",

@@ -114,7 +114,7 @@ class TreeAccessor:
 
         query : the name of one of the run's queries, or a feature (3C,), such as `FeatureVolume.pool` gives
         """
-        from cryosam_dask.store.features import FeatureVolume
+        from cryosam_dask.store.feature_volume import FeatureVolume
 
         root = self._tree.root
         where = root.encoding.get("source")

@@ -13,7 +13,7 @@ from cryosam_dask import outputs
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.executors.progress import Progress
 from cryosam_dask.io.atomic import replacing, write_text
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.pipeline import run
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore

@@ -17,7 +17,7 @@ if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
 from cryosam_dask import cli, geometry
-from cryosam_dask.kernels import features as kernel
+from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3

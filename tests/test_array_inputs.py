@@ -16,7 +16,6 @@ import pytest
 import xarray as xr
 
 import cryosam_dask as cs
-from cryosam_dask import batch
 from cryosam_dask.errors import ExecutionError, InputError, StoreError
 from cryosam_dask.executors import lazy
 from cryosam_dask.executors.base import Executor
@@ -26,7 +25,7 @@ from cryosam_dask.executors.local import close_local, local_client
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.arrays import open_array
 from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.pipeline import Driver, integrity
+from cryosam_dask.pipeline import Driver, batch, integrity
 from cryosam_dask.stages import ingest_array
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore

@@ -14,15 +14,14 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryosam_dask import batch
-from cryosam_dask.batch import Row, Summary, find_tomograms, run_many
 from cryosam_dask.errors import DeviceError, ExecutionError, InputError, SettingsError, StoreError
 from cryosam_dask.executors.base import Executor
 from cryosam_dask.executors.connection import ConnectionLostError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io.listing import natural, run_names
-from cryosam_dask.io.picks import read_points
-from cryosam_dask.pipeline import Driver, settings_for
+from cryosam_dask.io.points.files import read_points
+from cryosam_dask.pipeline import Driver, batch, settings_for
+from cryosam_dask.pipeline.batch import Row, Summary, find_tomograms, run_many
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 

@@ -16,8 +16,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cryosam_dask import batch
-from cryosam_dask.summary import Row, Summary
+from cryosam_dask.pipeline import batch
+from cryosam_dask.pipeline.summary import Row, Summary
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -293,7 +293,7 @@ def test_a_second_verbose_command_of_a_process_logs_each_line_once(
 def test_help_lists_the_formats_that_there_are() -> None:
     """The texts are not made of the table, which would be imported for each help."""
     from cryosam_dask.cli import prompts
-    from cryosam_dask.io.picks import FORMATS
+    from cryosam_dask.io.points.files import FORMATS
 
     assert ", ".join(FORMATS) == prompts.POINT_FORMATS
     assert ", ".join(name for name, kind in FORMATS.items() if kind.encode) == prompts.WRITTEN_FORMATS

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cryosam_dask.geometry import interpolation
-from cryosam_dask.kernels import features as kernel
+from cryosam_dask.kernels import tokens as kernel
 
 Dense = NDArray[np.float32]
 

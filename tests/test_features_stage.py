@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
+from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.kernels.standardization import fit_standardization
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import features, standardize, tiling

@@ -25,7 +25,7 @@ from cryosam_dask.stages import dense, embed, features, ingest, label, match, pr
 from cryosam_dask.stages.base import Region, Stage, Unit
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout, marks
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Shape3
 

@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 
 import cryosam_dask as cs
 from cryosam_dask import outputs, planning
-from cryosam_dask.batch import run_many
 from cryosam_dask.cli import app
 from cryosam_dask.cli.prompts import Prompts
 from cryosam_dask.errors import CryosamError, InputError, SettingsError, StoreError
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import likeness, merging
 from cryosam_dask.models import preset
 from cryosam_dask.pipeline import Driver, integrity, kinds_of, settings_for, take
+from cryosam_dask.pipeline.batch import run_many
 from cryosam_dask.stages import borrow, label, negative, origin, propose, query_file, segment, select
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import instances as stored

@@ -14,13 +14,14 @@ ROOT = Path(cryosam_dask.__file__).parent
 LAYERS = [
     {"errors", "types", "settings", "geometry"},
     {"kernels", "simulate", "evaluate"},
+    {"storage"},
     {"store"},
     {"io"},
     {"models"},
     {"stages"},
     {"executors"},
     {"pipeline", "planning"},
-    {"outputs", "analysis", "demo", "picture", "summary", "batch", "benchmark", "report", "accessors"},
+    {"outputs", "analysis", "demo", "picture", "published", "report", "accessors"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -30,12 +31,12 @@ OWNERS = {
     "torch": {"models"},
     "timm": {"models"},
     "segment_anything": {"models"},
-    "zarr": {"store", "io"},
+    "zarr": {"storage", "store", "io"},
     "dask": {"executors", "store", "simulate", "analysis", "io"},
     "distributed": {"executors", "pipeline", "cli"},
     "dask_cuda": {"executors"},
     "dask_jobqueue": {"executors"},
-    "fsspec": {"store"},
+    "fsspec": {"storage"},
     "h5py": {"io"},
     "imagecodecs": {"io"},
     "imodmodel": {"io"},
@@ -45,7 +46,7 @@ OWNERS = {
     "starfile": {"io"},
     "tifffile": {"io"},
     "trimesh": {"io"},
-    "matplotlib": {"picture", "benchmark"},
+    "matplotlib": {"picture", "published"},
     "typer": {"cli"},
 }
 

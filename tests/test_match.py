@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import match, project
 from cryosam_dask.stages.base import Context, Stage
-from cryosam_dask.store import features, layout
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store import feature_volume, layout
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES
 
@@ -39,8 +39,8 @@ def match_all(store: RunStore, chosen: MatchSettings) -> list[match.Survey]:
 def store(request: pytest.FixtureRequest, random_features: Any, monkeypatch: pytest.MonkeyPatch) -> RunStore:
     """Features of a run with a query, in pieces and boxes so small that there are several of each."""
     monkeypatch.setattr(project, "UNIT_BYTES", 1 << 14)
-    monkeypatch.setattr(features, "PIECE_BYTES", 1 << 11)
-    monkeypatch.setattr(features, "TILE", (8, 16, 16))
+    monkeypatch.setattr(feature_volume, "PIECE_BYTES", 1 << 11)
+    monkeypatch.setattr(feature_volume, "TILE", (8, 16, 16))
     monkeypatch.setattr(match, "CELLS", (16, 32, 32))
     store = RunStore.open(random_features(request.param, dtype="float16", tokens=(5, 6, 7)), "r+")
     volume = FeatureVolume(store)
@@ -85,14 +85,14 @@ def test_finer_ratios_are_evaluated_under_kept_cells_and_nowhere_else(store: Run
 def test_only_chunks_with_a_touched_token_are_read(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = FeatureVolume(store)
     read: list[tuple[slice, ...]] = []
-    plain = features.read_ahead
+    plain = feature_volume.read_ahead
 
     def watched(reader: Any, parts: Any) -> Any:
         chosen = list(parts)
         read.extend(chosen)
         return plain(reader, chosen)
 
-    monkeypatch.setattr(features, "read_ahead", watched)
+    monkeypatch.setattr(feature_volume, "read_ahead", watched)
     target = volume.targets(store.read(f"{layout.query('a')}/feature"))[0]
     rows, columns = volume.token_grid("z")
     touched = np.zeros((rows, columns), bool)
@@ -121,7 +121,7 @@ def test_pieces_cover_the_touched_chunks_once(
 ) -> None:
     touched = np.random.default_rng(seed).random(shape) < density
     count = np.zeros(shape, int)
-    for rows, columns in features.runs(touched, side, most):
+    for rows, columns in feature_volume.runs(touched, side, most):
         count[rows, columns] += 1
         assert rows.start % side[0] == 0
         assert columns.start % side[1] == 0
@@ -147,11 +147,11 @@ def test_a_survey_counts_the_cells_that_reach_the_threshold(store: RunStore, tau
 
 
 def test_parts_are_read_ahead_in_order() -> None:
-    assert [value.tolist() for _, value in features.read_ahead(lambda i: np.array([i]), range(4))] == [
+    assert [value.tolist() for _, value in feature_volume.read_ahead(lambda i: np.array([i]), range(4))] == [
         [0], [1], [2], [3],
     ]  # fmt: skip
     with pytest.raises(ValueError, match="broken"):
-        list(features.read_ahead(_broken, range(3)))
+        list(feature_volume.read_ahead(_broken, range(3)))
 
 
 def _broken(part: Any) -> Any:

@@ -28,8 +28,9 @@ from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io import mrc_remote
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.pipeline import Driver, settings_for
-from cryosam_dask.store import filesystem, layout, marks, storage_errors
-from cryosam_dask.store.address import check_address, check_store, public, scrub
+from cryosam_dask.storage import errors, filesystem
+from cryosam_dask.storage.address import check_address, check_store, public, scrub
+from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 
 SECRET, KEY, TOKEN = "s3cr3t/that+nobody0may1read", "AKIAKNOWNTOTHESETEST", "session-token-4711-of-the-test"
@@ -519,16 +520,16 @@ def test_errors_of_packages_are_understood_by_name() -> None:
             self.code = code
             super().__init__("told")
 
-    assert storage_errors.classify(HttpError(503)).transient
-    assert not storage_errors.classify(HttpError(400)).transient
-    assert "access denied" in storage_errors.classify(HttpError(403)).reason
-    assert storage_errors.classify(ConnectionResetError()).transient
-    assert storage_errors.classify(ConnectionRefusedError()).unreachable
-    assert storage_errors.classify(TimeoutError()).transient
-    assert storage_errors.classify(FileNotFoundError("x")).missing is not None
+    assert errors.classify(HttpError(503)).transient
+    assert not errors.classify(HttpError(400)).transient
+    assert "access denied" in errors.classify(HttpError(403)).reason
+    assert errors.classify(ConnectionResetError()).transient
+    assert errors.classify(ConnectionRefusedError()).unreachable
+    assert errors.classify(TimeoutError()).transient
+    assert errors.classify(FileNotFoundError("x")).missing is not None
     hidden = FileNotFoundError("x")
     hidden.__cause__ = HttpError(503)
-    assert storage_errors.classify(hidden).transient
+    assert errors.classify(hidden).transient
 
 
 # --- MRC by ranges ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from cryosam_dask import outputs
 from cryosam_dask.errors import InputError, StoreError
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.stages import label
 from cryosam_dask.store import layout, marks, picks
 from cryosam_dask.store.run_store import RunStore

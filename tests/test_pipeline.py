@@ -349,7 +349,7 @@ def test_exports_carry_the_picks_and_labels(finished: Path, tmp_path: Path) -> N
     assert len(text) == len(table) + 1
     assert [float(v) for v in text[1].split(",")[:3]] == pytest.approx(table.loc[0, ["z", "y", "x"]].tolist())
     cs.export(finished, tmp_path / "p.star")
-    from cryosam_dask.io.picks import read_points
+    from cryosam_dask.io.points.files import read_points
 
     again = read_points(tmp_path / "p.star")
     assert again[["z", "y", "x"]].to_numpy() == pytest.approx(table[["z", "y", "x"]].to_numpy(), abs=1e-4)

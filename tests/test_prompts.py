@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 import cryosam_dask as cs
-from cryosam_dask.batch import run_many
 from cryosam_dask.errors import InputError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.pipeline import Driver, kinds_of, settings_for
+from cryosam_dask.pipeline.batch import run_many
 from cryosam_dask.store import journal
 from cryosam_dask.store.run_store import RunStore
 

@@ -14,8 +14,8 @@ from cryosam_dask.cli.options import Choice, Reading, Where, say, with_options
 from cryosam_dask.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
-    from cryosam_dask.benchmark.empiar import Outcome
-    from cryosam_dask.benchmark.jobs import Asked
+    from cryosam_dask.published.empiar import Outcome
+    from cryosam_dask.published.jobs import Asked
     from cryosam_dask.settings import Settings
 
 benchmark = typer.Typer(no_args_is_help=True, help="Reproduce published benchmarks on their data sets.")
@@ -89,8 +89,8 @@ def empiar_10499(
     The folder holds tomograms and one STAR file of ribosome positions, or is laid out as the CryoET Data Portal's
     data set 10003 is. What is complete is not run again: the same command goes on.
     """
-    from cryosam_dask.benchmark import empiar, paper
-    from cryosam_dask.benchmark.data import find
+    from cryosam_dask.published import empiar, paper
+    from cryosam_dask.published.data import find
 
     if not radius > 0:
         raise SettingsError(f"--radius {radius:g}: expected ångström above 0")
@@ -132,9 +132,9 @@ def czii(
 
     The folder is the challenge's (train/static, train/overlay) or laid out as the CryoET Data Portal is.
     """
-    from cryosam_dask.benchmark import czii as challenge
-    from cryosam_dask.benchmark.data import find
     from cryosam_dask.evaluate import CZII_OBJECTS
+    from cryosam_dask.published import czii as challenge
+    from cryosam_dask.published.data import find
 
     known = [one.name for one in CZII_OBJECTS]
     if unknown := set(object or ()) - set(known):
@@ -153,9 +153,9 @@ def _common(course: Course, reading: Reading) -> dict[str, Any]:
 
 def _go(asked: Asked, course: Course, where: Where, tabulate: Any) -> None:
     """Run what is not complete, and print the tables."""
-    from cryosam_dask.benchmark.survey import survey
-    from cryosam_dask.benchmark.work import run
     from cryosam_dask.executors.progress import Progress
+    from cryosam_dask.published.survey import survey
+    from cryosam_dask.published.work import run
 
     if course.dry_run:
         typer.echo(survey(asked))
@@ -182,7 +182,7 @@ def _names(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]
 
 def _counts(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
     """Values of K, smallest first."""
-    from cryosam_dask.benchmark.paper import ALL
+    from cryosam_dask.published.paper import ALL
 
     if text is None:
         return default
@@ -208,8 +208,8 @@ def _shares(text: str) -> list[float | None]:
 
 def _encoders(choice: Choice, given: Sequence[str]) -> dict[str, Settings]:
     """Settings by encoder of the tables; that of --models stands where the paper's default does."""
-    from cryosam_dask.benchmark.paper import DEFAULT, ENCODERS
     from cryosam_dask.models.presets import parse_models
+    from cryosam_dask.published.paper import DEFAULT, ENCODERS
 
     base, segmenter = parse_models(choice.models or "paper")
     named = dict(ENCODERS)

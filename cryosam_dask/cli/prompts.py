@@ -87,7 +87,7 @@ class Prompts:
                 raise InputError(f"--kind {text}: expected NAME=Z,Y,X, as ribosome=92,410,388")
             found.setdefault(name, []).append(_position(place, f"--kind {name}="))
         if self.kinds is not None:
-            from cryosam_dask.io.picks import ALL
+            from cryosam_dask.io.points.files import ALL
 
             table = self._table(self.kinds, tomogram, ALL)
             if "kind" not in table:
@@ -112,7 +112,7 @@ class Prompts:
 
     def _table(self, path: Path, tomogram: Callable[[], dict[str, Any]] | None, kind: str | None) -> pd.DataFrame:
         """The points of a file; what had to be assumed is said. `InputError` where all are at the tomogram's corner."""
-        from cryosam_dask.io.picks import read_points
+        from cryosam_dask.io.points.files import read_points
         from cryosam_dask.io.points.plausible import check_corner
 
         known: dict[str, Any] = {} if tomogram is None else tomogram()

@@ -25,7 +25,7 @@ from cryosam_dask.cli.prompts import Prompts, described
 
 if TYPE_CHECKING:
     from cryosam_dask.pipeline import Driver
-    from cryosam_dask.summary import Row
+    from cryosam_dask.pipeline.summary import Row
 
 
 @app.command(
@@ -73,9 +73,10 @@ def run(
     Of several tomograms the one with the points is clicked, and all are searched. One that fails does not stop the
     rest; the same command goes on with what is left. Of several kinds each voxel and pick goes to the best one.
     """
-    from cryosam_dask import batch, pipeline
+    from cryosam_dask import pipeline
     from cryosam_dask.executors.progress import Progress
     from cryosam_dask.io import listing, open_tomogram
+    from cryosam_dask.pipeline import batch
 
     def tomogram() -> dict[str, Any]:
         path = listing.find_tomograms(tomograms if clicked is None else [clicked])[0]
@@ -114,7 +115,7 @@ def ingest(
     tomogram: TomogramArgument, out: OutOption, where: Workers, reading: Reading, overwrite: OverwriteOption = False
 ) -> None:
     """Copy a tomogram into a store, chunked, with its resolution levels and statistics."""
-    from cryosam_dask.store.address import public
+    from cryosam_dask.storage.address import public
 
     with driver(out, where, overwrite, uses_torch=False) as made:
         made.ingest(tomogram, **reading.options())

@@ -2,6 +2,7 @@
 
 from cryosam_dask.evaluate.czii import CZII_OBJECTS, CziiObject, CziiScore, competition_counts, czii_score
 from cryosam_dask.evaluate.dataset import DatasetEvaluation, TomogramPicks, evaluate_dataset
+from cryosam_dask.evaluate.detection import CurvePoint, Evaluation, evaluate_picks, f_beta
 from cryosam_dask.evaluate.masks import (
     MaskEvaluation,
     SemanticEvaluation,
@@ -10,7 +11,6 @@ from cryosam_dask.evaluate.masks import (
     evaluate_semantic,
     panoptic_quality,
 )
-from cryosam_dask.evaluate.picks import CurvePoint, Evaluation, evaluate_picks, f_beta
 from cryosam_dask.evaluate.radius import Radius, parse_radii, parse_radius
 from cryosam_dask.evaluate.spread import Summary, bootstrap, summarise
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.evaluate.picks import Float64, f_beta, positions, rank_picks
+from cryosam_dask.evaluate.detection import Float64, f_beta, positions, rank_picks
 
 Matching = Literal["competition", "one-to-one"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError
+from cryosam_dask.evaluate.detection import Evaluation, Ranked, figures_of, pooled, rank_picks
 from cryosam_dask.evaluate.masks import MaskEvaluation, panoptic_quality
-from cryosam_dask.evaluate.picks import Evaluation, Ranked, figures_of, pooled, rank_picks
 from cryosam_dask.evaluate.radius import Radius, parse_radius
 from cryosam_dask.evaluate.spread import Summary, bootstrap, summarise
 

@@ -26,9 +26,9 @@ from cryosam_dask.executors.outcomes import Failed, Failure, Finished, Observer,
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.executors.threads import one_blas_thread
 from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult, Work
+from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import marks
 from cryosam_dask.store.arrays import guarded
-from cryosam_dask.store.filesystem import expect
 from cryosam_dask.store.run_store import RunStore
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from cryosam_dask.io.export import write_mrc_labels
 from cryosam_dask.io.frame import TomogramSource, describe
-from cryosam_dask.io.picks import PICK_FORMATS, check_points, read_points, write_picks
+from cryosam_dask.io.points.files import PICK_FORMATS, check_points, read_points, write_picks
 from cryosam_dask.io.source import open_tomogram
 
 __all__ = [

@@ -19,15 +19,15 @@ from numpy.typing import DTypeLike
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import one_side
-from cryosam_dask.io import copick
+from cryosam_dask.io import copick_project
 from cryosam_dask.io.atomic import alone, write_text
 from cryosam_dask.io.frame import Block, shown
 from cryosam_dask.io.mesh import Surface, write_glb
 from cryosam_dask.io.omezarr_out import Level, check_replaceable, write_omezarr
 from cryosam_dask.io.points import copick as picks_json
 from cryosam_dask.io.points.base import Frame
+from cryosam_dask.storage.address import is_local
 from cryosam_dask.store import ome
-from cryosam_dask.store.address import is_local
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ class Target:
 def is_config(path: Path) -> bool:
     """Whether a path is that of a project's configuration."""
     try:
-        copick.read_config(str(path))
+        copick_project.read_config(str(path))
     except InputError:
         return False
     return True
@@ -113,16 +113,16 @@ def open_target(
     Raises InputError for names that copick can't have, voxels that are no cubes, and a project that is not on a disk;
     nothing is written then.
     """
-    copick.check_run(run)
+    copick_project.check_run(run)
     for what, name in (("object", object_name), ("user", user), ("session", session)):
-        copick.check_name(what, name)
+        copick_project.check_name(what, name)
     spacing = _spacing(voxel_size, shape)
     config = config_of(path)
     root, data = _project(config)
     label = _labels(config, data).get(object_name, 0)
     target = Target(config, root, run, object_name, user, session, spacing, label)
     if new_tomogram is not None:
-        check_replaceable(target.tomogram(copick.check_name("tomogram type", new_tomogram)), overwrite=False)
+        check_replaceable(target.tomogram(copick_project.check_name("tomogram type", new_tomogram)), overwrite=False)
     _folder(root)
     if label:
         return target
@@ -136,7 +136,7 @@ def open_target(
 def _project(config: Path) -> tuple[Path, dict[str, Any]]:
     """The overlay's folder and the content of a project's configuration; of a new one where there is none."""
     if config.exists():
-        project = copick.open_project(str(config))
+        project = copick_project.open_project(str(config))
         if not is_local(project.overlay):
             raise InputError(f"{config}: its overlay is {project.overlay}; expected a folder on a disk to write to")
         return Path(project.overlay), project.data
@@ -154,7 +154,7 @@ def _project(config: Path) -> tuple[Path, dict[str, Any]]:
 
 def config_of(path: Path) -> Path:
     """The configuration of the project at `path`, which may not be there yet."""
-    if path.suffix.lower() == copick.CONFIG_SUFFIX:
+    if path.suffix.lower() == copick_project.CONFIG_SUFFIX:
         return path
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: a file, expected the folder of a copick project or its configuration (.json)")
@@ -162,7 +162,7 @@ def config_of(path: Path) -> Path:
     others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
     if (path / CONFIG_NAME).exists() or not others:
         return path / CONFIG_NAME
-    found = sorted(entry for entry in path.glob(f"*{copick.CONFIG_SUFFIX}") if is_config(entry))
+    found = sorted(entry for entry in path.glob(f"*{copick_project.CONFIG_SUFFIX}") if is_config(entry))
     if len(found) > 1:
         raise InputError(f"{path}: several configurations; give one of them: {', '.join(e.name for e in found)}")
     if not found:
@@ -197,7 +197,7 @@ def write_segmentation(
 
 def write_tomogram(target: Target, kind: str, levels: Sequence[Level], dtype: DTypeLike, *, overwrite: bool) -> Path:
     """Write the tomogram; one that is there is only replaced with `overwrite`."""
-    path = target.tomogram(copick.check_name("tomogram type", kind))
+    path = target.tomogram(copick_project.check_name("tomogram type", kind))
     _write_volume(path, levels, dtype, target, sampled=False, overwrite=overwrite)
     return path
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick
+from cryosam_dask.io import copick_project
 from cryosam_dask.io.frame import as_path, is_folder
 from cryosam_dask.io.source import BESIDE, SUFFIXES, inside
-from cryosam_dask.store.address import is_local, public
-from cryosam_dask.store.filesystem import local_path
+from cryosam_dask.storage.address import is_local, public
+from cryosam_dask.storage.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 
 LIST_SUFFIX = ".txt"
@@ -45,8 +45,8 @@ def find_tomograms(what: Sequence[str | Path]) -> list[str]:
 
 def is_many(what: Sequence[str | Path]) -> bool:
     """Whether this may stand for more than one tomogram: several paths, a folder of them, or a list."""
-    if len(what) == 1 and copick.is_address(str(what[0])):
-        return len(copick.addresses(str(what[0]))) > 1
+    if len(what) == 1 and copick_project.is_address(str(what[0])):
+        return len(copick_project.addresses(str(what[0]))) > 1
     if len(what) != 1 or not is_local(str(what[0])):
         return len(what) != 1
     path = as_path(what[0])
@@ -75,8 +75,8 @@ def run_names(tomograms: Sequence[str]) -> list[str]:
 
 def _expand(one: str, listed: str = "") -> Iterator[str]:
     """The tomograms that one path stands for; `listed` says where it was listed, for errors."""
-    if copick.is_address(one):
-        yield from copick.addresses(one)
+    if copick_project.is_address(one):
+        yield from copick_project.addresses(one)
         return
     if not is_local(one):
         yield one
@@ -144,8 +144,8 @@ def _level_of_zarr(path: Path) -> bool:
 
 
 def _parts(tomogram: str) -> list[str]:
-    if run := copick.run_name(tomogram):
-        return [copick.folder_name(tomogram), run]
+    if run := copick_project.run_name(tomogram):
+        return [copick_project.folder_name(tomogram), run]
     text = local_path(tomogram) if is_local(tomogram) else unquote(public(tomogram).partition("://")[2])
     parts = [
         part for part in str(Path(text).expanduser().absolute() if is_local(tomogram) else text).split("/") if part

@@ -24,8 +24,8 @@ from cryosam_dask.io.flat import (
 from cryosam_dask.io.frame import Block, Described, check_block, one_line_errors
 from cryosam_dask.io.mrc_header import HEADER_BYTES, MrcHeader, read_header
 from cryosam_dask.io.mrc_sign import Counts, byte_counts, sign_notes
-from cryosam_dask.store.address import check_address, public
-from cryosam_dask.store.filesystem import filesystem, look, publicly
+from cryosam_dask.storage.address import check_address, public
+from cryosam_dask.storage.filesystem import filesystem, look, publicly
 from cryosam_dask.types import Array, Point, Shape3
 
 _PIECE = 4 << 20  # bytes of one request: few enough to ask again, enough that the way to and fro counts little

@@ -31,7 +31,7 @@ from cryosam_dask.io.frame import (
 from cryosam_dask.io.ngff import axes_and_units, spatial_axes, to_angstrom, transform
 from cryosam_dask.io.omezarr_levels import finest_level
 from cryosam_dask.io.omezarr_open import first_multiscale, level_array, ome_of, one_line, open_node
-from cryosam_dask.store.filesystem import publicly
+from cryosam_dask.storage.filesystem import publicly
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
 _MOST_SAMPLED_CHUNKS = 4000

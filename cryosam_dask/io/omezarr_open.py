@@ -15,8 +15,8 @@ from zarr.storage import WrapperStore
 from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.io.codecs import guarded
 from cryosam_dask.io.frame import regular_file, shown
-from cryosam_dask.store.filesystem import zarr_store
-from cryosam_dask.store.storage_errors import DENIED
+from cryosam_dask.storage.errors import DENIED
+from cryosam_dask.storage.filesystem import zarr_store
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest

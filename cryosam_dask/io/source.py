@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick
+from cryosam_dask.io import copick_project
 from cryosam_dask.io.arrays import open_array
 from cryosam_dask.io.frame import TomogramSource, as_path, is_folder, parse_voxel_size
 from cryosam_dask.io.mrc import open_gzipped_mrc, open_mrc
 from cryosam_dask.io.mrc_remote import open_remote_mrc
 from cryosam_dask.io.npy import open_npy, open_npz
 from cryosam_dask.io.omezarr import ZarrSource, open_omezarr
-from cryosam_dask.store.address import check_address, public
+from cryosam_dask.storage.address import check_address, public
 from cryosam_dask.types import Point, Volume
 
 
@@ -101,7 +101,7 @@ def open_tomogram(
     ----------
     path_or_url : `tomo.mrc`, `tomo.rec.gz`, `tomo.tif`, `tomo.zarr`, `s3://bucket/tomo.zarr`, `https://host/tomo.mrc`,
         which may be signed by a query; `tomo.zarr/1` takes that resolution level, `tomo.h5/group/name` that dataset; a
-        tomogram of a copick project, see `io.copick`; or an array of NumPy, Dask or xarray, see `io.arrays`
+        tomogram of a copick project, see `io.copick_project`; or an array of NumPy, Dask or xarray, see `io.arrays`
     voxel_size : Å, one number or (z, y, x), instead of the file's own
     unsigned : how to read 8-bit MRC voxels, instead of what the header says
 
@@ -114,7 +114,7 @@ def open_tomogram(
             raise InputError("'unsigned' applies to MRC files only; an array tells its own type")
         return open_array(path_or_url, voxel_size=override)
     text = str(path_or_url)
-    if copick.is_address(text):
+    if copick_project.is_address(text):
         return _open_copick(text, override, unsigned)
     if "://" in text and not text.startswith("file://"):
         check_address(text, InputError)
@@ -132,9 +132,9 @@ def open_tomogram(
 
 
 def _open_copick(text: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:
-    known = copick.tomogram(text)
+    known = copick_project.tomogram(text)
     source = _open_zarr(known.url, voxel_size, unsigned)
-    return replace(source, notes=source.notes + copick.spacing_notes(known, source.voxel_size, source.shape))
+    return replace(source, notes=source.notes + copick_project.spacing_notes(known, source.voxel_size, source.shape))
 
 
 def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> TomogramSource:

@@ -127,7 +127,7 @@ class SamSegmenter:
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         """Three candidate masks for each of B points (row, column); see `PromptedSegmenter.predict`.
 
-        Any number of prompts may be given; `batch` of them are decoded at a time.
+        Any number of prompts may be given; `pipeline.batch` of them are decoded at a time.
         """
         windows = None if logits is None else [Window(self._logits_shape, 0, 0, before) for before in logits]
         found = self.candidates(embedding, plane, points, windows)

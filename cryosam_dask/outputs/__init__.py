@@ -1,6 +1,6 @@
 """Results of a run: files that other programs read, figures against a truth, a description."""
 
-from cryosam_dask.outputs.copick import CopickChoice, export_copick
+from cryosam_dask.outputs.copick_export import CopickChoice, export_copick
 from cryosam_dask.outputs.description import describe, describe_in_words
 from cryosam_dask.outputs.evaluation import RunsEvaluation, evaluate, evaluate_runs
 from cryosam_dask.outputs.evaluation_files import write_curves, write_figures

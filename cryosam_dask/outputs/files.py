@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors
-from cryosam_dask.io.picks import FORMATS, PICK_FORMATS, Frame, encode_picks, pick_format
-from cryosam_dask.outputs.copick import COPICK, CopickChoice, export_copick, object_name
+from cryosam_dask.io.points.files import FORMATS, PICK_FORMATS, Frame, encode_picks, pick_format
+from cryosam_dask.outputs.copick_export import COPICK, CopickChoice, export_copick, object_name
 from cryosam_dask.outputs.evaluation import find_runs
 from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, WHATS, What, kinds_name, write_labels, write_meshes
 from cryosam_dask.outputs.names import Asked, name_many, name_one
@@ -46,7 +46,8 @@ def export(
     name : the query; may be left out where there is one only
     what : "picks", "labels" (instance ids), "semantic" (0 or 1), "kinds" (which of several kinds) or "meshes"; None: by
         the format. "query": the query itself with its negatives, as a .json file for `run`'s `query`
-    format : of picks, see `io.picks.FORMATS`; mrc, tiff, ome-zarr, ome-zarr-0.4; glb, ply; copick; None: by the suffix
+    format : of picks, see `io.points.FORMATS`; mrc, tiff, ome-zarr, ome-zarr-0.4; glb, ply; copick; None: by the
+        suffix
     smooth : of meshes, in voxels (`io.mesh.surface_of`)
     overwrite : whether a folder that exists may be replaced, and a tomogram in a copick project
     copick : names in the copick project, and what goes there

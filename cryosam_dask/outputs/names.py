@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick, listing
+from cryosam_dask.io import copick_project, listing
 from cryosam_dask.io.frame import shown
 from cryosam_dask.io.points import relion
 from cryosam_dask.io.points.names import matching, series_names
@@ -24,7 +24,7 @@ COLUMNS = ("run", "tomogram")
 def file_name(store: RunStore) -> str:
     """What a run's tomogram is called: the run of a copick project, else its file without suffixes."""
     path = str(store.info["input"]["path"])
-    return copick.run_name(path) or listing.run_names([path])[0]
+    return copick_project.run_name(path) or listing.run_names([path])[0]
 
 
 def name_one(store: RunStore, asked: Asked, tomograms: Path | None) -> tuple[str, list[str]]:
@@ -79,7 +79,7 @@ def _written(
 
 def _kept(store: RunStore, own: str) -> set[str]:
     """The name if it is that of a run in a copick project, where it has no additions."""
-    return {own} if copick.run_name(str(store.info["input"]["path"])) == own else set()
+    return {own} if copick_project.run_name(str(store.info["input"]["path"])) == own else set()
 
 
 def _all_pairs(asked: Asked) -> list[tuple[str, str]]:

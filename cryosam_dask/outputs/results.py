@@ -6,11 +6,11 @@ import contextlib
 from pathlib import Path
 
 from cryosam_dask.errors import CryosamError, InputError, StoreError
-from cryosam_dask.io import copick
+from cryosam_dask.io import copick_project
 from cryosam_dask.stages import label
+from cryosam_dask.storage.address import is_local
+from cryosam_dask.storage.filesystem import local_path
 from cryosam_dask.store import marks, picks
-from cryosam_dask.store.address import is_local
-from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 
 
@@ -39,8 +39,8 @@ def check_own(store: RunStore, path: Path) -> None:
     source = str(store.info.get("input", {}).get("path", ""))
     own = False
     with contextlib.suppress(OSError, CryosamError):  # what is not there is nobody's
-        if copick.is_address(source):
-            source = copick.tomogram(source).url
+        if copick_project.is_address(source):
+            source = copick_project.tomogram(source).url
         own = is_local(source) and path.samefile(Path(local_path(source)).expanduser())
     if source and own:
         raise InputError(f"{path}: the run's own tomogram, which no export replaces; choose another name")

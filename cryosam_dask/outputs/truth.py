@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.copick import run_name
+from cryosam_dask.io.copick_project import run_name
 from cryosam_dask.io.frame import one_line_errors, shown
 from cryosam_dask.io.listing import run_names
-from cryosam_dask.io.picks import ALL, read_points
 from cryosam_dask.io.points.base import renamed
+from cryosam_dask.io.points.files import ALL, read_points
 from cryosam_dask.io.points.names import by_number, plain_name
 from cryosam_dask.io.points.plausible import check_corner, check_place, in_a_corner
 from cryosam_dask.outputs.truth_files import Kind, file_of, names_one_of, stem_of, truth_files

@@ -41,9 +41,9 @@ from cryosam_dask.stages import (
 from cryosam_dask.stages.base import Stage, fingerprint
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.stages.match import Pass, Survey
+from cryosam_dask.storage.address import public
 from cryosam_dask.store import layout, marks
-from cryosam_dask.store.address import public
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 from cryosam_dask.types import Volume

@@ -19,7 +19,7 @@ from cryosam_dask.pipeline.kinds import Points, Source, kinds_of
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow
 from cryosam_dask.stages.borrow import Loan
-from cryosam_dask.store.address import public
+from cryosam_dask.storage.address import public
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Volume
 

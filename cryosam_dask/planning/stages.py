@@ -40,7 +40,7 @@ from cryosam_dask.stages.declaration import Command, Declaration
 from cryosam_dask.stages.embed import Plane
 from cryosam_dask.store import layout
 from cryosam_dask.store.blueprint import blueprint
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.types import AXES, Axis
 
 NAME = "query"

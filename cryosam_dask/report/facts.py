@@ -11,8 +11,8 @@ from typing import Any
 from cryosam_dask.errors import StoreError
 from cryosam_dask.report.reading import attempt
 from cryosam_dask.stages import chain
+from cryosam_dask.storage.address import public
 from cryosam_dask.store import journal
-from cryosam_dask.store.address import public
 from cryosam_dask.store.run_store import Json, RunStore
 
 MOST_COMMANDS = 30

@@ -28,9 +28,9 @@ from cryosam_dask.kernels import images
 from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, by_image_box
+from cryosam_dask.storage.address import is_local, public
+from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import layout, ome
-from cryosam_dask.store.address import is_local, public
-from cryosam_dask.store.filesystem import expect
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 

@@ -24,7 +24,7 @@ from cryosam_dask.stages.cost import CELL, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of, by_box
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.arrays import grid as chunk_grid
-from cryosam_dask.store.features import TILE, FeatureVolume
+from cryosam_dask.store.feature_volume import TILE, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Bool, Float32, Shape3
 

@@ -24,7 +24,7 @@ from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool
 

@@ -22,7 +22,7 @@ from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkO
 from cryosam_dask.stages.match import Pass
 from cryosam_dask.store import layout
 from cryosam_dask.store.arrays import grid as chunk_grid
-from cryosam_dask.store.features import PIECE_BYTES, FeatureVolume
+from cryosam_dask.store.feature_volume import PIECE_BYTES, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Bool, Shape3
 

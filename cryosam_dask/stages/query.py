@@ -19,7 +19,7 @@ from cryosam_dask.stages.cost import cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array
 

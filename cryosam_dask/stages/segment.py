@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
-from cryosam_dask.kernels.features import cosine
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.kernels.tokens import cosine
 from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
@@ -31,7 +31,7 @@ from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expect
 from cryosam_dask.stages.embed import Plane, mark_of
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array, Point, Shape3
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import features as kernel
+from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore

@@ -18,11 +18,11 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.storage.address import check_store
+from cryosam_dask.storage.filesystem import filesystem, zarr_store
+from cryosam_dask.storage.remote import as_known
 from cryosam_dask.store import layout
-from cryosam_dask.store.address import check_store
 from cryosam_dask.store.arrays import RunArray, about_to_write, check_kind
-from cryosam_dask.store.filesystem import filesystem, zarr_store
-from cryosam_dask.store.remote import as_known
 from cryosam_dask.types import Array
 
 Json = dict[str, Any]

@@ -23,7 +23,7 @@ import numpy as np
 from cryosam_dask import outputs
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.simulate.settings import DISTRACTORS, TARGETS
 from cryosam_dask.store import picks

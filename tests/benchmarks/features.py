@@ -31,8 +31,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import features as kernel
 from cryosam_dask.kernels import images
+from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.models import load_encoder, vit
 from cryosam_dask.models.vit_catalog import VITS
 from cryosam_dask.settings import FeatureSettings

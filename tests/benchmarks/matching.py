@@ -24,12 +24,12 @@ from threadpoolctl import threadpool_limits
 
 from cryosam_dask import geometry
 from cryosam_dask.executors.memory import PeakMemory
-from cryosam_dask.kernels import features as kernel
+from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import match, project
 from cryosam_dask.stages.base import Context, Stage
-from cryosam_dask.store import features, layout
-from cryosam_dask.store.features import FeatureVolume
+from cryosam_dask.store import feature_volume, layout
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Shape3
 
@@ -105,7 +105,7 @@ def read_all(store: RunStore, ratios: tuple[int, ...], tau: float) -> float:
                 slices = first + start, first + stop
                 touched = project.touched_tokens(store, this, axis, slices)
                 side = (latents.chunks[1], latents.chunks[2])
-                for rows, columns in features.runs(touched, side, 1 << 62):
+                for rows, columns in feature_volume.runs(touched, side, 1 << 62):
                     total += np.asarray(latents[slice(*slices), rows, columns]).nbytes
     return total
 

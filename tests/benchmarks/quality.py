@@ -22,7 +22,7 @@ from cryosam_dask import outputs
 from cryosam_dask.cli.options import Choice
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.pipeline import Driver
 from cryosam_dask.settings import Settings
 

@@ -30,7 +30,8 @@ from s3_server import BUCKET, TRANSIENT, Storage, after, client, environment, ev
 import cryosam_dask as cs
 from cryosam_dask.errors import StoreError
 from cryosam_dask.pipeline import settings_for
-from cryosam_dask.store import filesystem, layout
+from cryosam_dask.storage import filesystem
+from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
 CLICK = [11.0, 11.0, 11.0]

@@ -13,7 +13,7 @@ import pytest
 
 from cryosam_dask import outputs
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.picks import Frame, encode_picks, write_picks
+from cryosam_dask.io.points.files import Frame, encode_picks, write_picks
 from cryosam_dask.outputs.truth_files import truth_files
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore

@@ -18,7 +18,7 @@ import zarr
 from cryosam_dask import outputs
 from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.evaluate import czii_score, evaluate_masks, evaluate_picks
-from cryosam_dask.io.picks import write_picks
+from cryosam_dask.io.points.files import write_picks
 from cryosam_dask.stages import label
 from cryosam_dask.store import layout, marks, picks
 from cryosam_dask.store.run_store import RunStore

@@ -105,8 +105,8 @@ def main() -> None:
     import cryosam_dask.pipeline
 
     with contextlib.suppress(ImportError):
-        import cryosam_dask.batch
-        import cryosam_dask.summary  # noqa: F401
+        import cryosam_dask.pipeline.batch
+        import cryosam_dask.pipeline.summary  # noqa: F401
     import pandas  # noqa: F401
     import xarray  # noqa: F401
 

@@ -13,7 +13,7 @@ import zarr
 
 from cryosam_dask import outputs
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick, copick_out, open_tomogram, read_points
+from cryosam_dask.io import copick_out, copick_project, open_tomogram, read_points
 from cryosam_dask.io.listing import find_tomograms, is_many, run_names
 from cryosam_dask.stages import label
 from cryosam_dask.store import layout, marks, picks
@@ -102,7 +102,7 @@ def test_a_project_is_many_tomograms_called_by_their_runs(project):
 def test_a_project_behind_a_url_is_read_as_one_on_a_disk(project, monkeypatch):
     from s3_server import BUCKET, Storage, client, environment
 
-    from cryosam_dask.store import filesystem
+    from cryosam_dask.storage import filesystem
 
     storage = Storage()
     for name, value in environment(storage.url).items():
@@ -129,12 +129,12 @@ def test_a_project_behind_a_url_is_read_as_one_on_a_disk(project, monkeypatch):
 
 def test_picks_are_found_by_copicks_notation(project):
     def names(uri):
-        return [Path(path).name for path in copick.picks_of(f"{project}#{uri}")]
+        return [Path(path).name for path in copick_project.picks_of(f"{project}#{uri}")]
 
     assert names("TS_1/ribo") == ["ann_1_ribo.json", "ann_2_ribo.json", "bob_1_ribo.json"]
     assert names("TS_*/ribo:ann/2") == ["ann_2_ribo.json"]
     assert names("TS_1/*:bob") == ["bob_1_apo.json", "bob_1_ribo.json"]
-    assert copick.picks_path(f"{project}#TS_1/apo").name == "bob_1_apo.json"
+    assert copick_project.picks_path(f"{project}#TS_1/apo").name == "bob_1_apo.json"
     with pytest.raises(InputError, match=r"2 files of picks; say which .*: ann_1_ribo\.json, ann_2_ribo\.json"):
         read_points(f"{project}#TS_1/ribo:ann", voxel_size=8)
     with pytest.raises(InputError, match="no such picks in the project"):
@@ -169,7 +169,7 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, content, message):
 def test_a_configuration_that_is_not_there_or_huge(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         open_tomogram(tmp_path / "none.json")
-    monkeypatch.setattr(copick, "_MOST_BYTES", 10)
+    monkeypatch.setattr(copick_project, "_MOST_BYTES", 10)
     (tmp_path / "c.json").write_text(" " * 11)
     with pytest.raises(InputError, match="11 bytes, no configuration"):
         open_tomogram(tmp_path / "c.json")
@@ -338,7 +338,7 @@ def test_kinds_become_one_segmentation_with_their_objects_labels(tmp_path, make_
     assert other.name == "8.000_cryosam_0_c-multilabel.zarr"
     objects = {
         entry["name"]: entry["label"]
-        for entry in copick.read_config(str(tmp_path / "p/config.json"))["pickable_objects"]
+        for entry in copick_project.read_config(str(tmp_path / "p/config.json"))["pickable_objects"]
     }
     found = zarr.open_array(str(path / "0"), mode="r")[:]
     assert np.array_equal(found, np.array([0, objects["b"], objects["a"]])[values])

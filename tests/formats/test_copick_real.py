@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cryosam_dask import outputs
-from cryosam_dask.io import copick, open_tomogram, read_points
+from cryosam_dask.io import copick_project, open_tomogram, read_points
 
 PACKAGES = ["copick>=1.20", "zarr<3", "numcodecs<0.16", "ome-zarr<0.12"]
 PACKAGES += ["asciitree", "fasteners", "deprecated", "distinctipy"]
@@ -17,8 +17,8 @@ EVERYTHING = ("picks", "segmentation", "multilabel", "meshes", "tomogram")
 READ = """
 import json, sys
 import numpy as np
-# what copick.from_file takes for such a project; that would load the data portal's client, too
-from copick.impl.filesystem import CopickRootFSSpec
+# what copick_project.from_file takes for such a project; that would load the data portal's client, too
+from copick_project.impl.filesystem import CopickRootFSSpec
 config, out = sys.argv[1:]
 root = CopickRootFSSpec.from_file(config)
 run = root.get_run("TS_01")
@@ -43,8 +43,8 @@ print(json.dumps({
 WRITE = """
 import json, sys
 import numpy as np
-from copick.impl.filesystem import CopickRootFSSpec
-from copick.models import CopickLocation, CopickPoint
+from copick_project.impl.filesystem import CopickRootFSSpec
+from copick_project.models import CopickLocation, CopickPoint
 folder, array = sys.argv[1:]
 objects = [{"name": n, "is_particle": True, "label": l, "color": [1, 2, 3, 255]} for n, l in (("ribo", 3), ("apo", 7))]
 config = {"config_type": "filesystem", "name": "p", "description": "", "version": "0.5.0", "pickable_objects": objects,
@@ -102,7 +102,7 @@ def test_what_copick_wrote_is_read_and_added_to(real, finished, tmp_path):
     source = open_tomogram(f"{config}#TS_2/wbp@13.48")
     assert source.voxel_size == pytest.approx((13.48,) * 3)
     assert np.array_equal(source.read((slice(None),) * 3), volume)
-    assert copick.addresses(f"{config}#denoised@13.48") == [
+    assert copick_project.addresses(f"{config}#denoised@13.48") == [
         f"{config}#TS_10/denoised@13.48",
         f"{config}#TS_2/denoised@13.48",
     ]

@@ -17,7 +17,7 @@ import emfile
 import numpy as np
 import pandas as pd
 
-from cryosam_dask.io.picks import Frame, encode_picks
+from cryosam_dask.io.points.files import Frame, encode_picks
 
 SUFFIXES = {
     "xyz": ".txt",

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from cryosam_dask import outputs
 from cryosam_dask.cli import app
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.outputs.truth import Truth, tomogram_of
 from cryosam_dask.outputs.truth_files import Kind
+from cryosam_dask.pipeline.summary import Row, Summary, join_picks
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.summary import Row, Summary, join_picks
 
 Make = Callable[..., RunStore]
 

@@ -26,7 +26,8 @@ from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.io import omezarr, open_tomogram
 from cryosam_dask.io.listing import find_tomograms, run_names
 from cryosam_dask.pipeline import Driver
-from cryosam_dask.store import filesystem, layout
+from cryosam_dask.storage import filesystem
+from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
 ALL = (slice(None), slice(None), slice(None))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io import check_points, read_points, write_picks
-from cryosam_dask.io.picks import ALL
+from cryosam_dask.io.points.files import ALL
 from cryosam_dask.types import Pick
 
 SHAPE = (35, 205, 94)

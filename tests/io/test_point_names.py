@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points, write_picks
-from cryosam_dask.io.picks import FORMATS, Frame, encode_picks
+from cryosam_dask.io.points.files import FORMATS, Frame, encode_picks
 from cryosam_dask.io.points.names import matching, plain_name, series_names
 from cryosam_dask.io.points.relion import listed_names
 from cryosam_dask.types import Pick

@@ -16,7 +16,7 @@ from imodmodel import models
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points, write_picks
-from cryosam_dask.io.picks import ALL, FORMATS, Frame, encode_picks
+from cryosam_dask.io.points.files import ALL, FORMATS, Frame, encode_picks
 from cryosam_dask.types import Pick
 
 ODD, EVEN = (35, 205, 93), (36, 204, 94)

@@ -24,7 +24,7 @@ from damage import JSONS, LONGEST_MESSAGE, SLOWEST, damaged, make_detector, make
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points
-from cryosam_dask.io.picks import Frame, encode_picks
+from cryosam_dask.io.points.files import Frame, encode_picks
 from cryosam_dask.types import Pick
 
 FRAME = {"voxel_size": 10.0, "shape": (50, 60, 70)}

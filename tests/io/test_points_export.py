@@ -19,7 +19,7 @@ from cryosam_dask.cli.prompts import Prompts
 from cryosam_dask.cli.runs import described
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.io import open_tomogram
-from cryosam_dask.io.picks import FORMATS, read_points, write_picks
+from cryosam_dask.io.points.files import FORMATS, read_points, write_picks
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
 

@@ -13,7 +13,7 @@ import pytest
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points, write_picks
-from cryosam_dask.io.picks import ALL, FORMATS, Frame, encode_picks
+from cryosam_dask.io.points.files import ALL, FORMATS, Frame, encode_picks
 from cryosam_dask.types import Pick
 
 FRAME = {"voxel_size": 10.0, "shape": (120, 440, 440)}

@@ -15,8 +15,8 @@ import starfile
 from scipy.spatial.transform import Rotation
 
 from cryosam_dask.io import read_points, write_picks
-from cryosam_dask.io.picks import FORMATS, Frame, encode_picks
 from cryosam_dask.io.points import orientation
+from cryosam_dask.io.points.files import FORMATS, Frame, encode_picks
 
 FRAME = {"voxel_size": 10.0, "shape": (120, 440, 441)}
 ANGLES = list(orientation.ANGLES)

@@ -12,7 +12,7 @@ import starfile
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points, write_picks
-from cryosam_dask.io.picks import FORMATS, Frame, encode_picks
+from cryosam_dask.io.points.files import FORMATS, Frame, encode_picks
 from cryosam_dask.types import Pick
 
 SHAPE = (121, 440, 441)

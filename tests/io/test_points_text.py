@@ -10,7 +10,7 @@ import pytest
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import read_points, write_picks
-from cryosam_dask.io.picks import FORMATS, Frame, encode_picks
+from cryosam_dask.io.points.files import FORMATS, Frame, encode_picks
 from cryosam_dask.types import Pick
 
 POINTS = np.array([[40, 100, 200], [55.5, 310.25, 128], [12, 33.5, 401.0]])  # z, y, x

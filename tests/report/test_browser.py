@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cryosam_dask.io.picks import read_points
+from cryosam_dask.io.points.files import read_points
 from cryosam_dask.report import write_report
 
 DESKTOP, PHONE = (1440, 900), (390, 844)

@@ -1,4 +1,4 @@
-"""Points of other programs: one module a format, and the table of them. `cryosam_dask.io.picks` reads and writes.
+"""Points of other programs: one module a format, and the table of them. `io.points.files` reads and writes.
 
 Everything in Python is zero-based voxels of the tomogram, (z, y, x), the first voxel's centre at 0.
 """

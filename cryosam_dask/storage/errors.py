@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryosam_dask.errors import CryosamError
-from cryosam_dask.store.address import public, scrub
+from cryosam_dask.storage.address import public, scrub
 
 DENIED = "access denied"
 AGAIN = "; finished units are kept, run the same command again to go on"

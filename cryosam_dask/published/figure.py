@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryosam_dask.benchmark.paper import count_in_words
-from cryosam_dask.benchmark.scores import Result
 from cryosam_dask.io.atomic import replacing
+from cryosam_dask.published.paper import count_in_words
+from cryosam_dask.published.scores import Result
 
 
 def draw_counts(results: Sequence[Result], path: Path) -> Path:

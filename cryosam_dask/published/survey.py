@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cryosam_dask.benchmark.jobs import Asked
-from cryosam_dask.benchmark.truth import read_positions
-from cryosam_dask.benchmark.words import grid
 from cryosam_dask.errors import CryosamError
 from cryosam_dask.io.source import open_tomogram
+from cryosam_dask.published.jobs import Asked
+from cryosam_dask.published.truth import read_positions
+from cryosam_dask.published.words import grid
 
 HEAD = ("tomogram", "voxels z × y × x", "Å", "annotations", "configurations")
 

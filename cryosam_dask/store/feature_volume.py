@@ -12,7 +12,7 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import Box
-from cryosam_dask.kernels import features as kernel
+from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array, Axis, Bool, Float32, Shape3
@@ -29,7 +29,7 @@ TILE: Shape3 = (32, 64, 64)
 
 Part = tuple[slice, slice, slice]
 DotsReader = Callable[[Axis, Part], Float32]
-"""A function (axis, slices, token rows, token columns) → products (k, n, r, c), see `kernels.features.token_dots`."""
+"""A function (axis, slices, token rows, token columns) → products (k, n, r, c), see `kernels.tokens.token_dots`."""
 
 
 class _Where(NamedTuple):

@@ -26,8 +26,8 @@ from typing import Any
 from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.geometry import same_voxels
 from cryosam_dask.io.frame import as_path, in_angstrom, one_line_errors, regular_file, shown
-from cryosam_dask.store.address import check_address, is_local, public
-from cryosam_dask.store.filesystem import filesystem
+from cryosam_dask.storage.address import check_address, is_local, public
+from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.types import Point, Shape3
 
 CONFIG_SUFFIX = ".json"

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from cryosam_dask.benchmark.names import same_tomogram, star_names
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.listing import find_tomograms, natural
 from cryosam_dask.io.points.names import matching, series_names, stem
 from cryosam_dask.outputs.truth_files import files_under
+from cryosam_dask.published.names import same_tomogram, star_names
 
 POINT_SUFFIXES = (".star", ".csv", ".json", ".ndjson")
 _SHOWN = 4

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask import __version__
-from cryosam_dask.benchmark.data import Entry
-from cryosam_dask.benchmark.empiar import Outcome
-from cryosam_dask.benchmark.jobs import Asked
-from cryosam_dask.benchmark.paper import DEFAULT, Config, prompts_in_words
-from cryosam_dask.benchmark.records import Record, make_folder
-from cryosam_dask.benchmark.times import minutes
-from cryosam_dask.benchmark.words import grid, percent, spread
 from cryosam_dask.errors import InputError
 from cryosam_dask.evaluate import CZII_OBJECTS, competition_counts, czii_score, f_beta, summarise
 from cryosam_dask.evaluate.czii import CZII_BETA, CZII_SHARE
 from cryosam_dask.io.atomic import write_text
+from cryosam_dask.published.data import Entry
+from cryosam_dask.published.empiar import Outcome
+from cryosam_dask.published.jobs import Asked
+from cryosam_dask.published.paper import DEFAULT, Config, prompts_in_words
+from cryosam_dask.published.records import Record, make_folder
+from cryosam_dask.published.times import minutes
+from cryosam_dask.published.words import grid, percent, spread
 from cryosam_dask.settings import Settings
 
 PORTAL_NAMES = {

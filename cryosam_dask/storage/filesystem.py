@@ -25,8 +25,8 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from cryosam_dask.errors import CryosamError, StoreError
-from cryosam_dask.store import storage_errors as faults
-from cryosam_dask.store.address import check_address, is_local, public
+from cryosam_dask.storage import errors as faults
+from cryosam_dask.storage.address import check_address, is_local, public
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -63,7 +63,7 @@ def zarr_store(url: str | Path, *, read_only: bool) -> Store | str:
         return local_path(text)
     if text.startswith("memory:"):
         return text
-    from cryosam_dask.store.remote import RemoteStore
+    from cryosam_dask.storage.remote import RemoteStore
 
     patient, path = _patient(text, asynchronous=True)
     return RemoteStore(patient, read_only=read_only, path=path.rstrip("/"))

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick
+from cryosam_dask.io import copick_project
 from cryosam_dask.io.atomic import write_bytes
 from cryosam_dask.io.frame import one_line_errors, parse_voxel_size, shown
-from cryosam_dask.io.pick_formats import PICK_FORMATS, UNITS, check_unit, looks_like_points, pick_format
 from cryosam_dask.io.points import ALL, COLUMNS, FORMATS, Frame, orientation
 from cryosam_dask.io.points.base import choose
 from cryosam_dask.io.points.names import check_name
 from cryosam_dask.io.points.plausible import check_origin, check_points
+from cryosam_dask.io.points.recognize import PICK_FORMATS, UNITS, check_unit, looks_like_points, pick_format
 from cryosam_dask.io.text import number, numbers
 from cryosam_dask.types import AXES, Pick, Shape3
 
@@ -175,8 +175,8 @@ def read_points(
     tomograms or kinds of which none was asked for, holds anything but finite coordinates, or mostly such as lie far
     below the first voxel, which are not counted from there.
     """
-    if "#" in str(path) and copick.is_address(str(path)):
-        path = copick.picks_path(str(path))
+    if "#" in str(path) and copick_project.is_address(str(path)):
+        path = copick_project.picks_path(str(path))
     path = Path(path)
     if kind == "" or tomogram_name == "":
         raise InputError("a tomogram's or a kind's name is empty")

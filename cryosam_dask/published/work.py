@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryosam_dask.batch import why_stop
-from cryosam_dask.benchmark.data import Entry
-from cryosam_dask.benchmark.jobs import Asked, Job, jobs_of
-from cryosam_dask.benchmark.paper import Config
-from cryosam_dask.benchmark.prefixes import all_picks, first_picks
-from cryosam_dask.benchmark.records import Record, make_folder
-from cryosam_dask.benchmark.times import seconds_of
 from cryosam_dask.errors import CryosamError, ExecutionError, InputError, StoreError
 from cryosam_dask.executors.base import Executor, one_line
 from cryosam_dask.executors.progress import Progress
 from cryosam_dask.models.registry import ensure_weights
 from cryosam_dask.pipeline import Driver, uses_torch_of
+from cryosam_dask.pipeline.batch import why_stop
+from cryosam_dask.published.data import Entry
+from cryosam_dask.published.jobs import Asked, Job, jobs_of
+from cryosam_dask.published.paper import Config
+from cryosam_dask.published.prefixes import all_picks, first_picks
+from cryosam_dask.published.records import Record, make_folder
+from cryosam_dask.published.times import seconds_of
 from cryosam_dask.stages import borrow, features
 from cryosam_dask.stages.query_file import renamed
 from cryosam_dask.store import marks

@@ -11,12 +11,12 @@ import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick, copick_out
+from cryosam_dask.io import copick_out, copick_project
 from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
 from cryosam_dask.outputs.names import file_name, name_one
 from cryosam_dask.outputs.results import check_own, check_painted, single_name
+from cryosam_dask.storage.address import is_local
 from cryosam_dask.store import layout, picks
-from cryosam_dask.store.address import is_local
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
@@ -106,7 +106,7 @@ def _check_copick(store: RunStore, names: Sequence[str], choice: CopickChoice) -
         raise InputError(f"--contents {','.join(choice.contents)}: expected some of {', '.join(CONTENTS)}")
     objects: dict[str, str] = {}
     for name in names:
-        one = copick.check_name("object", choice.object or object_name(name))
+        one = copick_project.check_name("object", choice.object or object_name(name))
         if (other := objects.setdefault(one, name)) != name:
             raise InputError(
                 f"{store.url}: {other} and {name} would both be copick's object {one}: give --name and --object of each"
@@ -152,11 +152,11 @@ def _write_multilabel(store: RunStore, targets: dict[str, copick_out.Target]) ->
 
 def _run_in(project: Path, store: RunStore) -> str:
     """The run in a project that a tomogram is of: the one that is called as its file, else as its tilt series."""
-    config, own = copick_out.config_of(project), copick.as_run(file_name(store))
-    roots = copick.open_project(str(config)).roots if config.exists() else ()
+    config, own = copick_out.config_of(project), copick_project.as_run(file_name(store))
+    roots = copick_project.open_project(str(config)).roots if config.exists() else ()
     if any(is_local(root) and (Path(root) / "ExperimentRuns" / own).is_dir() for root in roots):
         return own
-    return copick.as_run(name_one(store, None, None)[0])
+    return copick_project.as_run(name_one(store, None, None)[0])
 
 
 def _radius(store: RunStore, sizes: Array) -> float | None:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Literal
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io import copick
+from cryosam_dask.io import copick_project
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.io.frame import printable
-from cryosam_dask.io.picks import encode_picks
 from cryosam_dask.io.points import COLUMNS as PICK_COLUMNS
 from cryosam_dask.io.points import Frame, Part
 from cryosam_dask.io.points import csv as csv_points
+from cryosam_dask.io.points.files import encode_picks
 from cryosam_dask.io.points.names import check_name, series_names
+from cryosam_dask.storage.address import is_local, public
+from cryosam_dask.storage.filesystem import filesystem, local_path
 from cryosam_dask.store import picks
-from cryosam_dask.store.address import is_local, public
-from cryosam_dask.store.filesystem import filesystem, local_path
 from cryosam_dask.store.run_store import RunStore
 
 Status = Literal["done", "skipped", "failed", "pending"]
@@ -118,7 +118,7 @@ def join_picks(summary: Summary, names: Sequence[str]) -> list[str]:
     Returns in words how tomograms are called, and which file was not written for a name that it can't hold.
     """
     own = [row.name for row in summary.rows]  # of all, so that a name does not depend on what is complete
-    kept = [row.name for row in summary.rows if copick.run_name(row.tomogram) == row.name]
+    kept = [row.name for row in summary.rows if copick_project.run_name(row.tomogram) == row.name]
     written, notes = series_names(own, kept=kept)
     parts = {
         name: [

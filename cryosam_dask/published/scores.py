@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cryosam_dask.benchmark.jobs import Asked
-from cryosam_dask.benchmark.paper import Line, Table
-from cryosam_dask.benchmark.records import Record, Records
-from cryosam_dask.benchmark.times import minutes
 from cryosam_dask.evaluate import Summary, evaluate_picks, f_beta, summarise
+from cryosam_dask.published.jobs import Asked
+from cryosam_dask.published.paper import Line, Table
+from cryosam_dask.published.records import Record, Records
+from cryosam_dask.published.times import minutes
 
 RADIUS = 125.0
 """Å: half of the diameter of a bacterial ribosome, so that a pick that counts lies inside of the particle."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cryosam_dask.benchmark.paper import Table
-from cryosam_dask.benchmark.scores import Result, failures
 from cryosam_dask.evaluate import Summary
+from cryosam_dask.published.paper import Table
+from cryosam_dask.published.scores import Result, failures
 
 HEAD = (
     "", "prompts", "tomograms", "precision", "paper", "recall", "paper", "F1", "paper", "F1 of each",

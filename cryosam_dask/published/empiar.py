@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from cryosam_dask import __version__
-from cryosam_dask.benchmark.data import Entry
-from cryosam_dask.benchmark.figure import draw_counts
-from cryosam_dask.benchmark.jobs import Asked
-from cryosam_dask.benchmark.paper import ALL, ENCODERS, Table
-from cryosam_dask.benchmark.records import make_folder
-from cryosam_dask.benchmark.scores import RADIUS, Result, results_of
-from cryosam_dask.benchmark.words import table_in_words
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.io.atomic import write_text
+from cryosam_dask.published.data import Entry
+from cryosam_dask.published.figure import draw_counts
+from cryosam_dask.published.jobs import Asked
+from cryosam_dask.published.paper import ALL, ENCODERS, Table
+from cryosam_dask.published.records import make_folder
+from cryosam_dask.published.scores import RADIUS, Result, results_of
+from cryosam_dask.published.words import table_in_words
 from cryosam_dask.settings import Settings
 
 KIND = "ribosome"

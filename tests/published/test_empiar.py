@@ -19,17 +19,17 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cryosam_dask.benchmark import data, empiar, paper, work
-from cryosam_dask.benchmark.jobs import Asked
-from cryosam_dask.benchmark.paper import ALL, Config
-from cryosam_dask.benchmark.prefixes import all_picks, first_picks
-from cryosam_dask.benchmark.records import Records
-from cryosam_dask.benchmark.scores import results_of
 from cryosam_dask.cli import app
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.executors.base import Report
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.pipeline import settings_for
+from cryosam_dask.published import data, empiar, paper, work
+from cryosam_dask.published.jobs import Asked
+from cryosam_dask.published.paper import ALL, Config
+from cryosam_dask.published.prefixes import all_picks, first_picks
+from cryosam_dask.published.records import Records
+from cryosam_dask.published.scores import results_of
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.base import Context, Stage, Unit
 from cryosam_dask.store.run_store import RunStore

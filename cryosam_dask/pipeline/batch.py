@@ -27,14 +27,14 @@ from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.registry import ensure_weights
 from cryosam_dask.pipeline import Driver, Kinds, chosen_settings, kinds_of, uses_torch_of
 from cryosam_dask.pipeline.kinds import Points, Source
+from cryosam_dask.pipeline.summary import Row, Summary, join_picks, put_text
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow, ingest, label, negative
 from cryosam_dask.stages.base import fingerprint
+from cryosam_dask.storage.address import is_local, public
+from cryosam_dask.storage.filesystem import local_path
 from cryosam_dask.store import layout, marks
-from cryosam_dask.store.address import is_local, public
-from cryosam_dask.store.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.summary import Row, Summary, join_picks, put_text
 
 __all__ = ["Row", "Summary", "find_tomograms", "is_many", "run_many"]
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryosam_dask.benchmark import data, paper
-from cryosam_dask.benchmark.data import Truth
-from cryosam_dask.benchmark.names import same_tomogram, star_names
-from cryosam_dask.benchmark.sampling import prompt_count, prompt_order
-from cryosam_dask.benchmark.truth import read_positions
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.points.base import plain_name
 from cryosam_dask.io.source import open_tomogram
+from cryosam_dask.published import data, paper
+from cryosam_dask.published.data import Truth
+from cryosam_dask.published.names import same_tomogram, star_names
+from cryosam_dask.published.sampling import prompt_count, prompt_order
+from cryosam_dask.published.truth import read_positions
 
 SHAPE = (24, 40, 44)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.benchmark.data import Truth
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import TomogramSource
-from cryosam_dask.io.picks import ALL, read_points
+from cryosam_dask.io.points.files import ALL, read_points
 from cryosam_dask.io.points.plausible import check_corner, in_a_corner
+from cryosam_dask.published.data import Truth
 from cryosam_dask.types import Point, Shape3
 
 if TYPE_CHECKING:

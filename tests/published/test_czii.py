@@ -12,10 +12,10 @@ import pytest
 import zarr
 from typer.testing import CliRunner
 
-from cryosam_dask.benchmark import data
-from cryosam_dask.benchmark.czii import with_classes
 from cryosam_dask.cli import app
 from cryosam_dask.errors import InputError, SettingsError
+from cryosam_dask.published import data
+from cryosam_dask.published.czii import with_classes
 
 VOXEL = 10.012
 SHAPE = (20, 36, 38)

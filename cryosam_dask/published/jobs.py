@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cryosam_dask.benchmark.data import Entry
-from cryosam_dask.benchmark.paper import Config
-from cryosam_dask.benchmark.records import Record, Records
-from cryosam_dask.benchmark.sampling import prompt_count, prompt_order
-from cryosam_dask.benchmark.truth import Positions, read_positions
 from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.io.source import open_tomogram
+from cryosam_dask.published.data import Entry
+from cryosam_dask.published.paper import Config
+from cryosam_dask.published.records import Record, Records
+from cryosam_dask.published.sampling import prompt_count, prompt_order
+from cryosam_dask.published.truth import Positions, read_positions
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import ingest
 from cryosam_dask.stages.base import fingerprint
