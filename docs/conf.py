@@ -66,6 +66,8 @@ def _commands(shown: str) -> str:
     }
 
     def item(found: re.Match[str]) -> str:
+        if found[1] not in words:  # an argument, which older versions of typer write like a command
+            return found[0]
         target, said = words[found[1]]
         return f"* [`{found[1]}`]({target}): {said}"
 

@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/uv" && "$work/uv/bin/pip" install --quiet uv
 uv=$work/uv/bin/uv
-"$uv" venv --quiet --python "${PYTHON:-python3}" "$work/venv"
+"$uv" venv --quiet --seed --python "${PYTHON:-python3}" "$work/venv"
 # The lowest versions of what the program itself uses, also where a tool of the tests would ask for a newer one.
 "$uv" pip compile --quiet --no-deps --no-annotate --no-header --resolution lowest-direct \
   --python "$work/venv/bin/python" --extra s3 --extra slurm --output-file "$work/lowest.txt" pyproject.toml
