@@ -17,8 +17,8 @@ EVERYTHING = ("picks", "segmentation", "multilabel", "meshes", "tomogram")
 READ = """
 import json, sys
 import numpy as np
-# what copick_project.from_file takes for such a project; that would load the data portal's client, too
-from copick_project.impl.filesystem import CopickRootFSSpec
+# what copick.from_file takes for such a project; that would load the data portal's client, too
+from copick.impl.filesystem import CopickRootFSSpec
 config, out = sys.argv[1:]
 root = CopickRootFSSpec.from_file(config)
 run = root.get_run("TS_01")
@@ -43,8 +43,8 @@ print(json.dumps({
 WRITE = """
 import json, sys
 import numpy as np
-from copick_project.impl.filesystem import CopickRootFSSpec
-from copick_project.models import CopickLocation, CopickPoint
+from copick.impl.filesystem import CopickRootFSSpec
+from copick.models import CopickLocation, CopickPoint
 folder, array = sys.argv[1:]
 objects = [{"name": n, "is_particle": True, "label": l, "color": [1, 2, 3, 255]} for n, l in (("ribo", 3), ("apo", 7))]
 config = {"config_type": "filesystem", "name": "p", "description": "", "version": "0.5.0", "pickable_objects": objects,
