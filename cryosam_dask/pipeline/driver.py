@@ -378,4 +378,6 @@ def lent(where: str | Path, name: str) -> Loan:
 
 def _points(points: Sequence[Sequence[float]], store: RunStore) -> NDArray[np.float64]:
     """Negative points (n, 3) that lie in the tomogram; there may be none."""
-    return check_points(np.asarray(points, float), store.shape) if len(points) else np.empty((0, 3))
+    if not len(points):
+        return np.empty((0, 3))
+    return check_points(np.asarray(points, float), store.shape, "negative points")

@@ -62,8 +62,10 @@ class Kinds:
 
     def check(self, shape: Shape3) -> None:
         """`InputError` for a point outside of the tomogram, and for points that are all at its corner."""
-        for points in (*self.points.values(), *([self.negatives] if self.negatives else [])):
+        for points in self.points.values():
             check_points(np.asarray(points, float), shape)
+        if self.negatives:
+            check_points(np.asarray(self.negatives, float), shape, "negative points")
         check_corner("prompts", self._clicked())
 
     def doubts(self, shape: Shape3) -> list[str]:

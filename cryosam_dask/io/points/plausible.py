@@ -30,10 +30,10 @@ _MANY, _FEW = 5, 3
 
 
 @one_line_errors()
-def check_points(points: ArrayLike, shape: Shape3) -> Float64:
+def check_points(points: ArrayLike, shape: Shape3, what: str = "prompts") -> Float64:
     """`points` as (N, 3) float64 (z, y, x), all in the tomogram of `shape`: 0 ≤ coordinate ≤ size − 1.
 
-    points : positions, or a table with the columns z, y, x
+    points : positions, or a table with the columns z, y, x; what : they are called in errors
 
     Raises InputError that names the first point outside, the valid range of each axis, and notices x,y,z order; and as
     `check_corner`.
@@ -51,7 +51,7 @@ def check_points(points: ArrayLike, shape: Shape3) -> Float64:
     inside = _inside(array, top)
     if not inside.all():
         raise InputError(_outside(array, inside, top))
-    check_corner("prompts", array)
+    check_corner(what, array)
     return array
 
 
