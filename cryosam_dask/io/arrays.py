@@ -180,8 +180,8 @@ def _given(voxel_size: Point | None, name: str) -> Point:
 def _frame(array: Any, name: str, given: Point | None) -> tuple[Point, Point, tuple[str, ...]]:
     """Voxel size and origin, Å (z, y, x), with notes on what was assumed."""
     notes: list[str] = []
-    found = {axis: _axis(array, axis, name, given is not None) for axis in AXES if axis in array.coords}
-    axes = {axis: place for axis, place in found.items() if place is not None}
+    places = {axis: _axis(array, axis, name, given is not None) for axis in AXES if axis in array.coords}
+    axes = {axis: place for axis, place in places.items() if place is not None}
     origin = [axes[axis][0] if axis in axes else 0.0 for axis in AXES]
     attributes = _from_attributes(array.attrs, name, notes) if given is None else None
     sizes = [axes[axis][1] if axis in axes else attributes[i] if attributes else None for i, axis in enumerate(AXES)]
@@ -246,8 +246,8 @@ def _from_attributes(attributes: Mapping[Any, Any], name: str, notes: list[str])
 
 
 def _unit(attributes: Mapping[Any, Any]) -> str | None:
-    found = attributes.get("units", attributes.get("unit"))
-    return found if isinstance(found, str) and found.strip() else None
+    unit = attributes.get("units", attributes.get("unit"))
+    return unit if isinstance(unit, str) and unit.strip() else None
 
 
 def _rounded(value: float) -> float:

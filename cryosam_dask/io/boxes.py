@@ -24,9 +24,9 @@ def opened(path: Path, size: int) -> Iterator[io.FileIO]:
     """The file at `path`, which must still have `size` bytes; whatever its disk says becomes one line."""
     try:
         with io.FileIO(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise changed(path, f"{found} bytes", f"{size} bytes")
+            now = os.fstat(file.fileno()).st_size
+            if now != size:
+                raise changed(path, f"{now} bytes", f"{size} bytes")
             yield file
     except OSError as err:
         raise InputError(f"{path}: can't be read any more, it was there when opened: {err.strerror or err}") from err

@@ -82,10 +82,10 @@ def _check_size(where: str, what: str, shape: Iterable[int], itemsize: int) -> N
 
 def _bounded(where: str, given: Iterable[Codec], shape: tuple[int, ...]) -> tuple[Codec, ...]:
     """The codecs of a Zarr v3 array, or of the chunks in its shards, each of a known kind."""
-    found: list[Codec] = []
+    bounded: list[Codec] = []
     for codec in given:
         if isinstance(codec, codecs.GzipCodec | codecs.ZstdCodec | codecs.BloscCodec):
-            found.append(_BoundedV3(codec, str(codec.to_dict()["name"])))
+            bounded.append(_BoundedV3(codec, str(codec.to_dict()["name"])))
         elif isinstance(codec, codecs.ShardingCodec):
             inner = codec.chunk_shape
             if len(inner) != len(shape) or min(inner) < 1:
@@ -94,13 +94,13 @@ def _bounded(where: str, given: Iterable[Codec], shape: tuple[int, ...]) -> tupl
                 raise InputError(f"{where}: more than {_MOST_CHUNKS_OF_SHARD} chunks in a shard: write larger ones")
             if not all(type(each) in (codecs.BytesCodec, codecs.Crc32cCodec) for each in codec.index_codecs):
                 raise _refused(where, "index of its shards compressed", "bytes, crc32c")
-            found.append(replace(codec, codecs=_bounded(where, codec.codecs, inner)))
+            bounded.append(replace(codec, codecs=_bounded(where, codec.codecs, inner)))
         elif type(codec) in (codecs.BytesCodec, codecs.Crc32cCodec, codecs.TransposeCodec):
-            found.append(codec)
+            bounded.append(codec)
         else:
             name = codec.to_dict().get("name", type(codec).__name__)
             raise _refused(where, f"codec {shown(str(name))}", ", ".join((*_V3_NAMES, "gzip", "zstd", "blosc")))
-    return tuple(found)
+    return tuple(bounded)
 
 
 _V3_NAMES = ("bytes", "transpose", "sharding_indexed", "crc32c")

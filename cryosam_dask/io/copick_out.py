@@ -162,12 +162,12 @@ def config_of(path: Path) -> Path:
     others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
     if (path / CONFIG_NAME).exists() or not others:
         return path / CONFIG_NAME
-    found = sorted(entry for entry in path.glob(f"*{copick_project.CONFIG_SUFFIX}") if is_config(entry))
-    if len(found) > 1:
-        raise InputError(f"{path}: several configurations; give one of them: {', '.join(e.name for e in found)}")
-    if not found:
+    configs = sorted(entry for entry in path.glob(f"*{copick_project.CONFIG_SUFFIX}") if is_config(entry))
+    if len(configs) > 1:
+        raise InputError(f"{path}: several configurations; give one of them: {', '.join(e.name for e in configs)}")
+    if not configs:
         raise InputError(f"{path}: no copick project (no configuration), and not empty; give another folder")
-    return found[0]
+    return configs[0]
 
 
 def write_picks(target: Target, table: pd.DataFrame, voxel_size: Point) -> Path:

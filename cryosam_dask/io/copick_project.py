@@ -109,7 +109,7 @@ def picks_of(text: str) -> list[str]:
         )
     project = open_project(config)
     asked = (user or "*", session or "*", name)
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for root in project.roots:
         for known in list_runs(project) if set(run) & set("*?[") else [run]:
             if fnmatchcase(known, run):
@@ -117,21 +117,21 @@ def picks_of(text: str) -> list[str]:
                 for file in _names(here, folders=False):
                     parts = file.removesuffix(".json").split("_")
                     if file.endswith(".json") and len(parts) == 3 and all(map(fnmatchcase, parts, asked)):
-                        found.setdefault(f"{known}/{file}", f"{here}/{file}")
-    if not found:
+                        files.setdefault(f"{known}/{file}", f"{here}/{file}")
+    if not files:
         raise InputError(f"{text}: no such picks in the project")
-    return [found[key] for key in sorted(found)]
+    return [files[key] for key in sorted(files)]
 
 
 def picks_path(text: str) -> Path:
     """The one local file of picks that `picks_of` finds; InputError where there are several, or it is elsewhere."""
-    found = picks_of(text)
-    if len(found) > 1:
-        names = ", ".join(shown(path.rpartition("/")[2]) for path in found[:_MOST_SHOWN])
-        raise InputError(f"{text}: {len(found)} files of picks; say which with OBJECT:USER/SESSION: {names}")
-    if not is_local(found[0]):
-        raise InputError(f"{text}: these picks are at {public(found[0])}: copy them to a disk")
-    return Path(found[0])
+    files = picks_of(text)
+    if len(files) > 1:
+        names = ", ".join(shown(path.rpartition("/")[2]) for path in files[:_MOST_SHOWN])
+        raise InputError(f"{text}: {len(files)} files of picks; say which with OBJECT:USER/SESSION: {names}")
+    if not is_local(files[0]):
+        raise InputError(f"{text}: these picks are at {public(files[0])}: copy them to a disk")
+    return Path(files[0])
 
 
 def parse(text: str) -> Address:
@@ -176,10 +176,10 @@ def tomogram(text: str) -> Tomogram:
 
     Raises InputError where it stands for none or for several, with those there are.
     """
-    found = matching(text)
-    if len(found) > 1:
-        raise InputError(f"{text}: {len(found)} tomograms; say which one: {_some(found)}")
-    return found[0]
+    matches = matching(text)
+    if len(matches) > 1:
+        raise InputError(f"{text}: {len(matches)} tomograms; say which one: {_some(matches)}")
+    return matches[0]
 
 
 def spacing_notes(known: Tomogram, voxel_size: Point, shape: Shape3) -> tuple[str, ...]:
@@ -195,15 +195,15 @@ def addresses(text: str) -> list[str]:
 
     Raises InputError where there are none, or several of one run, of which one type and spacing must be chosen.
     """
-    found = matching(text)
-    runs = [tomogram.run for tomogram in found]
+    matches = matching(text)
+    runs = [tomogram.run for tomogram in matches]
     if len(set(runs)) < len(runs):
-        kinds = sorted({f"{tomogram.type}@{tomogram.spacing:g}" for tomogram in found})
+        kinds = sorted({f"{tomogram.type}@{tomogram.spacing:g}" for tomogram in matches})
         raise InputError(
             f"{text}: several tomograms of a run; say which with #TYPE@SPACING: {', '.join(map(shown, kinds))}"
         )
     config = _split(text)[0]
-    return [f"{config}#{tomogram.uri}" for tomogram in found]
+    return [f"{config}#{tomogram.uri}" for tomogram in matches]
 
 
 @one_line_errors()
@@ -213,18 +213,18 @@ def matching(text: str) -> list[Tomogram]:
     project = open_project(asked.config)
     runs = list_runs(project)
     known = [tomogram for run in runs if fnmatchcase(run, asked.run) for tomogram in list_tomograms(project, run)]
-    found = [
+    matches = [
         tomogram
         for tomogram in known
         if fnmatchcase(tomogram.type, asked.type)
         and (asked.spacing is None or abs(tomogram.spacing - asked.spacing) < SAME_SPACING)
     ]
-    if not found:
+    if not matches:
         if not known and asked.run != "*":
             there = ", ".join(map(shown, runs[:_MOST_SHOWN])) or "none"
             raise InputError(f"{text}: no tomograms of such a run in the project; runs: {there}")
         raise InputError(f"{text}: no such tomogram in the project; there are: {_some(known)}")
-    return found
+    return matches
 
 
 def open_project(config: str) -> Project:
@@ -280,7 +280,7 @@ def list_runs(project: Project) -> list[str]:
 
 def list_tomograms(project: Project, run: str) -> list[Tomogram]:
     """The tomograms of a run, those of the overlay before those of the static root that it covers."""
-    found: dict[tuple[str, str], Tomogram] = {}
+    tomograms: dict[tuple[str, str], Tomogram] = {}
     for root in project.roots:
         here = f"{root}/ExperimentRuns/{run}"
         for folder in _folders(here):
@@ -290,8 +290,8 @@ def list_tomograms(project: Project, run: str) -> list[Tomogram]:
                 if name.endswith(".zarr") and not name.endswith("_features.zarr"):
                     kind = name.removesuffix(".zarr")
                     url = f"{here}/{folder}/{name}"
-                    found.setdefault((folder, kind), Tomogram(run, kind, float(size[1]), url))
-    return [found[key] for key in sorted(found)]
+                    tomograms.setdefault((folder, kind), Tomogram(run, kind, float(size[1]), url))
+    return [tomograms[key] for key in sorted(tomograms)]
 
 
 def check_name(what: str, name: str) -> str:
@@ -312,7 +312,7 @@ def check_run(name: str) -> str:
 
 def as_run(name: str) -> str:
     """A name that a run can have: what it can't hold becomes -."""
-    return re.sub(_FORBIDDEN, lambda found: found[0] if found[0] == "_" else "-", name).strip("-.") or "tomogram"
+    return re.sub(_FORBIDDEN, lambda match: match[0] if match[0] == "_" else "-", name).strip("-.") or "tomogram"
 
 
 def _is_object(entry: Any) -> bool:
@@ -324,9 +324,9 @@ def _split(text: str) -> tuple[str, str]:
     return config, uri
 
 
-def _some(found: list[Tomogram]) -> str:
-    names = [shown(tomogram.uri) for tomogram in found[:_MOST_SHOWN]]
-    return ", ".join(names + ["…"] * (len(found) > _MOST_SHOWN)) if names else "none"
+def _some(tomograms: list[Tomogram]) -> str:
+    names = [shown(tomogram.uri) for tomogram in tomograms[:_MOST_SHOWN]]
+    return ", ".join(names + ["…"] * (len(tomograms) > _MOST_SHOWN)) if names else "none"
 
 
 def _root(config: str, root: str) -> str:

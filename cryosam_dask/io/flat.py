@@ -151,14 +151,14 @@ def unreadable(path: Path, err: OSError) -> InputError:
 
 
 def check_length(
-    path: Path | str, offset: int, shape: Iterable[int], stored: np.dtype[Any], found: int
+    path: Path | str, offset: int, shape: Iterable[int], stored: np.dtype[Any], size: int
 ) -> tuple[str, ...]:
     """Compare what a header promises with the bytes that there are; a note where there are more."""
     sides = list(map(int, shape))
     expected = offset + math.prod(sides) * stored.itemsize
-    if found < expected:
+    if size < expected:
         raise InputError(
             f"{path}: truncated: expected {expected} bytes (a header of {offset} and {' x '.join(map(str, sides))} "
-            f"voxels of {stored.itemsize} bytes), found {found}; copy the file again"
+            f"voxels of {stored.itemsize} bytes), found {size}; copy the file again"
         )
-    return (f"the file is {found - expected} bytes longer than its header says",) if found > expected else ()
+    return (f"the file is {size - expected} bytes longer than its header says",) if size > expected else ()

@@ -196,9 +196,9 @@ def regular_file(path: Path) -> os.stat_result:
     return status
 
 
-def changed(path: Path | str, found: str, known: str) -> InputError:
+def changed(path: Path | str, now: str, known: str) -> InputError:
     """The error for a file that is now something else than what was opened."""
-    return InputError(f"{path}: can't be read any more: {known} when opened, now {found}")
+    return InputError(f"{path}: can't be read any more: {known} when opened, now {now}")
 
 
 def same_size(path: Path, size: int) -> os.stat_result:
@@ -246,13 +246,13 @@ def voxel_dtype(where: str, dtype: DTypeLike) -> np.dtype[Any]:
 
     Raises InputError for what is not one real number of at most 8 bytes: complex numbers, colours, text, times.
     """
-    found = np.dtype(dtype)
-    if found.kind == "b":
+    stored = np.dtype(dtype)
+    if stored.kind == "b":
         return np.dtype("u1")
-    if found.kind not in "iuf" or found.itemsize > 8:
-        what = {"c": ", a transform", "V": ", several numbers a voxel"}.get(found.kind, "")
-        raise InputError(f"{where}: voxels of type {shown(str(found))}{what}, expected integers or real numbers")
-    return native(found)
+    if stored.kind not in "iuf" or stored.itemsize > 8:
+        what = {"c": ", a transform", "V": ", several numbers a voxel"}.get(stored.kind, "")
+        raise InputError(f"{where}: voxels of type {shown(str(stored))}{what}, expected integers or real numbers")
+    return native(stored)
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

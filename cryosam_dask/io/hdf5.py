@@ -74,9 +74,9 @@ class Hdf5Source(Described):
         same_size(self.path, self.identity["bytes"])
         with _opened(self.path) as file:
             data = _checked(self.path, file, self.dataset)
-            found = _volume(f"{self.path}/{self.dataset}", data)
-            if found != (self.spatial, self.shape, self.dtype):
-                raise changed(self.path, size_and_type(*found[1:]), size_and_type(self.shape, self.dtype))
+            volume = _volume(f"{self.path}/{self.dataset}", data)
+            if volume != (self.spatial, self.shape, self.dtype):
+                raise changed(self.path, size_and_type(*volume[1:]), size_and_type(self.shape, self.dtype))
             box = [slice(0, 1)] * data.ndim
             for axis, part in zip(self.spatial, block, strict=True):
                 box[axis] = part
@@ -111,10 +111,10 @@ def open_hdf5(path: Path, *, name: str = "", voxel_size: Point | None = None) ->
         data = _checked(path, file, name)
         where = f"{path}/{name}"
         spatial, shape, dtype = _volume(where, data)
-        found, told = _voxel_size(file, name, data)
-        notes = _notes(file, name) + (() if voxel_size or not found else unset_voxel_size(found))
+        own, told = _voxel_size(file, name, data)
+        notes = _notes(file, name) + (() if voxel_size or not own else unset_voxel_size(own))
         z, y, x = (int(data.chunks[axis]) if data.chunks else 1 for axis in spatial)
-    sizes = voxel_size or found
+    sizes = voxel_size or own
     if sizes is None:
         why = f" (it says {shown(told)})" if told else ""
         raise InputError(f"{where}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}{why}")
@@ -152,11 +152,11 @@ def _only_volume(path: Path, file: Any) -> str:
     for usual in (_EMAN, _ILASTIK):
         if _node(file, usual) is not None:
             return usual
-    found = [(name, data.shape) for name, data in _datasets(path, file)]
-    volumes = [name for name, shape in found if len(squeezed(shape)) == 3 and min(squeezed(shape)) > 1]
+    datasets = [(name, data.shape) for name, data in _datasets(path, file)]
+    volumes = [name for name, shape in datasets if len(squeezed(shape)) == 3 and min(squeezed(shape)) > 1]
     if len(volumes) == 1:
         return volumes[0]
-    listed = [f"{name} {shape}" for name, shape in found[:_LISTED]] + ["…"] * (len(found) > _LISTED)
+    listed = [f"{name} {shape}" for name, shape in datasets[:_LISTED]] + ["…"] * (len(datasets) > _LISTED)
     raise InputError(
         f"{path}: {len(volumes) or 'no'} volumes, expected one (it holds {shown(', '.join(listed)) or 'no datasets'})"
         + (f"; name one as {path.name}/{shown(volumes[0])}" if volumes else "")
@@ -250,7 +250,7 @@ def _voxel_size(file: Any, name: str, data: Any) -> tuple[Point | None, str]:
     told = []
     for what, factor, given in candidates:
         try:
-            z, y, x = (float(np.asarray(one).item()) for one in given)
+            z, y, x = (float(np.asarray(side).item()) for side in given)
         except (TypeError, ValueError):
             continue
         sizes = (_rounded(z * factor), _rounded(y * factor), _rounded(x * factor))

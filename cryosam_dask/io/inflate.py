@@ -78,9 +78,9 @@ class _Places:
     def nearest(self, place: int) -> tuple[int, int, Any]:
         """The last one at or before `place`, with a decoder of one's own."""
         with self._lock:
-            found = self._places[bisect.bisect_right(self._places, place) - 1]
-            at, decoder = self._kept[found]
-            return found, at, decoder.copy()
+            before = self._places[bisect.bisect_right(self._places, place) - 1]
+            at, decoder = self._kept[before]
+            return before, at, decoder.copy()
 
     def is_nearer(self, place: int, than: int) -> bool:
         """Whether one lies after `than` and not after `place`."""
@@ -96,11 +96,11 @@ def _places(file: io.FileIO, path: Path, stream: Stream) -> _Places:
     status = os.fstat(file.fileno())
     key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, stream)
     with _lock:
-        found = _files.pop(key, None) or _Places(stream)
-        _files[key] = found
+        places = _files.pop(key, None) or _Places(stream)
+        _files[key] = places
         while len(_files) > _FILES:
             _files.popitem(last=False)
-    return found
+    return places
 
 
 class Inflated:

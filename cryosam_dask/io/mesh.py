@@ -68,8 +68,8 @@ def surface_of(
     """
     if not mask.any():
         raise ValueError(f"the mask of instance {label} is empty")
-    found, faces = _smoothed(mask, smooth) if smooth else _triangles(mask, 0.0, _HALF)
-    vertices, where = _merged(found if smooth else np.round(2 * found) / 2)
+    corners, faces = _smoothed(mask, smooth) if smooth else _triangles(mask, 0.0, _HALF)
+    vertices, where = _merged(corners if smooth else np.round(2 * corners) / 2)
     # the array begins at the margin
     places = (vertices - _margin(smooth) + [low for low, _ in box]) * voxel_size + origin
     # x, y, z instead of z, y, x mirrors space: faces that turned inwards turn outwards
@@ -95,10 +95,10 @@ def _smoothed(mask: Bool, smooth: float) -> tuple[NDArray[np.float64], NDArray[n
     low, high = 0.0, 1.0  # values at which the surface holds more, and less
     best, least = None, math.inf
     for _ in range(_STEPS):
-        found, faces = _triangles(mask, smooth, level)
-        volume, area = _volume_and_area(found, faces)
+        corners, faces = _triangles(mask, smooth, level)
+        volume, area = _volume_and_area(corners, faces)
         if len(faces) and abs(volume - size) < least:
-            best, least = (found, faces), abs(volume - size)
+            best, least = (corners, faces), abs(volume - size)
         if least < _NEAR * size:
             break
         low, high = (level, high) if volume > size else (low, level)
@@ -154,8 +154,8 @@ def _level(mask: Bool, smooth: float) -> float:
 
 def _merged(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Points without repetition, and where each went; those of a shared plane are equal, bit for bit."""
-    found, where = np.unique(points, axis=0, return_inverse=True)
-    return found, where.reshape(-1).astype(np.int64)
+    distinct, where = np.unique(points, axis=0, return_inverse=True)
+    return distinct, where.reshape(-1).astype(np.int64)
 
 
 def write_glb(path: Path, surfaces: Iterable[Surface]) -> int:
@@ -244,5 +244,5 @@ def _ply(parts: list[trimesh.Trimesh]) -> bytes:
     for name in ("instance", "score"):
         values: Array = np.concatenate([part.vertex_attributes[name] for part in parts])
         mesh.vertex_attributes[name] = values
-    found: Any = mesh.export(file_type="ply", vertex_normal=False)
-    return bytes(found)
+    encoded: Any = mesh.export(file_type="ply", vertex_normal=False)
+    return bytes(encoded)

@@ -45,15 +45,15 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
     Raises InputError for a file that is missing, empty, truncated, no MRC, not one real-valued volume, or that
     does not tell its voxel size when `voxel_size` is None.
     """
-    found = regular_file(path).st_size
+    size = regular_file(path).st_size
     raw = _whole_header(path, first_bytes(path, HEADER_BYTES))
-    header = read_header(path, raw, found, voxel_size=voxel_size, unsigned=unsigned)
-    samples = samples_of(path, found)
+    header = read_header(path, raw, size, voxel_size=voxel_size, unsigned=unsigned)
+    samples = samples_of(path, size)
     notes: tuple[str, ...] = ()
     if header.sign is not None and not header.sign.told:
-        counts = byte_counts(parts_between(found, samples, header.offset, header.offset + header.voxel_bytes))
-        notes = sign_notes(header.sign, counts, sampled_whole(found))
-    return _source(path, header, found, samples_hash(found, samples), None, notes)
+        counts = byte_counts(parts_between(size, samples, header.offset, header.offset + header.voxel_bytes))
+        notes = sign_notes(header.sign, counts, sampled_whole(size))
+    return _source(path, header, size, samples_hash(size, samples), None, notes)
 
 
 @one_line_errors()

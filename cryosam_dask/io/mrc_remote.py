@@ -136,19 +136,19 @@ def _fetch(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     publicly(url)
     files, path = filesystem(url)
     try:
-        found = files.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges], on_error="raise")
-        for data in found:
+        parts = files.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges], on_error="raise")
+        for data in parts:
             if isinstance(data, Exception):  # fsspec's asynchronous file systems only raise since 2026.9
                 raise data
     except FileNotFoundError:
         raise InputError(f"{public(url)}: can't be read any more, it was there when opened") from None
-    for (start, stop), data in zip(ranges, found, strict=True):
+    for (start, stop), data in zip(ranges, parts, strict=True):
         if len(data) != stop - start:
             raise InputError(
                 f"{public(url)}: expected {stop - start} bytes from {start}, found {len(data)}; it was cut or replaced "
                 "since it was opened"
             )
-    return [bytes(data) for data in found]
+    return [bytes(data) for data in parts]
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,11 @@ def to_angstrom(
     own = [units[axis] for axis in spatial]
     factors = [angstroms(unit) or math.nan for unit in own]
     steps = [scale[axis] if scale else math.nan for axis in spatial]
-    found = [float(f"{step * factor:.9g}") for step, factor in zip(steps, factors, strict=True)]
+    sizes = [float(f"{step * factor:.9g}") for step, factor in zip(steps, factors, strict=True)]
     moved = [shift[axis] for axis in spatial]
-    if all(map(plausible_voxel, found)):
+    if all(map(plausible_voxel, sizes)):
         origin = [by * factor for by, factor in zip(moved, factors, strict=True)]
-        z, y, x = found
+        z, y, x = sizes
     elif voxel_size is None:
         raise InputError(
             f"{where}: no usable voxel size (scale z, y, x: {steps if scale else 'missing'}; "

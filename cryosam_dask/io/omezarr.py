@@ -70,8 +70,8 @@ class ZarrSource(Described):
         sides = tuple(array.shape[axis] for axis in self.spatial if axis < array.ndim)
         dtype, count = voxel_dtype(self.url, array.dtype), math.prod(self.shape)
         if (sides, dtype, math.prod(array.shape)) != (self.shape, self.dtype, count):
-            found, known = size_and_type(array.shape, dtype), size_and_type(self.shape, self.dtype)
-            raise changed(f"{self.url}/{self.level}", found, known)
+            now, known = size_and_type(array.shape, dtype), size_and_type(self.shape, self.dtype)
+            raise changed(f"{self.url}/{self.level}", now, known)
         return _read_block(array, self, check_block(slices, self.shape))
 
 

@@ -21,7 +21,7 @@ from cryosam_dask.types import Point, Volume
 
 
 @dataclass(frozen=True)
-class Format:
+class TomogramFormat:
     """A file format of tomograms.
 
     Attributes
@@ -56,23 +56,23 @@ def _open_hdf5(path: Path, **options: Any) -> TomogramSource:
 
 
 MRC_SUFFIXES = (".mrc", ".rec", ".map", ".st", ".ali", ".ccp4")
-MRC = Format("MRC", MRC_SUFFIXES, open_mrc, open_remote_mrc, beside=(".st", ".ali"), has_sign=True)
+MRC = TomogramFormat("MRC", MRC_SUFFIXES, open_mrc, open_remote_mrc, beside=(".st", ".ali"), has_sign=True)
 FORMATS = (
     MRC,
-    Format("gzipped MRC", (".mrc.gz", ".rec.gz", ".map.gz", ".ccp4.gz"), open_gzipped_mrc, has_sign=True),
-    Format("TIFF", (".tif", ".tiff", ".btf", ".tf8"), _open_tiff),
-    Format("HDF5", (".hdf", ".h5", ".hdf5"), _open_hdf5, holds_many=True),
-    Format("NumPy", (".npy",), open_npy),
-    Format("NumPy archive", (".npz",), open_npz, beside=(".npz",), holds_many=True),
+    TomogramFormat("gzipped MRC", (".mrc.gz", ".rec.gz", ".map.gz", ".ccp4.gz"), open_gzipped_mrc, has_sign=True),
+    TomogramFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), _open_tiff),
+    TomogramFormat("HDF5", (".hdf", ".h5", ".hdf5"), _open_hdf5, holds_many=True),
+    TomogramFormat("NumPy", (".npy",), open_npy),
+    TomogramFormat("NumPy archive", (".npz",), open_npz, beside=(".npz",), holds_many=True),
 )
-SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
-BESIDE = tuple(suffix for one in FORMATS for suffix in one.beside)
+SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
+BESIDE = tuple(suffix for form in FORMATS for suffix in form.beside)
 _PACKED = (".gz", ".bz2", ".zip", ".zst", ".xz")
 
 
-def format_of(name: str) -> Format | None:
+def format_of(name: str) -> TomogramFormat | None:
     """The format that a file's name tells."""
-    return next((one for one in FORMATS if name.lower().endswith(one.suffixes)), None)
+    return next((form for form in FORMATS if name.lower().endswith(form.suffixes)), None)
 
 
 def inside(path: Path) -> tuple[Path, str] | None:
@@ -123,8 +123,8 @@ def open_tomogram(
     if is_folder(path):
         return _open_zarr(str(path.absolute()), override, unsigned)
     name: dict[str, str] = {}
-    if (found := inside(path)) is not None:
-        path, name["name"] = found
+    if (member := inside(path)) is not None:
+        path, name["name"] = member
     elif path.name.lower().endswith(_PACKED) and format_of(path.name) is None:
         raise InputError(f"{path}: a packed file, of which only MRC with gzip (.mrc.gz) is read: unpack it first")
     known = format_of(path.name) or MRC
@@ -154,7 +154,7 @@ def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> T
     return _open_zarr(url, voxel_size, unsigned)
 
 
-def _sign(known: Format, shown: str, unsigned: bool | None) -> dict[str, bool | None]:
+def _sign(known: TomogramFormat, shown: str, unsigned: bool | None) -> dict[str, bool | None]:
     if known.has_sign:
         return {"unsigned": unsigned}
     if unsigned is not None:

@@ -86,11 +86,11 @@ def number(text: str) -> float:
 
 def numbers(path: Path, name: str, texts: Sequence[str]) -> NDArray[np.float64]:
     """The column `name` of `path` as float64; InputError that shows the first text that is no number."""
-    found = np.fromiter(map(number, texts), dtype=np.float64, count=len(texts))
-    if np.isnan(found).any():
-        row = int(np.flatnonzero(np.isnan(found))[0])
+    values = np.fromiter(map(number, texts), dtype=np.float64, count=len(texts))
+    if np.isnan(values).any():
+        row = int(np.flatnonzero(np.isnan(values))[0])
         raise InputError(f"{path}: row {row + 1}: {name} is '{shown(texts[row])}', expected a number")
-    return found
+    return values
 
 
 def plain(value: float, digits: int = 6) -> str:

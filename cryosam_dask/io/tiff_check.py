@@ -73,12 +73,12 @@ def _check_tags(where: str, tags: np.ndarray, size: int) -> None:
 
 def _below(file: io.FileIO, tags: np.ndarray, order: str, size: int) -> list[int]:
     """Places of the pages below one, such as coarser levels."""
-    found: list[int] = []
-    for one in tags[tags["tag"] == _BELOW]:
-        item, count = _SIZES[int(one["type"])], int(one["count"])
-        raw = one["value"].tobytes()
+    places: list[int] = []
+    for tag in tags[tags["tag"] == _BELOW]:
+        item, count = _SIZES[int(tag["type"])], int(tag["count"])
+        raw = tag["value"].tobytes()
         if count * item > len(raw):
-            file.seek(min(int(one["value"]), size))
+            file.seek(min(int(tag["value"]), size))
             raw = file.read(count * item)
-        found += np.frombuffer(raw, f"{order}u{item}", min(count, len(raw) // item)).tolist()
-    return found
+        places += np.frombuffer(raw, f"{order}u{item}", min(count, len(raw) // item)).tolist()
+    return places

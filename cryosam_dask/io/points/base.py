@@ -88,7 +88,7 @@ Part = tuple["pd.DataFrame", Frame]
 
 
 @dataclass(frozen=True)
-class Format:
+class PointsFormat:
     """A format of points.
 
     Attributes
@@ -117,8 +117,8 @@ class Format:
 
 def positions(table: pd.DataFrame) -> Float64:
     """(n, 3) z, y, x of a table."""
-    found: Float64 = table[list(AXES)].to_numpy(dtype=float)
-    return found
+    places: Float64 = table[list(AXES)].to_numpy(dtype=float)
+    return places
 
 
 def rounded(values: ArrayLike) -> Float64:
@@ -163,7 +163,7 @@ def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: li
         which = "several of them" if meant else "none of them"
         which = "say which one" if asked is None else f"{which} {shown(repr(asked))}"
         raise InputError(f"{path}: points of {len(known)} {name}{'s' * (len(known) != 1)} ({listed}), {which}")
-    return keep(columns, [one == meant[0] for one in names])
+    return keep(columns, [value == meant[0] for value in names])
 
 
 def renamed(path: Path, name: str, asked: str) -> list[str]:

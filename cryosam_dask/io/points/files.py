@@ -215,17 +215,17 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     columns = choose(path, choose(path, columns, "tomogram", frame.tomogram, frame.notes), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
-    found: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
+    checked: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
     # positions of other tomograms, in the frame of this one, may be anywhere
     if frame.tomogram != ALL or len(set(columns.get("tomogram", ()))) < 2:
-        check_origin(path, np.stack(list(found.values()), axis=1), frame.shape)
+        check_origin(path, np.stack(list(checked.values()), axis=1), frame.shape)
     if "score" in columns:
-        found["score"] = _numbers(path, "score", columns.pop("score"))
+        checked["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
-        found["instance"] = _integers(path, "instance", columns.pop("instance"))
+        checked["instance"] = _integers(path, "instance", columns.pop("instance"))
     if all(name in columns and _are_numbers(columns[name]) for name in orientation.ANGLES):
-        found |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
-    return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
+        checked |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
+    return pd.DataFrame({**checked, **{name: _tidy(name, values) for name, values in columns.items()}})
 
 
 def _are_numbers(values: Any) -> bool:
@@ -239,18 +239,18 @@ def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
     """A column, of texts or of numbers, as finite float64."""
     if not isinstance(values, np.ndarray):
         return numbers(path, name, values)
-    found = values.astype(np.float64)
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise InputError(f"{path}: row {row + 1}: {name} is '{found[row]}', expected a number")
-    return found
+    column = values.astype(np.float64)
+    if not np.isfinite(column).all():
+        row = int(np.flatnonzero(~np.isfinite(column))[0])
+        raise InputError(f"{path}: row {row + 1}: {name} is '{column[row]}', expected a number")
+    return column
 
 
 def _integers(path: Path, name: str, values: Any) -> NDArray[np.int64]:
-    found = _numbers(path, name, values)
-    if (found != np.round(found)).any() or (np.abs(found) > 2**53).any():
+    column = _numbers(path, name, values)
+    if (column != np.round(column)).any() or (np.abs(column) > 2**53).any():
         raise InputError(f"{path}: column {name}: expected whole numbers")
-    return found.astype(np.int64)
+    return column.astype(np.int64)
 
 
 def _tidy(name: str, values: Any) -> Any:
@@ -261,8 +261,8 @@ def _tidy(name: str, values: Any) -> Any:
         return values
     if name in ("tomogram", "kind"):
         return pd.Series(values, dtype=object)  # many rows share few texts
-    found = [number(text) for text in values]
-    if any(map(math.isnan, found)):
+    parsed = [number(text) for text in values]
+    if any(map(math.isnan, parsed)):
         return list(values)
-    whole = all(text.strip().lstrip("+-").isdigit() for text in values) and all(abs(value) <= 2**53 for value in found)
-    return [int(value) for value in found] if whole else found
+    whole = all(text.strip().lstrip("+-").isdigit() for text in values) and all(abs(value) <= 2**53 for value in parsed)
+    return [int(value) for value in parsed] if whole else parsed

@@ -29,11 +29,11 @@ def parse(where: str, text: str) -> Any:
 
 def member(where: str, value: Any, name: str, kind: type[Any]) -> Any:
     """`value[name]`, which must be a `kind`; InputError else."""
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, kind):
+    content = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(content, kind):
         words = "an object" if kind is dict else "a list" if kind is list else "a text"
-        raise InputError(f"{where}: expected {name!r} to be {words}, found {shown(found)}")
-    return found
+        raise InputError(f"{where}: expected {name!r} to be {words}, found {shown(content)}")
+    return content
 
 
 def location(where: str, point: Any) -> tuple[float, float, float]:
@@ -44,13 +44,13 @@ def location(where: str, point: Any) -> tuple[float, float, float]:
 
 def real(where: str, value: dict[str, Any], name: str) -> float:
     """The finite number `value[name]`."""
-    found = value.get(name)
+    raw = value.get(name)
     try:
-        number = float(found) if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
+        number = float(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else math.nan
     except OverflowError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: {name} is {shown(found)}, expected a number")
+        raise InputError(f"{where}: {name} is {shown(raw)}, expected a number")
     return number
 
 

@@ -62,17 +62,17 @@ def columns(path: Path, motives: Motives, frame: Frame) -> Columns:
     for, else a column of numbers."""
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         places = rounded(motives.places + motives.shifts - FIRST)
-    found = axes_of(np.ascontiguousarray(places[:, ::-1]))
-    found["tomogram"] = _texts(motives.tomograms)
+    points = axes_of(np.ascontiguousarray(places[:, ::-1]))
+    points["tomogram"] = _texts(motives.tomograms)
     classes = motives.classes.astype(np.int64) if _are_whole(motives.classes) else motives.classes
     for name, values in (("score", motives.scores), ("instance", motives.tags), ("class", classes)):
         if values.any():
-            found[name] = values
-    found |= orientation.of_zxz(motives.angles)
-    if "class" in found and frame.kind not in (None, ALL):
-        found = choose(path, found | {"kind": _texts(motives.classes)}, "tomogram", frame.tomogram, frame.notes)
-        found = choose(path, found, "kind", frame.kind)
-    return found
+            points[name] = values
+    points |= orientation.of_zxz(motives.angles)
+    if "class" in points and frame.kind not in (None, ALL):
+        points = choose(path, points | {"kind": _texts(motives.classes)}, "tomogram", frame.tomogram, frame.notes)
+        points = choose(path, points, "kind", frame.kind)
+    return points
 
 
 def of_parts(parts: Sequence[Part], what: str, *, split: bool = False, largest: int = 2**53) -> Motives:

@@ -96,9 +96,9 @@ def matching(name: str, known: Iterable[str], *, series: bool = True, case: bool
     keys: list[Callable[[str], str]] = [str, stem, *([plain_name] if series else [])]
     for key in keys:
         own = key(name) if case else key(name).casefold()
-        found = [other for other in known if (key(other) if case else key(other).casefold()) == own]
-        if found:
-            return found
+        matches = [other for other in known if (key(other) if case else key(other).casefold()) == own]
+        if matches:
+            return matches
     return [other for other in known if by_number(other, name)] if series else []
 
 

@@ -72,8 +72,8 @@ def _chosen(path: Path, schema: Any) -> dict[str, str]:
         names[name] = field.name
     missing = [axis for axis in AXES if axis not in names]
     if missing:
-        found = shown(", ".join(schema.names)) or "none"
-        raise InputError(f"{path}: no column {', '.join(missing)} of numbers: expected z, y, x, found {found}")
+        listed = shown(", ".join(schema.names)) or "none"
+        raise InputError(f"{path}: no column {', '.join(missing)} of numbers: expected z, y, x, found {listed}")
     return names
 
 

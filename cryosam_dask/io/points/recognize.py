@@ -34,7 +34,7 @@ def pick_format(path: Path, asked: str | None) -> str:
 
 def looks_like_points(path: Path) -> bool:
     """Whether a file with a suffix of points is likely one, where other kinds of files have that suffix, too."""
-    known = next((one for one in FORMATS.values() if path.suffix.lower() in one.suffixes), None)
+    known = next((form for form in FORMATS.values() if path.suffix.lower() in form.suffixes), None)
     if known is None or known.looks_like is None:
         return known is not None
     try:
