@@ -117,6 +117,6 @@ def resolve_device(device: str, uses_torch: bool = True) -> str:
     if kind == "auto":
         return "cuda" if count else "cpu"
     if int(number or 0) >= count:
-        found = f"{count} GPU" + ("s" if count > 1 else "") if count else "no CUDA GPU"
-        raise DeviceError(f"device {device} is not there: found {found}; use --device cpu or auto")
+        available = f"{count} GPU" + ("s" if count > 1 else "") if count else "no CUDA GPU"
+        raise DeviceError(f"device {device} is not there: found {available}; use --device cpu or auto")
     return device
