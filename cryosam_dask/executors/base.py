@@ -223,8 +223,8 @@ def execute(
 
 def unfinished(stage: Stage, store: RunStore, units: Iterable[Unit]) -> list[Unit]:
     """The units that lack a mark of this very stage: all, if it has not begun or was begun with other settings."""
-    found = marks.found_stage(store, stage.name)
-    if found is None or found["fingerprint"] != stage.fingerprint:
+    stored = marks.found_stage(store, stage.name)
+    if stored is None or stored["fingerprint"] != stage.fingerprint:
         return list(units)
     done = marks.done(store, stage.name)
     return [unit for unit in units if not all(done[index] for index in unit.marks)]

@@ -18,7 +18,7 @@ from cryosam_dask.executors.cluster import Cluster
 from cryosam_dask.executors.cluster_file import read_cluster_file
 from cryosam_dask.executors.cuda import CUDA, CudaWorkers, not_installed
 from cryosam_dask.executors.dask import UNIT_TIMEOUT, DaskExecutor
-from cryosam_dask.executors.joined import KINDS
+from cryosam_dask.executors.joined import JOB_KINDS_KEY
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -91,7 +91,7 @@ def serve(
     say = _print if say is None else say
     pool: JobPool = _slurm().JobPool(read_cluster_file(spec), security)
     with contextlib.closing(pool):
-        pool.connect().set_metadata(list(KINDS), list(pool.file.kinds))
+        pool.connect().set_metadata(list(JOB_KINDS_KEY), list(pool.file.kinds))
         files = pool.tls_files
         if scheduler_file is not None:
             _write_private_json(Path(scheduler_file), {"type": "Scheduler", "address": pool.address, "tls": files})

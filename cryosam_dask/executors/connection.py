@@ -186,11 +186,11 @@ class News:
 
     def take(self) -> list[Began | Left]:
         """What is new, in the order in which the scheduler told it."""
-        found = []
+        events = []
         with contextlib.suppress(IndexError):
             while True:
-                found.append(self._heard.popleft())
-        return found
+                events.append(self._heard.popleft())
+        return events
 
     def _began(self, event: tuple[float, Any]) -> None:
         _, said = event

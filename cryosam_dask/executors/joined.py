@@ -21,7 +21,7 @@ RECONNECT = 120.0
 
 _LONGEST_PAUSE = 15.0
 
-KINDS = ("cryosam", "kinds")
+JOB_KINDS_KEY = ("cryosam", "kinds")
 """Where a scheduler's metadata name the kinds of jobs that hold its workers."""
 
 
@@ -74,7 +74,7 @@ class JoinedScheduler(Cluster):
             opening.enter_context(quiet_dask())
             self._client = connect(address, timeout, security)
             opening.callback(lambda: disconnect(self._client))
-            kinds = self._client.get_metadata(list(KINDS), default=[])
+            kinds = self._client.get_metadata(list(JOB_KINDS_KEY), default=[])
             self._opened = opening.pop_all()
         self.expects_gpu = "gpu" in kinds
         self.worker_timeout = None if kinds else WORKER_TIMEOUT  # queues take their time

@@ -65,8 +65,8 @@ def temporary_security() -> Security:
     """Certificates for one cluster, made now and kept in memory: only those who are handed them can connect."""
     from distributed import Security
 
-    made: Security = Security.temporary()
-    return made
+    security: Security = Security.temporary()
+    return security
 
 
 def secured(address: str, security: Security | None) -> tuple[str, Security | None]:

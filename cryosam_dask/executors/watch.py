@@ -73,24 +73,24 @@ class Watch:
         if self._timeout is None or self.interval is None or now - self._looked < self.interval:
             return {}
         self._looked = now
-        found: dict[str, list[Flown]] = {}
-        for one in flown:
-            if one.began is not None and now - one.began > self._timeout:
-                found.setdefault(one.worker, []).append(one)
+        hanging: dict[str, list[Flown]] = {}
+        for task in flown:
+            if task.began is not None and now - task.began > self._timeout:
+                hanging.setdefault(task.worker, []).append(task)
         for address, held in self._silent_ones(flown, processing(), now).items():
             if now - self._silent[address] > self._timeout + GRACE:
-                found.setdefault(address, held[: threads(address)])
-        return found
+                hanging.setdefault(address, held[: threads(address)])
+        return hanging
 
     def _silent_ones(
         self, flown: Collection[Flown], holding: Mapping[str, Collection[str]], now: float
     ) -> dict[str, list[Flown]]:
         """Workers that hold units of ours and nothing else, and have begun none of them."""
-        ours = {one.key: one for one in flown}
+        ours = {task.key: task for task in flown}
         silent: dict[str, list[Flown]] = {}
         for address, keys in holding.items():
-            held = sorted((ours[key] for key in keys if key in ours), key=lambda one: one.order)
-            if held and len(held) == len(keys) and not any(one.worker == address for one in held):
+            held = sorted((ours[key] for key in keys if key in ours), key=lambda task: task.order)
+            if held and len(held) == len(keys) and not any(task.worker == address for task in held):
                 silent[address] = held
         self._silent = {address: self._silent.get(address, now) for address in silent}
         return silent
