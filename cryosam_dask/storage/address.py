@@ -72,7 +72,7 @@ def scrub(text: str) -> str:
     """A message of somebody else's in one line, without user names, passwords and queries in links, and without any
     value that the environment or fsspec's configuration holds under a name that says it is secret."""
     line = " ".join(text.split())
-    line = _LINK.sub(lambda found: found["before"] + found["rest"], line)
+    line = _LINK.sub(lambda match: match["before"] + match["rest"], line)
     for value in _secrets():
         line = line.replace(value, "…")
     return line
@@ -81,8 +81,8 @@ def scrub(text: str) -> str:
 def _secrets() -> list[str]:
     import fsspec
 
-    found = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
     for options in fsspec.config.conf.values():
-        found += [str(value) for name, value in options.items() if _SECRET_NAME.search(name) or name == "key"]
+        secrets += [str(value) for name, value in options.items() if _SECRET_NAME.search(name) or name == "key"]
     # the longest first: one may be a part of another
-    return sorted((value for value in found if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+    return sorted((value for value in secrets if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -100,10 +100,10 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, CryosamError):
         return Fault(str(error), error=error)
     chain = list(_chain(error))
-    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    statuses = {status for one in chain if (status := _status(one)) is not None}
-    codes = {code for one in chain if (code := _code(one))}
-    numbers = {one.errno for one in chain if isinstance(one, OSError) and one.errno is not None}
+    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    statuses = {status for cause in chain if (status := _status(cause)) is not None}
+    codes = {code for cause in chain if (code := _code(cause))}
+    numbers = {cause.errno for cause in chain if isinstance(cause, OSError) and cause.errno is not None}
     reason = _reason(error, chain)
     if isinstance(error, ImportError):
         return Fault(f"this kind of address needs another package: {reason}", "; for s3: pip install 's3fs'")
@@ -142,8 +142,8 @@ def _status(error: BaseException) -> int | None:
     """The HTTP status that an exception carries, under any of its packages' names for it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return found if isinstance(found, int) else None
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status if isinstance(status, int) else None
     for name in ("status", "status_code", "code"):
         value: Any = getattr(error, name, None)
         if isinstance(value, int) and 100 <= value < 600:
@@ -158,10 +158,10 @@ def _code(error: BaseException) -> str:
 
 def _reason(error: BaseException, chain: list[BaseException]) -> str:
     """The first message there is; a server's code and status, which are what people search for."""
-    text = next((scrub(str(one)) for one in chain if str(one).strip()), type(error).__name__)
-    for one in chain:
-        words = dict.fromkeys(str(word) for word in (_status(one), _code(one)) if word)
+    text = next((scrub(str(cause)) for cause in chain if str(cause).strip()), type(error).__name__)
+    for cause in chain:
+        words = dict.fromkeys(str(word) for word in (_status(cause), _code(cause)) if word)
         if words:
-            found = " ".join(words)
-            return text if found in text else f"{text} ({found})"
+            details = " ".join(words)
+            return text if details in text else f"{text} ({details})"
     return text

@@ -362,14 +362,14 @@ def _connection(kind: Any, url: str, place: str) -> AsyncFileSystem:
     with _lock:
         if key not in _connections:
             nobody = {"anon": True} if place in _anonymous else {}
-            made = kind(**kind._get_kwargs_from_urls(url), **_options(kind), **nobody, skip_instance_cache=True)
-            if not made.async_impl:
+            connection = kind(**kind._get_kwargs_from_urls(url), **_options(kind), **nobody, skip_instance_cache=True)
+            if not connection.async_impl:
                 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-                made = AsyncFileSystemWrapper(made, asynchronous=False)
-            if "s3" in made.protocol:
-                made.retries = _REQUEST_ATTEMPTS
-            _connections[key] = made
+                connection = AsyncFileSystemWrapper(connection, asynchronous=False)
+            if "s3" in connection.protocol:
+                connection.retries = _REQUEST_ATTEMPTS
+            _connections[key] = connection
         return _connections[key]
 
 

@@ -145,8 +145,8 @@ class Journal:
 
 def commands(store: RunStore) -> list[dict[str, Any]]:
     """All entries, oldest first: the fields of `Journal`'s, and `stages`, of each the fields of `StageEntry`."""
-    found = store.root[GROUP].attrs.get("commands") if GROUP in store else None
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    entries = store.root[GROUP].attrs.get("commands") if GROUP in store else None
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def seconds_per_unit(entries: Sequence[dict[str, Any]]) -> dict[str, float]:

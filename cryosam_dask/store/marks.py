@@ -39,8 +39,8 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
 
     `StoreError` if the stage was begun with other settings: the message names those that differ.
     """
-    found = found_stage(store, stage)
-    if found is None:
+    stored = found_stage(store, stage)
+    if stored is None:
         store.new_array(
             layout.marks(stage),
             shape=(count,),
@@ -51,9 +51,9 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
             attributes={"fingerprint": fingerprint, "settings": settings},
         )
         return True
-    if found["fingerprint"] == fingerprint:
+    if stored["fingerprint"] == fingerprint:
         return False
-    differing = differences(found["settings"], settings) or ["what it was made from"]
+    differing = differences(stored["settings"], settings) or ["what it was made from"]
     raise StoreError(
         f"{store.url}: {stage} was made with other settings ({'; '.join(differing)}); "
         "use the same settings, another --out or --name, or --overwrite"
@@ -103,12 +103,12 @@ def check_same(store: RunStore, stage: str, fingerprint: str) -> None:
         stored = store.read_metadata(layout.marks(stage))
         if f'"{fingerprint}"'.encode() in stored:
             return
-        found = json.loads(stored)["attributes"]["fingerprint"]
+        current = json.loads(stored)["attributes"]["fingerprint"]
     except FileNotFoundError:
-        found = None
+        current = None
     except (ValueError, KeyError, TypeError):
         return  # damaged, which is said elsewhere
-    if found != fingerprint:
+    if current != fingerprint:
         raise StoreError(
             f"{store.url}: {stage} was overwritten by another command, so this unit of the former one is given up"
         )
