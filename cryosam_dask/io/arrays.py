@@ -1,4 +1,4 @@
-"""Tomograms that are no files: arrays of NumPy and Dask, and xarray's DataArrays of either.
+"""Tomograms that are given as arrays: of NumPy or Dask, or xarray's DataArrays of either.
 
 Axes of a DataArray are told by their names, in any order; bare arrays are z, y, x. Where voxels lie, and how large they
 are, is taken from coordinates, as xarray and the CF conventions have them (evenly spaced, with an attribute `units`:
@@ -89,7 +89,7 @@ class ArraySource(Described):
 def checked(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
     """A block as plain C-contiguous voxels; `InputError` where it is not what the array was said to hold.
 
-    What is said of a lazy array is as good as whoever made it: `map_blocks` believes what it is told.
+    The metadata of a lazy array may be wrong: `map_blocks` trusts the type and shape that its caller gives.
     """
     value = getattr(value, "values", value)  # a block of a DataArray
     if isinstance(value, np.ma.MaskedArray):

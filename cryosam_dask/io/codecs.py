@@ -36,7 +36,8 @@ _MOST_STREAMS = 1000
 
 
 def guarded(where: str, array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """`array` to be read with known codecs alone, each bounded by the chunk's size; nothing is decoded here.
+    """Return `array` such that it is read with known codecs only, each bounded by the chunk's size; nothing is decoded
+    here.
 
     Raises InputError for an array of no numbers, of another codec or filter, or of chunks too large to be read one by
     one.
@@ -123,7 +124,7 @@ class _BoundedV2(Numcodec):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _BoundedV3(BytesBytesCodec):
-    """A compressor of a Zarr v3 array that decodes what a chunk can have, and little more, at most."""
+    """A compressor of a Zarr v3 array that decodes at most the bytes that a chunk can have, and some more."""
 
     codec: BytesBytesCodec
     name: str
@@ -221,8 +222,8 @@ _DECODERS: dict[str, Callable[[memoryview, int], bytes]] = {
 
 
 def decode(name: str, data: bytes, limit: int) -> bytes:
-    """What `data` decodes to by the codec of that name, `limit` bytes at most.
+    """Decode `data` with the codec of that name to at most `limit` bytes.
 
-    Raises ValueError, or what its library raises, for data that is cut or damaged, or decodes to more.
+    Raises ValueError, or an error of the codec's library, for data that is cut or damaged, or decodes to more.
     """
     return _DECODERS[name](memoryview(data), limit)

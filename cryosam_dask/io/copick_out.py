@@ -45,7 +45,7 @@ class Target:
     Attributes
     ----------
     config : the configuration's path; root : the overlay, a local folder
-    run, object, user, session : names, checked; spacing : Å, exact; names of files have three decimals of it
+    run, object, user, session : checked names; spacing : Å, exact; names of files have three decimals of it
     label : the object's number in segmentations of several objects
     """
 
@@ -107,8 +107,8 @@ def open_target(
     ----------
     path : the project's configuration, or its folder, in which it is `config.json` or the only configuration
     voxel_size, shape : the tomogram's, Å and voxels
-    radius : Å, of the sphere that stands for a pick; of an object that the project has not, yet
-    new_tomogram : the type of a tomogram that must not be there, yet
+    radius : Å, of the sphere that stands for a pick, for an object that the project does not have yet
+    new_tomogram : the type of a tomogram that must not exist yet
 
     Raises InputError for names that copick can't have, voxels that are no cubes, and a project that is not on a disk;
     nothing is written then.
@@ -196,7 +196,7 @@ def write_segmentation(
 
 
 def write_tomogram(target: Target, kind: str, levels: Sequence[Level], dtype: DTypeLike, *, overwrite: bool) -> Path:
-    """Write the tomogram; one that is there is only replaced with `overwrite`."""
+    """Write the tomogram; an existing one is replaced only with `overwrite`."""
     path = target.tomogram(copick_project.check_name("tomogram type", kind))
     _write_volume(path, levels, dtype, target, sampled=False, overwrite=overwrite)
     return path

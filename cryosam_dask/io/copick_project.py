@@ -1,4 +1,4 @@
-"""copick projects: what is in one, and addresses of tomograms in it.
+"""copick projects: their content, and addresses of tomograms in them.
 
 A project is a JSON file, its configuration, which names the objects and two folders: `overlay_root`, written to, and
 maybe `static_root`, read only. In both, `ExperimentRuns/RUN/VoxelSpacing10.000/TYPE.zarr` is a tomogram, an OME-Zarr.
@@ -54,7 +54,7 @@ class Project:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """Where runs are looked for, what was written last first."""
+        """The folders in which runs are looked for, the overlay first."""
         return (self.overlay,) if self.static == self.overlay else (self.overlay, self.static)
 
     @property
@@ -74,7 +74,7 @@ class Tomogram:
 
     @property
     def uri(self) -> str:
-        """Its part of an address."""
+        """The tomogram's part of an address."""
         return f"{self.run}/{self.type}@{self.spacing:g}"
 
 
@@ -89,7 +89,7 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is meant as a tomogram, or as tomograms, of a copick project: nothing else ends in .json."""
+    """Whether this is an address of tomograms in a copick project: no other tomogram's path ends in .json."""
     return _split(text)[0].lower().endswith(CONFIG_SUFFIX)
 
 
@@ -157,7 +157,7 @@ def parse(text: str) -> Address:
 
 
 def run_name(text: str) -> str | None:
-    """The run that an address names, None where it names none or is no address."""
+    """The run that an address names; None if it names no run or is not an address."""
     if not is_address(text):
         return None
     run = parse(text).run
@@ -165,7 +165,7 @@ def run_name(text: str) -> str | None:
 
 
 def folder_name(text: str) -> str:
-    """What the folder is called that an address's configuration lies in."""
+    """The name of the folder that holds an address's configuration."""
     config = _split(text)[0]
     parent = as_path(config).absolute().parent if is_local(config) else Path(public(config)).parent
     return parent.name or "root"
@@ -174,7 +174,7 @@ def folder_name(text: str) -> str:
 def tomogram(text: str) -> Tomogram:
     """The one tomogram that an address stands for.
 
-    Raises InputError where it stands for none or for several, with those there are.
+    Raises InputError if it stands for none or for several; the error lists those that exist.
     """
     matches = matching(text)
     if len(matches) > 1:
@@ -183,7 +183,7 @@ def tomogram(text: str) -> Tomogram:
 
 
 def spacing_notes(known: Tomogram, voxel_size: Point, shape: Shape3) -> tuple[str, ...]:
-    """A note where a tomogram's voxel size (Å; z, y, x as its shape) is not the one that its folder is called by."""
+    """A note if a tomogram's voxel size (Å; z, y, x as its shape) differs from the one in its folder's name."""
     if same_voxels(voxel_size, known.spacing, shape):
         return ()
     own, folder = in_angstrom(voxel_size), f"{known.spacing:g} Å"
@@ -228,7 +228,7 @@ def matching(text: str) -> list[Tomogram]:
 
 
 def open_project(config: str) -> Project:
-    """Read and check a project's configuration; InputError for what is none, or not on a filesystem."""
+    """Read and check a project's configuration; InputError if it is not one, or its roots are not on a filesystem."""
     data = read_config(config)
     kind = data.get("config_type", "filesystem")
     if kind != "filesystem" or not isinstance(data.get("overlay_root"), str):
@@ -242,7 +242,7 @@ def open_project(config: str) -> Project:
 
 
 def read_config(config: str) -> dict[str, Any]:
-    """The content of a configuration, checked to be one."""
+    """The content of a configuration, which is checked."""
     shown_config = public(config)
     try:
         if is_local(config):
@@ -311,7 +311,7 @@ def check_run(name: str) -> str:
 
 
 def as_run(name: str) -> str:
-    """A name that a run can have: what it can't hold becomes -."""
+    """A valid name for a run: characters that a run's name can't hold become -."""
     return re.sub(_FORBIDDEN, lambda match: match[0] if match[0] == "_" else "-", name).strip("-.") or "tomogram"
 
 

@@ -1,8 +1,8 @@
 """Tomograms in HDF5 files: EMAN2's `.hdf`, ilastik's exports, and any file with one volume in it.
 
-A file may come from anywhere, so what would lead out of it is not followed: soft and external links, data in other
+A file may come from anywhere, so nothing that leads out of it is followed: soft and external links, data in other
 files (external storage, virtual datasets), filters that are plugins. Compressed chunks are decoded here, each up to its
-own size at most; HDF5's own decoder makes as much of them as they claim.
+own size at most; HDF5's own decoder allocates as much as a chunk claims.
 
 Layouts: EMAN2 (libEM/hdfio2.cpp): `MDF/images/0/image`, attributes `EMAN.apix_x` … of the group above, in Å. ilastik:
 `exported_data`, with vigra's `axistags`. `element_size_um`: (z, y, x) in µm, as Fiji's HDF5 plugin reads and writes it.
@@ -135,7 +135,7 @@ def open_hdf5(path: Path, *, name: str = "", voxel_size: Point | None = None) ->
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file; whatever HDF5 says of it becomes one line. Files on shared disks need not be locked to be read."""
+    """The open file; errors of HDF5 become one line. Files on shared disks need not be locked to be read."""
     import h5py
 
     try:
@@ -239,7 +239,7 @@ def _spatial(where: str, data: Any) -> tuple[int, int, int]:
 
 
 def _voxel_size(file: Any, name: str, data: Any) -> tuple[Point | None, str]:
-    """Å (z, y, x) by EMAN2's attributes or by `element_size_um`; where neither can be meant None, and what they say."""
+    """Å (z, y, x) by EMAN2's attributes or by `element_size_um`; None if neither is plausible, and what they state."""
     eman = _node(file, name.rpartition("/")[0]) if name.endswith("/image") else None
     candidates: list[tuple[str, float, list[Any]]] = []
     if eman is not None:

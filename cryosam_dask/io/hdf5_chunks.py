@@ -1,7 +1,7 @@
 """Voxels of HDF5 datasets: which are read, and how their chunks are decoded within bounds.
 
-Compressed chunks are decoded here, each up to its own size at most; HDF5's own decoder makes as much of them as they
-claim.
+Compressed chunks are decoded here, each up to its own size at most; HDF5's own decoder allocates as much as a chunk
+claims.
 """
 
 from __future__ import annotations

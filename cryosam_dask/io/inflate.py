@@ -1,10 +1,10 @@
 """Random access to a deflate stream inside a file: gzip files, and members of zip archives.
 
-Such a stream can only be read from its beginning, unless one kept what the decoder knew at some place: its last 32 KiB
-and its tables. zlib copies a decoder cheaply, so each process keeps copies from the places that it came by, close
-together where it read last and far apart before, and begins at the nearest one. Boxes that are read in about the
-order of the file take each process one pass over it, whatever its length, with a few megabytes of memory and nothing
-on a disk.
+Such a stream can only be read from its beginning, or from a place where the state of the decoder was kept: its last 32
+KiB and its tables. zlib copies a decoder cheaply, so each process keeps copies from the places that it has read, close
+together near the last one and far apart before it, and begins at the nearest copy. Boxes that are read in about the
+order of the file take each process one pass over it, whatever its length, with a few megabytes of memory and nothing on
+a disk.
 
 Formats: RFC 1951 (deflate), RFC 1952 (gzip, of which several members may follow each other).
 """
@@ -106,7 +106,7 @@ def _places(file: io.FileIO, path: Path, stream: Stream) -> _Places:
 class Inflated:
     """A deflate stream as a file to be read: `seek`, then `readinto` what follows. For one thread.
 
-    `keep`: whether what is learnt of the stream is of use to those who read it later in this process.
+    `keep`: whether to keep decoders for later reads of the stream in this process.
 
     Raises InputError, with `path` in it, where the stream is cut or damaged. gzip's checksum is compared where the
     stream was read to its end.

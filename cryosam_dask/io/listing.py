@@ -1,4 +1,4 @@
-"""Which tomograms are meant by some files, folders, lists and URLs, and what their results are called."""
+"""Find the tomograms that files, folders, lists and URLs stand for, and the names of their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_tomograms(what: Sequence[str | Path]) -> list[str]:
         as tilt series) and runs of our own; `.txt` files, one of all these a line, relative to the file, empty lines
         and lines that begin with # aside; URLs, taken as they are
 
-    Raises InputError for what is not there, for a folder without tomograms, and where nothing is asked for.
+    Raises InputError for a path that does not exist, for a folder without tomograms, and if `what` is empty.
     """
     paths: dict[str, str] = {}
     for text in what:
@@ -54,8 +54,8 @@ def is_many(what: Sequence[str | Path]) -> bool:
 
 
 def run_names(tomograms: Sequence[str]) -> list[str]:
-    """What each tomogram is called among the others: its name without a suffix, with its folder's before it where
-    several have the same. InputError where that does not tell them apart either."""
+    """The name of each tomogram among the others: its name without a suffix, with its folder's before it where
+    several have the same. InputError if two are still called the same."""
     stems = [_stem(tomogram) for tomogram in tomograms]
     # file systems may not tell upper case from lower
     often = Counter(stem.casefold() for stem in stems)

@@ -1,9 +1,9 @@
 """MRC tomograms, read box by box.
 
-Voxels are read with plain reads, never through a memory map: where a file is cut, or a disk fails, while it is mapped,
-the process dies; a read that falls short is an error in words.
+Voxels are read with plain reads, never through a memory map: if a file is cut, or a disk fails, while it is mapped, the
+process dies, but a short read is an ordinary error.
 
-A gzipped file is read in place, see `inflate`. What the header says is read in `mrc_header`.
+A gzipped file is read in place, see `inflate`. The header is read in `mrc_header`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _unpacked_bytes(path: Path, file: io.FileIO, size: int, header: MrcHeader) -
 
 
 def _packed_sign_notes(path: Path, file: io.FileIO, stream: Stream, header: MrcHeader) -> tuple[str, ...]:
-    """`sign_notes` by the first voxels, since the others can't be had without those before them."""
+    """`sign_notes` by the first voxels, since later voxels can't be decoded without the earlier ones."""
     if header.sign is None or header.sign.told:
         return ()
     looked_at = bytearray(min(_LOOKED_AT, header.voxel_bytes) if header.offset <= _FARTHEST_LOOK else 0)

@@ -1,4 +1,4 @@
-"""What the header of an MRC file says, checked.
+"""Read and check the header of an MRC file.
 
 The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 146, 2015) with IMOD's two extra words (`imodStamp`
 and `imodFlags`, https://bio3d.colorado.edu/imod/doc/mrc_format.txt). A file is never flipped.
@@ -49,7 +49,8 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True)
 class MrcHeader:
-    """What a header says, checked; `sign` of 8-bit voxels, else None; the other attributes as of `FlatSource`."""
+    """The checked values of a header. `sign` is that of 8-bit voxels, else None; the other attributes are as in
+    `FlatSource`."""
 
     shape: Shape3
     dtype: np.dtype[Any]
@@ -63,12 +64,12 @@ class MrcHeader:
 
     @property
     def voxel_bytes(self) -> int:
-        """Of all voxels."""
+        """Bytes of all voxels."""
         return math.prod(self.shape) * self.stored.itemsize
 
     @property
     def section_bytes(self) -> int:
-        """Of a section, or of what else is larger."""
+        """Bytes of a section, or of a larger plane."""
         return math.prod(sorted(self.shape)[1:]) * self.stored.itemsize
 
     def identity(self, name: str, size: int, digest: str, form: str = "mrc") -> dict[str, Any]:
@@ -154,8 +155,8 @@ def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> tuple[
 def _voxels_at(
     path: Path | str, shape: tuple[int, ...], stored: np.dtype[Any], extended: int, size: int | None
 ) -> tuple[int, tuple[str, ...]]:
-    """Where the voxels begin, with notes: what the header promises is compared with the file's size, before anything is
-    allocated. An `extended` header (nsymbt, bytes) that is stated is left out where the file is just as long as one
+    """Where the voxels begin, with notes. The size that the header promises is compared with the file's before anything
+    is allocated. An `extended` header (nsymbt, bytes) that is stated is left out where the file is just as long as one
     without."""
     if min(shape) < 1 or extended < 0:
         raise InputError(

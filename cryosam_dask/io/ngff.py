@@ -1,7 +1,7 @@
-"""What the metadata of an OME-Zarr image says of space: axes, units, coordinate transformations.
+"""The spatial metadata of an OME-Zarr image: axes, units, coordinate transformations.
 
-Specification: https://ngff.openmicroscopy.org/0.5/. `where` names the array in errors; nothing of the metadata is
-taken to have the type it should.
+Specification: https://ngff.openmicroscopy.org/0.5/. `where` names the array in errors. The type of every value in the
+metadata is checked.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Only headers are read by NumPy, which takes them as literals; nothing is ever unpickled. Voxels are read by ranges, out
 of a compressed `.npz` as `inflate` does.
 
-Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Axes are z, y, x, whichever lies
-innermost in the file; a voxel size is not in it.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Axes are z, y, x, in C or in Fortran
+order; the format has no voxel size.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class TomogramFormat:
     name : for people; suffixes : lower case, of files of this format
     open : (path, voxel_size=, …) → the source; takes `unsigned` where `has_sign`, and `name` where `holds_many`
     open_remote : the same for a URL; None where files have to be copied to a disk first
-    beside : suffixes of files that lie beside tomograms and are none as a rule: tilt series, tables; they are opened
-        where they are named, not where a folder is
+    beside : suffixes of files that lie beside tomograms but mostly are not tomograms, such as tilt series and tables;
+        such a file is opened if it is named, and skipped in a folder
     holds_many : `FILE/NAME` means the array NAME in the file
     """
 
@@ -71,12 +71,12 @@ _PACKED = (".gz", ".bz2", ".zip", ".zst", ".xz")
 
 
 def format_of(name: str) -> TomogramFormat | None:
-    """The format that a file's name tells."""
+    """The format that a file's suffix stands for; None if there is none."""
     return next((form for form in FORMATS if name.lower().endswith(form.suffixes)), None)
 
 
 def inside(path: Path) -> tuple[Path, str] | None:
-    """`tomo.h5/path/of/it` as the file and the name in it; None where this is no such path."""
+    """Split `tomo.h5/path/of/it` into the file and the name in it; None if the path is not of this kind."""
     try:
         if path.exists():
             return None
@@ -105,8 +105,8 @@ def open_tomogram(
     voxel_size : Å, one number or (z, y, x), instead of the file's own
     unsigned : how to read 8-bit MRC voxels, instead of what the header says
 
-    A file whose name tells nothing is taken to be MRC. Raises InputError, one line that says what is wrong with the
-    file and what to do, and StoreError where storage that is not a local disk does not answer or does not let us in.
+    A file with an unknown suffix is taken to be MRC. Raises InputError, one line that says what is wrong with the
+    file and what to do, and StoreError if remote storage does not answer or denies access.
     """
     override = parse_voxel_size(voxel_size)
     if not isinstance(path_or_url, str | PathLike):

@@ -56,8 +56,9 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would
 
 @dataclass(frozen=True)
 class _Stack:
-    """What the pages say; `told` is of the voxel size. `flat` is the place of the first voxel, where all lie
-    together; else `offsets` and `counts` (pages, segments) tell where strips or tiles of `segment` (rows, columns) lie.
+    """The layout that the pages describe; `told` is the voxel size. `flat` is the place of the first voxel, where all
+    lie together; else `offsets` and `counts` (pages, segments) tell where strips or tiles of `segment` (rows, columns)
+    lie.
     """
 
     shape: Shape3
@@ -139,7 +140,7 @@ def open_tiff(path: Path, *, voxel_size: Point | None = None) -> FlatSource | Ti
 
 
 class _Bounded(io.FileIO):
-    """A file that gives no more than it has: a damaged count of bytes is not allocated."""
+    """A file that reads no more bytes than it has, so that a damaged count of bytes is never allocated."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -1,4 +1,4 @@
-"""Points of other programs: one module a format, and the table of them. `io.points.files` reads and writes.
+"""Points of other programs: one module for each format, and the table of formats. `io.points.files` reads and writes.
 
 Everything in Python is zero-based voxels of the tomogram, (z, y, x), the first voxel's centre at 0.
 """

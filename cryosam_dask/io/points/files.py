@@ -79,8 +79,8 @@ def write_picks(
     user, session : copick's names for whose picks these are
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
-    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. What each
-    format keeps, and how exactly, is told in its module.
+    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. Each
+    format's module describes what the format keeps, and how exactly.
     """
     path = Path(path)
     frame = Frame(
@@ -101,8 +101,8 @@ def encode_picks(
 ) -> bytes:
     """The file of picks of one or more tomograms, each with its frame; `joint`: with the tomogram's name at each pick.
 
-    InputError for a format that holds one tomogram alone, or lacks something in a frame, and for a name that the format
-    can't hold so that it is read back as it is.
+    InputError if the format can't hold several tomograms, if a frame lacks something that it needs, or if the format
+    can't hold a name exactly.
     """
     chosen = FORMATS[format]
     if (joint or len(parts) != 1) and not chosen.joint:
@@ -169,11 +169,11 @@ def read_points(
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
     Returns a table of z, y, x (float64), then score (float64), instance (int64) and the orientation rot, tilt, psi
-    (degrees, RELION's convention; see `points.orientation`) where the file has them, then what else it tells: tomogram,
-    kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated and refined ones do;
-    `check_points` refuses those. Raises InputError for a file that can't be read, has no points, has those of several
-    tomograms or kinds of which none was asked for, holds anything but finite coordinates, or mostly such as lie far
-    below the first voxel, which are not counted from there.
+    (degrees, RELION's convention; see `points.orientation`) where the file has them, then its other columns: tomogram,
+    kind, and further columns of a table. Points may lie beyond the tomogram's border, as annotated and refined ones do;
+    `check_points` refuses those. Raises InputError for a file that can't be read, has no points, has points of several
+    tomograms or kinds of which none was asked for, has coordinates that are not finite, or has mostly coordinates far
+    below the first voxel, which are not counted from it.
     """
     if "#" in str(path) and copick_project.is_address(str(path)):
         path = copick_project.picks_path(str(path))
@@ -197,7 +197,7 @@ def read_points(
 
 
 def _tell(frame: Frame, notes: list[str] | None) -> None:
-    """What had to be assumed, each thing once."""
+    """Pass on what had to be assumed, each sentence once."""
     for note in dict.fromkeys(frame.notes):
         if notes is None:
             logger.warning("%s", note)

@@ -4,10 +4,10 @@ From IMOD's binary format page (bio3d.colorado.edu/imod/doc/binspec.html): coord
 from -0.5 to NZ - 0.5. So the centre of voxel (k, j, i) is x = i + 0.5, y = j + 0.5, z = k.
 
 They are written with the imodmodel library, one contour a pick: its surface number is the instance, its general value
-the score. They are read here, since imodmodel takes the sizes in a file on trust. Read are the points of one object,
-with what `MINX` says undone: the part of an image that a model was drawn on, and, where the model was drawn on the same
-volume at another binning (by its maxima and pixel size), that binning. Y and Z of a model that was saved on a flipped
-view are exchanged, as 3dmod does it (`imodFlipYZ`).
+the score. They are read here, since imodmodel takes the sizes in a file on trust. The points of one object are read,
+and what `MINX` records is undone: the part of an image that a model was drawn on, and, where the model was drawn on the
+same volume at another binning (by its maxima and pixel size), that binning. Y and Z of a model that was saved on a
+flipped view are exchanged, as 3dmod does it (`imodFlipYZ`).
 """
 
 from __future__ import annotations

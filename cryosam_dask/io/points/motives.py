@@ -5,9 +5,9 @@ Places count from 1: all of them are programs in MATLAB ("Dynamo uses the conven
 takes them as MATLAB's indices; PyTom's `fromMOTL` subtracts 1 from those of TOM and AV3). So the first voxel's centre
 is 1, and a particle stands at place + shift − 1. Angles are those of `orientation`. Tomograms have numbers.
 
-A tomogram's number is what its name ends in, both ways: 7 is TS_07. Written without such a number in its name, or where
-two of a file end in the same one, tomograms are numbered from 1, which is said. Shifts are written as what the places
-lack to whole voxels where the programs cut subtomograms at whole voxels.
+A tomogram's number is what its name ends in, both ways: 7 is TS_07. If a tomogram to be written has no such number in
+its name, or two have the same, all are numbered from 1, which a note says. For programs that cut subtomograms at whole
+voxels, places are written as whole voxels and the remainder as shifts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FIRST = 1.0
 
 @dataclass(frozen=True)
 class Motives:
-    """Particles in these programs' words, arrays of one length n.
+    """Particles as these programs describe them, arrays of one length n.
 
     Attributes
     ----------
@@ -58,8 +58,8 @@ class Motives:
 
 
 def columns(path: Path, motives: Motives, frame: Frame) -> Columns:
-    """As a reader gives them. Tags, scores and classes that are all 0 are none; a class is a kind when one is asked
-    for, else a column of numbers."""
+    """The columns that a reader returns. Tags, scores and classes are left out if they are all 0. A class is a kind if
+    a kind is asked for, else a column of numbers."""
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         places = rounded(motives.places + motives.shifts - FIRST)
     points = axes_of(np.ascontiguousarray(places[:, ::-1]))

@@ -26,7 +26,7 @@ _METADATA = 1 << 22  # bytes, and entries, of the file's own description
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """Numbers read back bit for bit."""
+    """Write a Parquet file; numbers read back bit for bit."""
     out = io.BytesIO()
     joined(parts, joint).to_parquet(out, engine="pyarrow", index=False)
     return out.getvalue()

@@ -5,8 +5,8 @@ From PyTom's `basic/structures.py`: a `Particle` has a `PickPosition` (X, Y, Z, 
 Positions are zero-based: `fromMOTL` subtracts 1 from those of TOM. An instance is the number that a particle's file
 name ends in.
 
-Read with expat, which keeps no tree. A document type, in which entities could be declared that unpack to much, is
-refused: PyTom writes none.
+Read with expat, which keeps no tree. A document type is refused, since it could declare entities that expand to huge
+texts; PyTom writes none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass
 class _List:
-    """What is read of a list: one entry each particle."""
+    """The particles of a list: in each field one entry for each particle."""
 
     places: list[list[float]] = field(default_factory=list)
     angles: list[list[float]] = field(default_factory=list)

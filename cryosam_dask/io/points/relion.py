@@ -67,8 +67,8 @@ _WHAT = "points in RELION 5's convention"
 def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
     """The points of one tomogram in a particles file, or in the particles file that an optimisation set names.
 
-    `convention` is of use where a file has the columns of several. A class is a kind when one is asked for; else all
-    come, with their numbers in the column class: they are most often states of one particle.
+    `convention` is needed if a file has the columns of several conventions. A class is a kind if a kind is asked for;
+    otherwise all points are returned, with the column class, since classes are most often states of one particle.
 
     InputError for a file without coordinates, and for one whose convention needs a voxel size or a shape that isn't
     known.
@@ -104,7 +104,7 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """RELION 4's file of picks; the name is `UNNAMED` where none is known."""
+    """RELION 4's file of picks; the tomogram's name is `UNNAMED` if none is known."""
     return _encode([(table, frame.tomogram or UNNAMED, positions(table)) for table, frame in parts], PIXELS)
 
 
@@ -124,7 +124,7 @@ def encode_centred(parts: Sequence[Part], joint: bool) -> bytes:
 
 
 def listed_names(path: Path, names: Sequence[str]) -> list[str]:
-    """What a tomograms.star calls tomograms; InputError where it has not just one for each of them."""
+    """The names of tomograms in a tomograms.star; InputError unless it has exactly one for each of them."""
     extents = _extents(path)
     listed = [_of(extents, name, path)[0] for name in names]
     for place, name in enumerate(listed):
@@ -199,7 +199,7 @@ def _extents(path: Path) -> dict[str, Float64]:
 
 
 def _of(extents: dict[str, Float64], name: str, path: Path) -> tuple[str, Float64]:
-    """What a tomogram is called among those of a tomograms.star, and its size."""
+    """The name and the size that a tomograms.star has for a tomogram."""
     matches = matching(name, extents)
     if len(matches) != 1:
         listed = ", ".join(map(shown, list(extents)[:5])) + (", …" if len(extents) > 5 else "")

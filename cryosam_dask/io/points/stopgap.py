@@ -50,7 +50,7 @@ def read(path: Path, frame: Frame) -> Columns:
 
 
 def of_star(path: Path, tables: Sequence[Table], frame: Frame) -> Columns | None:
-    """The points of a motive list among the tables, None where there is none."""
+    """The points of a motive list among the tables; None if there is no such list."""
     table = next((table for table in tables if table.has(_PLACES)), None)
     if table is None:
         return None

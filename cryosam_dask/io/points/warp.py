@@ -64,7 +64,7 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
 
 
 def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> Columns | None:
-    """The points of M's table, None where there is none or another convention is asked for."""
+    """The points of M's table; None if there is no such table or another convention is asked for."""
     table = next((table for table in tables if table.has([f"wrpCoordinate{axis}1" for axis in "XYZ"])), None)
     if table is None or convention not in ("any", "warp"):
         return None
@@ -95,8 +95,8 @@ def wrote_stacks(tables: Sequence[Table], particles: Table, convention: str) -> 
     """Whether the coordinates are those of Warp's export of 2D stacks.
 
     Warp's own marks are the stacks' names, and tomograms called NAME.tomostar whose particles are called NAME/1: RELION
-    calls a stack 1_stack2d.mrcs, and a particle as the tomogram with the number behind. It is not sure where both
-    programs' marks are there, and where tomograms of 2D stacks have Warp's names and nothing else tells.
+    calls a stack 1_stack2d.mrcs, and a particle as the tomogram with the number behind. The answer is "maybe" if the
+    marks of both programs are there, or if tomograms of 2D stacks have Warp's names and nothing else decides it.
     """
     if convention not in ("any", "warp"):
         return "no"
