@@ -70,7 +70,7 @@ class RandomWalkerSegmenter:
     def candidates(
         self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
     ) -> list[WalkedCandidates]:
-        """What `predict` finds, on the prompts' windows; see `WindowedSegmenter.candidates`."""
+        """The masks of `predict`, on the prompts' windows; see `WindowedSegmenter.candidates`."""
         per_point = []
         for b, (row, col) in enumerate(np.asarray(points, float).tolist()):
             if logits is None:
@@ -88,7 +88,7 @@ class RandomWalkerSegmenter:
 
 
 class WalkedCandidates(NamedTuple):
-    """What the walks from one prompt on a plane found, each on its own window; see `Candidates`."""
+    """The masks that walks from one prompt on a plane found, each on its own window; see `Candidates`."""
 
     plane: tuple[int, int]
     walked: list[walker.Candidate]
@@ -145,7 +145,7 @@ class RandomWalkerInfo:
         return RandomWalkerSegmenter().embedding_dtype
 
     def source(self) -> None:
-        """There are no weights."""
+        """None: there are no weights."""
 
     def load(self, path: str | None, device: str, dtype: str) -> PromptedSegmenter:
         """The segmenter, which runs on the CPU wherever it is asked to."""

@@ -12,7 +12,7 @@ from cryosam_dask.types import PromptedSegmenter, SliceEncoder
 
 
 def weights_identity(spec: str) -> str:
-    """What stands for a model in fingerprints: its name, and the SHA-256 of the weights or the version of a built-in.
+    """What identifies a model in fingerprints: its name, and the SHA-256 of the weights or the version of a built-in.
 
     The model is not loaded. Weights whose digest is published need not even be there; others are fetched.
 

@@ -136,7 +136,7 @@ class SamSegmenter:
     def candidates(
         self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
     ) -> list[SamCandidates]:
-        """What `predict` finds, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`."""
+        """The masks of `predict`, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`."""
         import torch
 
         per_point: list[SamCandidates] = []

@@ -108,7 +108,7 @@ def locate(name: str, source: Source | None, path: str | None) -> WeightsFile:
 
 
 def identity(name: str, sha256: str) -> str:
-    """What stands for a model with weights in fingerprints."""
+    """What identifies a model with weights in fingerprints."""
     return f"{name} sha256:{sha256}"
 
 
