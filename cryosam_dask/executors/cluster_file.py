@@ -180,7 +180,8 @@ def read_cluster_file(path: str | Path) -> SlurmFile:
 
     Raises
     ------
-    SettingsError : it can't be read, is no YAML, or a key is unknown, missing or out of range; one line that names it
+    SettingsError : the file can't be read or is not YAML, or a key is unknown, missing or out of range; one line names
+        the key
     """
     import yaml
 

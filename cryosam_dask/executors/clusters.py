@@ -41,7 +41,7 @@ def open_cluster(
 
     Raises
     ------
-    SettingsError : the file is not as it should be, or contradicts `device`
+    SettingsError : the file is not valid, or contradicts `device`
     DeviceError : "cuda" on a machine without a GPU
     ExecutionError : a package is not installed, or the cluster did not start
     """
@@ -83,7 +83,7 @@ def serve(
 
     scheduler_file : where to write what a client needs, for its owner alone: `address`, and paths under `tls`
     say : is called with each line for the user, instead of printing it
-    until : ends it, too
+    until : an event that ends it, too
     """
     if is_cuda(spec):
         raise SettingsError("cryosam cluster takes a file; the GPUs of this machine are used by --cluster cuda")

@@ -1,4 +1,4 @@
-"""Units of one stage on their way over a connection: a bounded number in flight, until all have landed.
+"""Send the units of one stage over a connection, a bounded number at a time, until all have landed.
 
                  ┌── top_up: as many as workers can hold
 waiting ─▶ flying ─▶ landed ─▶ report
@@ -75,7 +75,7 @@ class Flight:
         self._alone = False
 
     def run(self, units: Iterable[Unit]) -> None:
-        """Run units to their end, whatever that is.
+        """Run units until each has finished or failed.
 
         `ExecutionError` if the connection is lost for good. What `report` raises passes through.
         """
@@ -146,7 +146,7 @@ class Flight:
             future.add_done_callback(self._landed.put)
 
     def _land(self) -> list[tuple[Unit, Finished | Failed]]:
-        """Units that are through, in any order; none if none is after a while."""
+        """Units that have finished or failed, in any order; an empty list if none has after a while."""
         futures = self._through()
         outcomes = landed_outcomes(self._link.client, futures)
         for future in futures:
@@ -192,7 +192,7 @@ class Flight:
         return Failed(error, task.process)
 
     def _hear(self) -> None:
-        """Take down which units have begun, and which were lost with their worker."""
+        """Record which units have begun, and which were lost with their worker."""
         for event in self._link.news().take():
             if isinstance(event, Left):
                 self._left(event)

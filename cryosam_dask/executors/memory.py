@@ -1,4 +1,4 @@
-"""Memory of workers: what is there, what a unit would need, and what it did need."""
+"""Memory of workers: how much there is, how much a unit would need, and how much it did need."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def security_from(
 
 
 def configured_security() -> Security | None:
-    """What `distributed.comm.tls` of Dask's configuration says, if it says anything."""
+    """The certificates in `distributed.comm.tls` of Dask's configuration; None if there are none."""
     import dask
     from distributed import Security
 

@@ -1,4 +1,4 @@
-"""Units on their way through workers, and which of them have stopped coming along."""
+"""The units that workers hold, and the workers that hang."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRACE = 60.0
 """Seconds more for a worker's first unit, which is preceded by the loading of all that the worker needs."""
 
 _LOOKS = 4
-"""How often in a timeout workers are looked at: what hangs is found after 1 to 1.25 of it."""
+"""Looks at the workers in one timeout: a unit that hangs is found after 1 to 1.25 timeouts."""
 
 
 @dataclass
@@ -38,10 +38,11 @@ class Flown:
 
 
 class Watch:
-    """Finds workers that hang: with a unit that runs for too long, or that begin none of those that they hold.
+    """Finds workers that hang: those that run a unit for too long, and those that begin none of the units that they
+    hold.
 
-    The second kind can't even say what it does: a stopped process, a machine that does not answer. A worker that also
-    holds tasks of others may be busy with those, and is left to the scheduler.
+    A worker of the second kind can't report anything: its process is stopped, or its machine does not answer. A worker
+    that also holds tasks of others may be busy with those, and is left to the scheduler.
 
     Parameters
     ----------
