@@ -1,4 +1,4 @@
-"""What an error of somebody's storage package means: whether to try again, and how to say it in one line.
+"""What an error of a storage package means: whether to try again, and how to say it in one line.
 
 Exceptions are known by their classes' names and by the statuses that they carry, so that no package of a cloud has to
 be installed, or imported, for it.
@@ -70,14 +70,14 @@ class UnfinishedError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """An error, understood.
+    """What an error means.
 
     Attributes
     ----------
     reason : the message in one line, without secrets; hint : what to do
-    transient : whether it may be gone in a while; unreachable : no server answered at all
-    missing : the error itself, where it says that something is not there (or is no folder, or is)
-    error : the error itself, where it is one for users already
+    transient : whether it may be gone when it is tried again later; unreachable : no server answered at all
+    missing : the error itself, if it says that something is not there (or is not a folder, or is one)
+    error : the error itself, if it is already one for users
     """
 
     reason: str
@@ -88,7 +88,8 @@ class Fault:
     error: CryosamError | None = None
 
     def sentence(self, verb: str, place: str, path: str, waited: float) -> str:
-        """For users. `place` is the bucket or host; `path` the object; `waited` the seconds that were tried."""
+        """The error for users. `place` is the bucket or host; `path` the object; `waited` the seconds that were
+        tried."""
         where = public(path) if "://" in path else f"{place.partition('://')[0]}://{path}" if path else place
         tried = f" for {waited:.0f} s" if waited >= 1 and self.transient else ""
         hint = self.hint or (AGAIN if self.transient and not self.unreachable else "")
@@ -96,7 +97,7 @@ class Fault:
 
 
 def classify(error: BaseException) -> Fault:
-    """Understand an error of a storage package by itself and by what caused it."""
+    """Classify an error of a storage package by its own kind and by the kinds of its causes."""
     if isinstance(error, CryosamError):
         return Fault(str(error), error=error)
     chain = list(_chain(error))

@@ -55,7 +55,8 @@ _guard = _Guard()
 
 @contextlib.contextmanager
 def guarded(check: Callable[[], None]) -> Iterator[None]:
-    """Within, before this thread writes, `check` is called now and then, and its error prevents the writing."""
+    """A context in which `check` is called now and then before this thread writes; an error that it raises prevents the
+    write."""
     _guard.check, _guard.checked = check, time.monotonic()
     try:
         yield
@@ -73,8 +74,8 @@ def about_to_write() -> None:
 class RunArray(zarr.Array[Any]):
     """A zarr array of a run. Reading damaged or missing chunks raises `StoreError` with their names.
 
-    Reads cost what they did: a chunk that is not there is noticed where it is asked for, and which one is damaged is
-    only looked for after a read has failed. All chunks are written, empty ones too.
+    Reads cost no more than zarr's: a missing chunk is noticed when it is asked for, and which chunk is damaged is only
+    looked for after a read has failed. All chunks are written, empty ones too.
     """
 
     def __init__(self, array: zarr.Array[Any], url: str) -> None:

@@ -2,8 +2,8 @@
 
 A stage owns one array `marks/STAGE`, one byte a unit and one unit a chunk: marking is one small write that no other
 unit touches. The array's attributes hold the fingerprint and the settings it stands for; they are written before the
-stage's first unit. A mark's own chunk is only ever written with a 1 in it, so that which units are done is one listing
-of keys, not as many reads as there are units; chunks of data are never taken as marks.
+stage's first unit. A mark's chunk is only ever written with a 1 in it, so one listing of keys tells which units are
+done, without a read for each unit. Chunks of data are never taken as marks.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _written: dict[tuple[str, str], bytes] = {}
 
 
 def check_same(store: RunStore, stage: str, fingerprint: str) -> None:
-    """`StoreError` if a stage has been begun anew with another fingerprint. A unit may outlive a killed driver, and
+    """`StoreError` if a stage was started anew with another fingerprint. A unit may outlive a killed driver, and
     another driver may have overwritten its stage by then. Without a fingerprint nothing is compared."""
     if not fingerprint:
         return

@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """Check the name of a query, which becomes a folder: up to 64 letters, digits, `.`, `_`, `-`; no sign first."""
+    """Check the name of a query, which becomes a folder: up to 64 letters, digits, `.`, `_`, `-`, a letter or digit
+    first."""
     if not _NAME.fullmatch(name) or name.endswith("_semantic"):
         raise StoreError(
             f"name {name!r} can't be used: expected up to 64 letters, digits, '.', '_' or '-', starting with a "
