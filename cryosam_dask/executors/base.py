@@ -89,7 +89,7 @@ class Executor(Protocol):
     def precision(self) -> str: ...
 
     def describe(self) -> str:
-        """For people: "2 local workers, CPU"."""
+        """A description for people, such as "2 local workers, CPU"."""
         ...
 
     def run(self, stage: Stage, context: Context, units: Sequence[Unit], report: Report) -> None:
@@ -102,11 +102,11 @@ class Executor(Protocol):
         ...
 
     def compute(self, values: Sequence[Any]) -> list[Any]:
-        """Values of small collections of Dask, computed where units run."""
+        """Compute the values of small Dask collections where units run."""
         ...
 
     def close(self) -> None:
-        """Give back what the executor itself opened. Closing twice is allowed."""
+        """Release what the executor itself opened. Closing twice is allowed."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -130,7 +130,7 @@ class Execution:
 
 
 def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Unit) -> Finished:
-    """Run one unit where it stands and set its marks last. Every executor runs units through this."""
+    """Run one unit in this process and set its marks when it is done. Every executor runs units through this."""
     worker = process_name()
     logger.debug("%s: %s begins on %s", stage, unit.name, worker)
     start = time.perf_counter()
@@ -158,12 +158,12 @@ def run_unit(stage: str, work: Work, settings: Json, context: Context, unit: Uni
 
 
 def with_value(stage: Stage, unit: Unit) -> Unit:
-    """A unit with what it gets of the stage's inputs, where these are in this process."""
+    """The unit with its value from the stage's inputs, if the stage has inputs in this process."""
     return unit if stage.inputs is None else replace(unit, value=stage.inputs.of(unit))
 
 
 def process_name() -> str:
-    """This process, as timings and failures call it: host and process id."""
+    """The name of this process in timings and failures: host and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -189,14 +189,16 @@ def execute(
 ) -> Execution:
     """Run the units of a stage that are not marked done; `units` restricts it to some of the stage's units.
 
-    `observer` is told of each run of a unit when it ends, well or not, whatever `execute` itself comes to.
+    `observer` is told of the end of each run of a unit, whether it succeeded or failed, even if `execute` itself
+    raises.
 
     Raises
     ------
     StoreError : the stage was begun with other settings, or the store can't be written
     MemoryLimitError : the largest unit does not fit in a worker; nothing ran and nothing was written
     ExecutionError : units failed `retries` + 1 times; the others ran, and are not run again next time
-    CryosamError : of a unit, as it is and without a retry: bad input stays bad
+    CryosamError : a unit raised it; it is passed on unchanged and the unit is not tried again, since bad input stays
+        bad
     """
     wanted = tuple(stage.units if units is None else units)
     if len({unit.name for unit in wanted}) < len(wanted):
@@ -223,8 +225,8 @@ def execute(
 
 def unfinished(stage: Stage, store: RunStore, units: Iterable[Unit]) -> list[Unit]:
     """The units that lack a mark of this very stage: all, if it has not begun or was begun with other settings."""
-    found = marks.found_stage(store, stage.name)
-    if found is None or found["fingerprint"] != stage.fingerprint:
+    stored = marks.found_stage(store, stage.name)
+    if stored is None or stored["fingerprint"] != stage.fingerprint:
         return list(units)
     done = marks.done(store, stage.name)
     return [unit for unit in units if not all(done[index] for index in unit.marks)]

@@ -1,4 +1,4 @@
-"""The choice of an executor: where units run, from what a user said of it."""
+"""Choose an executor: decide from the user's options where units run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_executor(
 
     Raises
     ------
-    SettingsError : arguments that contradict each other or can't be
+    SettingsError : arguments contradict each other, or are not valid
     DeviceError : a GPU was asked for and there is none
     ExecutionError : the scheduler does not answer, or the cluster did not start
     """

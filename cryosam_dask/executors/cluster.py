@@ -32,7 +32,7 @@ class Capacity:
 
 
 class Cluster(Protocol):
-    """A scheduler and its workers. Methods with a body have it for clusters that have nothing to add.
+    """A scheduler and its workers. Methods with a body are the defaults of clusters that have nothing to add.
 
     Attributes
     ----------
@@ -46,32 +46,32 @@ class Cluster(Protocol):
     worker_timeout: float | None
 
     def connect(self) -> Client:
-        """The connection. What is not started yet is started; `ExecutionError` if that fails."""
+        """The connection to the scheduler. The cluster is started first if needed; `ExecutionError` if that fails."""
         ...
 
     def connect_again(self, why: Exception) -> Client | None:
-        """Another connection in the place of one that was lost, None if there can be none."""
+        """A new connection in place of a lost one; None if the cluster can't be reached again."""
         return None
 
     def tend(self, present: int) -> bool:
-        """See to workers that are gone, with so many there; whether any were started. `ExecutionError` if none will
-        come."""
+        """Replace workers that are gone, where `present` are there. Returns whether any were started; `ExecutionError`
+        if none will come."""
         return False
 
     def capacity(self, on_gpu: bool, uses_torch: bool) -> Capacity | None:
-        """What there will be for models on a GPU or not, where that is known whichever workers are there now."""
+        """What the full cluster offers to models on a GPU or on the CPU; None if only its present workers can tell."""
         return None
 
     def describe(self) -> str:
-        """For people; "" where nothing is known but what its scheduler says."""
+        """A description for people; "" if nothing is known beyond what its scheduler says."""
         return ""
 
     def awaited(self) -> str:
-        """What a run without workers waits for, in words; "" for a worker that joins."""
+        """What a run without workers waits for, in words; "" if it waits for a worker to join."""
         return ""
 
     def close(self) -> None:
-        """Give back what was started or connected here. Closing twice is allowed."""
+        """Release what was started or connected here. Closing twice is allowed."""
         ...
 
 

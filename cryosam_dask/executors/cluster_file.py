@@ -20,15 +20,15 @@ _RESERVED = {"time", "t", "mem", "n", "ntasks", "cpus-per-task", "c", "partition
 
 def parse_walltime(text: str) -> int:
     """Seconds of a duration as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
-    found = _WALLTIME.fullmatch(text.strip())
-    if found is None:
+    match = _WALLTIME.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is no duration; expected H:M:S, M:S, M or D-H:M:S, such as 04:00:00")
-    numbers = [int(part) for part in found["clock"].split(":")]
-    if found["days"] is not None:
+    numbers = [int(part) for part in match["clock"].split(":")]
+    if match["days"] is not None:
         hours, minutes, seconds = [*numbers, 0, 0][:3]
     else:
         hours, minutes, seconds = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
-    total = ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    total = ((int(match["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
     if total < 60:
         raise ValueError(f"{text!r} is under a minute; expected H:M:S, such as 04:00:00")
     return total
@@ -38,12 +38,12 @@ def _bytes(text: object) -> int:
     from dask.utils import parse_bytes
 
     try:
-        found = int(parse_bytes(str(text)))
+        size = int(parse_bytes(str(text)))
     except ValueError:
         raise ValueError(f"{text!r} is no amount of memory; expected a number and a unit, such as 48GiB") from None
-    if found < SMALLEST_MEMORY:
+    if size < SMALLEST_MEMORY:
         raise ValueError(f"{text} is too little; expected a number and a unit, such as 48GiB")
-    return found
+    return size
 
 
 def _seconds(text: object) -> float:
@@ -180,7 +180,8 @@ def read_cluster_file(path: str | Path) -> SlurmFile:
 
     Raises
     ------
-    SettingsError : it can't be read, is no YAML, or a key is unknown, missing or out of range; one line that names it
+    SettingsError : the file can't be read or is not YAML, or a key is unknown, missing or out of range; one line names
+        the key
     """
     import yaml
 

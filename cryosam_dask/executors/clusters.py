@@ -18,7 +18,7 @@ from cryosam_dask.executors.cluster import Cluster
 from cryosam_dask.executors.cluster_file import read_cluster_file
 from cryosam_dask.executors.cuda import CUDA, CudaWorkers, not_installed
 from cryosam_dask.executors.dask import UNIT_TIMEOUT, DaskExecutor
-from cryosam_dask.executors.joined import KINDS
+from cryosam_dask.executors.joined import JOB_KINDS_KEY
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -41,7 +41,7 @@ def open_cluster(
 
     Raises
     ------
-    SettingsError : the file is not as it should be, or contradicts `device`
+    SettingsError : the file is not valid, or contradicts `device`
     DeviceError : "cuda" on a machine without a GPU
     ExecutionError : a package is not installed, or the cluster did not start
     """
@@ -83,7 +83,7 @@ def serve(
 
     scheduler_file : where to write what a client needs, for its owner alone: `address`, and paths under `tls`
     say : is called with each line for the user, instead of printing it
-    until : ends it, too
+    until : an event that ends it, too
     """
     if is_cuda(spec):
         raise SettingsError("cryosam cluster takes a file; the GPUs of this machine are used by --cluster cuda")
@@ -91,7 +91,7 @@ def serve(
     say = _print if say is None else say
     pool: JobPool = _slurm().JobPool(read_cluster_file(spec), security)
     with contextlib.closing(pool):
-        pool.connect().set_metadata(list(KINDS), list(pool.file.kinds))
+        pool.connect().set_metadata(list(JOB_KINDS_KEY), list(pool.file.kinds))
         files = pool.tls_files
         if scheduler_file is not None:
             _write_private_json(Path(scheduler_file), {"type": "Scheduler", "address": pool.address, "tls": files})

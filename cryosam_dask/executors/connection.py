@@ -1,4 +1,4 @@
-"""The connection to a scheduler: made, lost, and what is heard over it."""
+"""The connection to a scheduler: how it is made, how its loss is noticed, and which events are heard over it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT = 10.0
 CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
 _INTRODUCTION = 10.0
-"""Seconds that who listens at an address has to show who it is; schedulers do at once, unless they are busy."""
+"""Seconds that a server at an address has to identify itself; schedulers do so at once, unless they are busy."""
 
 _TLS_OPTIONS = "--tls-ca, --tls-cert and --tls-key"
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
@@ -39,7 +39,7 @@ class ConnectionLostError(Exception):
 
 @contextlib.contextmanager
 def talking() -> Iterator[None]:
-    """Within, whatever a lost connection shows itself by is a `ConnectionLostError`."""
+    """A context in which every exception of a lost connection becomes a `ConnectionLostError`."""
     from distributed.client import ClosedClientError
 
     try:
@@ -74,8 +74,8 @@ def _client(address: str, timeout: float, security: Security | None) -> Client:
 def disconnect(client: Client) -> None:
     """Close a client whatever state it is in, and its thread.
 
-    One that is left open is closed by the garbage collector: at any moment, such as while another one starts, and then
-    this waits for ever for a lock that its own thread holds.
+    A client that is left open is closed by the garbage collector at any moment, for example while another client
+    starts; it then waits for ever for a lock that its own thread holds.
     """
     try:
         client.close(timeout=2)
@@ -164,7 +164,7 @@ class Left:
 
 
 class News:
-    """What is heard from a scheduler: tasks of ours that begin, and workers that leave.
+    """The events heard from a scheduler: our tasks that begin, and workers that leave.
 
     Attributes
     ----------
@@ -185,12 +185,12 @@ class News:
         client.subscribe_topic(self._EVERYTHING, self._happened)
 
     def take(self) -> list[Began | Left]:
-        """What is new, in the order in which the scheduler told it."""
-        found = []
+        """The new events, in the order in which the scheduler sent them."""
+        events = []
         with contextlib.suppress(IndexError):
             while True:
-                found.append(self._heard.popleft())
-        return found
+                events.append(self._heard.popleft())
+        return events
 
     def _began(self, event: tuple[float, Any]) -> None:
         _, said = event
@@ -204,7 +204,7 @@ class News:
         return self._theirs(event) if self._theirs is not None else None
 
     def close(self) -> None:
-        """Listen no more; somebody who listened before us goes on."""
+        """Stop listening, and restore the handler that listened before."""
         self._closed = True
         self.client.unsubscribe_topic(self.topic)
         if self._theirs is not None:

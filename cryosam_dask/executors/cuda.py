@@ -93,7 +93,7 @@ def _gpus(device: str) -> list[str]:
 
 
 def not_installed(package: str, extra: str, error: ImportError) -> ExecutionError:
-    """The error for a package of one of our extras that is not there."""
+    """The error for a package of one of our extras that is not installed."""
     return ExecutionError(
         f"--cluster needs {package}, which can't be loaded here ({one_line(error)}); pip install "
         f"'cryosam-dask[{extra}]'"

@@ -70,7 +70,7 @@ class DaskExecutor:
 
     @property
     def device(self) -> str:
-        """What models run on, if need be found by asking the workers; waits for the first one.
+        """The device that models run on. If it is not known, the workers are asked, which waits for the first one.
 
         `DeviceError` if a GPU was asked for and a worker that would run models has none.
         """
@@ -80,7 +80,8 @@ class DaskExecutor:
 
     @property
     def worker_memory(self) -> int | None:
-        """The smallest share of a thread in its worker's limit; None if no worker has a limit."""
+        """The memory of one thread in its worker's limit, the smallest of all workers; None if no worker has a
+        limit."""
         if capacity := self._capacity():
             return capacity.worker_memory
         workers = self.link.kept(self.link.some_workers).values()
@@ -89,7 +90,7 @@ class DaskExecutor:
 
     @property
     def units_per_worker(self) -> int:
-        """The fewest threads of a worker: as many units share one model in its memory."""
+        """The fewest threads that any worker has: so many units share one model in its memory."""
         if capacity := self._capacity():
             return capacity.units_per_worker
         return min((w["nthreads"] for w in self.link.kept(self.link.some_workers).values()), default=1)

@@ -1,4 +1,4 @@
-"""Units of one stage on their way over a connection: a bounded number in flight, until all have landed.
+"""Send the units of one stage over a connection, a bounded number at a time, until all have landed.
 
                  ┌── top_up: as many as workers can hold
 waiting ─▶ flying ─▶ landed ─▶ report
@@ -75,7 +75,7 @@ class Flight:
         self._alone = False
 
     def run(self, units: Iterable[Unit]) -> None:
-        """Run units to their end, whatever that is.
+        """Run units until each has finished or failed.
 
         `ExecutionError` if the connection is lost for good. What `report` raises passes through.
         """
@@ -146,7 +146,7 @@ class Flight:
             future.add_done_callback(self._landed.put)
 
     def _land(self) -> list[tuple[Unit, Finished | Failed]]:
-        """Units that are through, in any order; none if none is after a while."""
+        """Units that have finished or failed, in any order; an empty list if none has after a while."""
         futures = self._through()
         outcomes = landed_outcomes(self._link.client, futures)
         for future in futures:
@@ -158,46 +158,46 @@ class Flight:
         landed: list[tuple[Unit, Finished | Failed]] = []
         for future, outcome in outcomes.items():
             future.release()
-            one = self._drop(future)
+            task = self._drop(future)
             if isinstance(outcome, Finished):
-                self._tell_loss(one)
-                landed.append((one.unit, outcome))
+                self._tell_loss(task)
+                landed.append((task.unit, outcome))
             else:
-                landed.append((one.unit, self._failure(one, outcome)))
+                landed.append((task.unit, self._failure(task, outcome)))
         if landed:
             self._link.fruitless = 0
         return landed
 
     def _through(self) -> list[Future[Finished]]:
-        found = []
+        futures = []
         with contextlib.suppress(Empty):
-            found.append(self._landed.get(timeout=min(_LOOK_AROUND, self._watch.interval or _LOOK_AROUND)))
+            futures.append(self._landed.get(timeout=min(_LOOK_AROUND, self._watch.interval or _LOOK_AROUND)))
         if self._link.client.status not in ("running", "connecting"):
             raise ConnectionLostError("it was closed")
-        if found:
+        if futures:
             time.sleep(self._linger)
         with contextlib.suppress(Empty):
             while True:
-                found.append(self._landed.get_nowait())
-        return [future for future in dict.fromkeys(found) if future in self._flying]
+                futures.append(self._landed.get_nowait())
+        return [future for future in dict.fromkeys(futures) if future in self._flying]
 
-    def _failure(self, one: Flown, error: BaseException) -> Failed:
+    def _failure(self, task: Flown, error: BaseException) -> Failed:
         """A unit's exception, or the end of its last worker, with where that was."""
         from distributed import KilledWorker
 
         if isinstance(error, KilledWorker):
-            worker = one.lost.worker if one.lost else one.process
+            worker = task.lost.worker if task.lost else task.process
             return Failed(error, worker or str(error.last_worker.address))
-        self._tell_loss(one)
-        return Failed(error, one.process)
+        self._tell_loss(task)
+        return Failed(error, task.process)
 
     def _hear(self) -> None:
-        """Take down which units have begun, and which were lost with their worker."""
+        """Record which units have begun, and which were lost with their worker."""
         for event in self._link.news().take():
             if isinstance(event, Left):
                 self._left(event)
-            elif (one := self._by_key.get(event.key)) is not None:
-                self._began(one, event)
+            elif (task := self._by_key.get(event.key)) is not None:
+                self._began(task, event)
 
     def _began(self, one: Flown, event: Began) -> None:
         if one.process and one.lost is None:
@@ -208,28 +208,28 @@ class Flight:
 
     def _left(self, event: Left) -> None:
         """A worker has left. What had begun on it, or else must have been about to, was lost with it."""
-        held = sorted((self._by_key[key] for key in event.keys if key in self._by_key), key=lambda one: one.order)
-        begun = [one for one in held if one.worker == event.worker]
+        held = sorted((self._by_key[key] for key in event.keys if key in self._by_key), key=lambda task: task.order)
+        begun = [task for task in held if task.worker == event.worker]
         why = self._why.pop(event.worker, "its worker was lost")
-        for one in begun or held[: self._threads.get(event.worker, 1)]:
-            self._tell_loss(one)
-            worker = one.process or event.worker
-            logger.info("%s: %s was running on %s when that was lost", self._stage.name, one.unit.name, worker)
-            one.lost = Failed(ConnectionError(why), worker, again=True)
-            one.worker, one.process, one.began = "", "", None
+        for task in begun or held[: self._threads.get(event.worker, 1)]:
+            self._tell_loss(task)
+            worker = task.process or event.worker
+            logger.info("%s: %s was running on %s when that was lost", self._stage.name, task.unit.name, worker)
+            task.lost = Failed(ConnectionError(why), worker, again=True)
+            task.worker, task.process, task.began = "", "", None
 
-    def _tell_loss(self, one: Flown) -> None:
+    def _tell_loss(self, task: Flown) -> None:
         """Report a run that was lost, now that another has followed."""
-        if one.lost is not None:
-            self._failed.append((one.unit, one.lost))
-            one.lost = None
+        if task.lost is not None:
+            self._failed.append((task.unit, task.lost))
+            task.lost = None
 
     def _end_hung(self) -> None:
         """Restart workers that hang, so that their units run elsewhere; give up units that made several hang."""
-        found = self._watch.hung(self._flying.values(), self._link.processing, lambda w: self._threads.get(w, 1))
-        for address, units in found.items():
+        hanging = self._watch.hung(self._flying.values(), self._link.processing, lambda w: self._threads.get(w, 1))
+        for address, units in hanging.items():
             process = units[0].process or address
-            names = ", ".join(one.unit.name for one in units)
+            names = ", ".join(task.unit.name for task in units)
             logger.warning(
                 "%s: %s did not end within %g s on %s; this worker is taken to hang and is restarted",
                 self._stage.name,
@@ -237,29 +237,29 @@ class Flight:
                 self._timeout,
                 process,
             )
-            self._give_up([one for one in units if self._strike(one)], process)
+            self._give_up([task for task in units if self._strike(task)], process)
             self._why[address] = f"it did not end within {self._timeout:g} s, so its worker was restarted"
             if not self._link.restart(address):
                 logger.warning("%s: %s could not be restarted; the scheduler goes on without it", names, process)
 
-    def _strike(self, one: Flown) -> bool:
+    def _strike(self, task: Flown) -> bool:
         """Count a worker that hangs in a unit; whether the unit must be the reason."""
-        self._strikes[one.unit.name] += 1
-        one.began = time.monotonic() if one.began is not None else None  # if restarting fails, this is tried again
-        return self._strikes[one.unit.name] >= STRIKES
+        self._strikes[task.unit.name] += 1
+        task.began = time.monotonic() if task.began is not None else None  # if restarting fails, this is tried again
+        return self._strikes[task.unit.name] >= STRIKES
 
     def _give_up(self, units: Collection[Flown], process: str) -> None:
         """Fail units that hang, and have the scheduler forget them."""
-        keys = {one.key for one in units}
-        cancelled = [future for future, one in self._flying.items() if one.key in keys]
+        keys = {task.key for task in units}
+        cancelled = [future for future, task in self._flying.items() if task.key in keys]
         for future in cancelled:
-            one = self._drop(future)
-            self._tell_loss(one)
+            task = self._drop(future)
+            self._tell_loss(task)
             error = ExecutionError(
-                f"{self._stage.name}: {one.unit.name} did not end within {self._timeout:g} s on {STRIKES} workers, the "
-                f"last of them {process}; see what it waits for there, or give units more time with --unit-timeout"
+                f"{self._stage.name}: {task.unit.name} did not end within {self._timeout:g} s on {STRIKES} workers, "
+                f"the last of them {process}; see what it waits for there, or give units more time with --unit-timeout"
             )
-            self._failed.append((one.unit, Failed(error, process)))
+            self._failed.append((task.unit, Failed(error, process)))
         if cancelled:
             self._link.client.cancel(cancelled)
             self._await_release(keys)
@@ -275,18 +275,18 @@ class Flight:
             time.sleep(_LINGER)
 
     def _drop(self, future: Future[Finished]) -> Flown:
-        one = self._flying.pop(future)
-        del self._by_key[one.key]
-        return one
+        task = self._flying.pop(future)
+        del self._by_key[task.key]
+        return task
 
     def _start_over(self) -> None:
         """Over a new connection, send again what has not landed."""
-        again = sorted(self._flying.values(), key=lambda one: one.order)
-        for one in again:
-            self._tell_loss(one)
-            if one.process:
-                lost = Failed(ConnectionError("the connection to the scheduler was lost"), one.process, again=True)
-                self._failed.append((one.unit, lost))
-        self._waiting.extendleft(one.unit for one in reversed(again))
+        again = sorted(self._flying.values(), key=lambda task: task.order)
+        for task in again:
+            self._tell_loss(task)
+            if task.process:
+                lost = Failed(ConnectionError("the connection to the scheduler was lost"), task.process, again=True)
+                self._failed.append((task.unit, lost))
+        self._waiting.extendleft(task.unit for task in reversed(again))
         self._flying, self._by_key, self._landed = {}, {}, SimpleQueue()
         self._looked = -_LOOK_AROUND

@@ -1,4 +1,4 @@
-"""Clusters that are there already: the user's client, or a scheduler at an address."""
+"""Clusters that run already: the user's client, or a scheduler at an address."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECONNECT = 120.0
-"""Seconds to look for a scheduler that was lost: time to be started again by who watches over it."""
+"""Seconds to look for a scheduler that was lost: enough for whatever supervises it to start it again."""
 
 _LONGEST_PAUSE = 15.0
 
-KINDS = ("cryosam", "kinds")
-"""Where a scheduler's metadata name the kinds of jobs that hold its workers."""
+JOB_KINDS_KEY = ("cryosam", "kinds")
+"""The key in a scheduler's metadata that has the kinds of jobs that hold its workers."""
 
 
 class UserClient(Cluster):
@@ -43,11 +43,11 @@ class UserClient(Cluster):
         return self._client
 
     def close(self) -> None:
-        """It is the user's to close."""
+        """Do nothing: the client is the user's."""
 
 
 class JoinedScheduler(Cluster):
-    """A scheduler at an address. Where that serves a cluster's file, it says which jobs are to come.
+    """A scheduler at an address. If it serves a cluster's file, its metadata say which jobs are to come.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class JoinedScheduler(Cluster):
             opening.enter_context(quiet_dask())
             self._client = connect(address, timeout, security)
             opening.callback(lambda: disconnect(self._client))
-            kinds = self._client.get_metadata(list(KINDS), default=[])
+            kinds = self._client.get_metadata(list(JOB_KINDS_KEY), default=[])
             self._opened = opening.pop_all()
         self.expects_gpu = "gpu" in kinds
         self.worker_timeout = None if kinds else WORKER_TIMEOUT  # queues take their time

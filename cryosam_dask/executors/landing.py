@@ -1,4 +1,4 @@
-"""What the futures of units that are through hold: a result, an exception, or nothing that can be had yet."""
+"""The outcomes of finished futures: a result, an exception, or nothing yet where the result can't be fetched."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FETCH = 10.0
 def landed_outcomes(
     client: Client, futures: Sequence[Future[Finished]]
 ) -> dict[Future[Finished], Finished | BaseException]:
-    """What futures hold, without those whose results can't be had now, because their worker is lost or hangs: they are
-    to be waited for again. Dask computes results that were lost."""
+    """The results or exceptions of finished futures. Futures whose results can't be fetched now, because their worker
+    is lost or hangs, are left out: wait for them again. Dask computes lost results again."""
     outcomes: dict[Future[Finished], Finished | BaseException] = {}
     well = [future for future in futures if future.status == "finished"]
     try:

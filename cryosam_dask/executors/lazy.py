@@ -1,8 +1,9 @@
-"""Units that work on what Dask computes: one graph of an array's chunks, and of the units that take its blocks.
+"""Units that work on a lazy Dask array: one graph holds the array's chunks and the units that take its blocks.
 
-In one graph no chunk is computed twice, however many units it is for. But what neighbouring units share is held until
-the last of them has it: of a `map_overlap` several layers of chunks at a time. So where not all units would fit into
-the memory of all workers together there are several graphs, one after the other, each of units that lie in one block.
+In one graph no chunk is computed twice, however many units need it. But what neighbouring units share is held until the
+last of them has it; for a `map_overlap` that is several layers of chunks at a time. So where not all units would fit
+into the memory of all workers together there are several graphs, one after the other, each of units that lie in one
+block.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 Task = Callable[[Any], Any]
-"""What is to be done with a value."""
+"""A function that is called with a unit's value."""
 
 
 def is_lazy(stage: Stage) -> bool:
@@ -31,7 +32,7 @@ def is_lazy(stage: Stage) -> bool:
 
 
 def graph_with(stage: Stage, tasks: Mapping[str, tuple[Unit, Task]]) -> dict[Any, Any]:
-    """What the values of some units of a stage take to compute, with a task for each of them under a key of its own."""
+    """The graph that computes the values of some units of a stage, with a task for each unit under a key of its own."""
     from dask.optimization import cull
 
     assert stage.inputs is not None
@@ -41,7 +42,7 @@ def graph_with(stage: Stage, tasks: Mapping[str, tuple[Unit, Task]]) -> dict[Any
 
 
 def portions(units: Sequence[Unit], room: int | None) -> list[list[Unit]]:
-    """Units in blocks that are as compact as may be, of which each takes `room` bytes at most, or is one unit."""
+    """Group units into blocks that are as compact as possible; each takes at most `room` bytes, or is one unit."""
     if not units:
         return []
     starts = [unit.reads[0].start for unit in units]
@@ -61,7 +62,8 @@ def portions(units: Sequence[Unit], room: int | None) -> list[list[Unit]]:
 
 
 def submit(client: Client, stage: Stage, tasks: Mapping[str, tuple[Unit, Task]]) -> list[Future[Any]]:
-    """Send units with all that their values take as one graph; Dask begins no chunk before there is room for it."""
+    """Send units, and all that computes their values, as one graph; Dask begins no chunk before there is room for
+    it."""
     assert stage.inputs is not None
     check_held([stage.inputs.collection], client)
     futures: list[Future[Any]] = client.get(graph_with(stage, tasks), list(tasks), sync=False)
@@ -141,7 +143,7 @@ def _run(stage: Stage, context: Context, unit: Unit, value: Any) -> Finished | F
 
 
 def check_held(values: Any, client: Client | None) -> None:
-    """`InputError` where collections need what other workers hold than those of the client, None: what any hold."""
+    """`InputError` if collections need data on the workers of another client; with None, on any workers."""
     from distributed.client import futures_of
 
     if any(future.client is not client for future in futures_of(values)):

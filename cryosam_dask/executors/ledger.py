@@ -56,7 +56,7 @@ class Ledger:
         return list(self._open.values())
 
     def report(self, unit: Unit, outcome: Finished | Failed) -> None:
-        """Take down how a run of a unit ended; `RoundOverError` if it is no use going on with this round."""
+        """Record how a run of a unit ended; `RoundOverError` if it is of no use to go on with this round."""
         if isinstance(outcome, Finished):
             self._finished(unit, outcome)
         elif outcome.again:

@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 
 class Link:
-    """The connection to a cluster's scheduler. What is asked over it is asked within `kept`, or within
-    `connection.talking` and `recover`.
+    """The connection to a cluster's scheduler. Make each call over it with `kept`, or within `connection.talking` and
+    with `recover`.
 
     Attributes
     ----------
     address : of the scheduler
-    fruitless : connections that were lost since a unit has landed
+    fruitless : how many connections were lost since the last unit landed
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -61,7 +61,8 @@ class Link:
         return self._client
 
     def kept(self, call: Callable[[], T]) -> T:
-        """What a call over the connection gives, if need be over another connection."""
+        """Return the result of a call over the connection; if the connection is lost, connect again and repeat the
+        call."""
         while True:
             try:
                 with talking():
@@ -70,7 +71,7 @@ class Link:
                 self.recover(error)
 
     def recover(self, error: ConnectionLostError) -> None:
-        """Have the cluster connect again; `ExecutionError` if it can't, or if it was of no use several times."""
+        """Have the cluster connect again; `ExecutionError` if it can't, or if it did so several times in vain."""
         self.fruitless += 1
         self._stop_listening()
         client = self.cluster.connect_again(error) if self.fruitless <= _FRUITLESS else None
@@ -94,7 +95,7 @@ class Link:
         return dict(self.client.sync(scheduler.identity, n_workers=-1)["workers"])
 
     def some_workers(self) -> dict[str, dict[str, Any]]:
-        """`workers`, when there are any."""
+        """`workers`, once there is at least one."""
         self.wait_for_worker()
         return self.workers()
 
@@ -150,17 +151,18 @@ class Link:
         return futures
 
     def processing(self) -> dict[str, list[str]]:
-        """Keys of the tasks that each worker holds, whoever's they are."""
+        """Keys of the tasks that each worker holds, those of other clients included."""
         return {address: [str(key) for key in keys] for address, keys in self.client.processing().items()}
 
     def news(self) -> News:
-        """What is heard over the connection that there is now."""
+        """The events that are heard over the current connection."""
         if self._news is None:
             self._news = News(self.client)
         return self._news
 
     def restart(self, address: str) -> bool:
-        """End a worker's process by force, and have its nanny start another; without a nanny, do without it."""
+        """Kill a worker's process and have its nanny start another; without a nanny, go on without the worker. False if
+        that takes too long."""
         scheduler: Any = self.client.scheduler
         try:
             self.client.sync(

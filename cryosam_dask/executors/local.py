@@ -71,7 +71,7 @@ class LocalWorkers(Cluster):
         return self._client
 
     def tend(self, present: int) -> bool:
-        """Start those again that nobody else would, a few times.
+        """Start lost workers again that no nanny starts, a few times.
 
         `ExecutionError` if none is left and none can be started.
         """
@@ -160,8 +160,8 @@ def local_client(workers: int | None = None, device: str = "cpu") -> Client:
 
 
 def given_up(client: Client) -> list[Any]:
-    """Names of the workers of `local_client` that have ended, and whose nannies have ended too: what starts a process
-    can fail, as on a full disk, and a nanny tries once."""
+    """Names of the workers of `local_client` that have ended, together with their nannies. Starting a process can fail,
+    as on a full disk, and a nanny tries only once."""
     from distributed import Status
 
     cluster: Any = client.cluster

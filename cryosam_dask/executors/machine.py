@@ -1,4 +1,4 @@
-"""What this machine has for workers, and what their processes are started with."""
+"""The cores and GPUs of this machine for workers, and the settings that their processes start with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMORY_SETTINGS = {f"distributed.worker.memory.{name}": False for name in ("targ
 """Units are known to fit, and leave nothing behind to spill. A worker that holds a large model must not be paused."""
 
 NO_PAGES: dict[str, list[str]] = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
-"""Web pages have no certificates: on a machine that others use too they would show them what runs."""
+"""Dask's web pages ask for no certificate: on a shared machine they would show other users what runs."""
 
 
 def default_workers(device: str) -> int:

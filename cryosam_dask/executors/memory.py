@@ -1,4 +1,4 @@
-"""Memory of workers: what is there, what a unit would need, and what it did need."""
+"""Memory of workers: how much there is, how much a unit would need, and how much it did need."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class PeakMemory:
                 cls._resets = self._reset()
             cls._running.append(self)
             self.together = 1
-            for one in cls._running:
-                one.together = max(one.together, len(cls._running))
+            for measurement in cls._running:
+                measurement.together = max(measurement.together, len(cls._running))
             self.before = self.peak = self._resident()
         return self
 

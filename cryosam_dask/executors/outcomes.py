@@ -1,4 +1,4 @@
-"""What came of a unit: a result and what it took, or a failure and what was done about it."""
+"""The outcome of a unit: its result, with time and memory, or its failure, with what was done about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cryosam_dask.stages.base import Unit, UnitResult
 
 @dataclass(frozen=True)
 class Timing:
-    """What a unit took.
+    """The time and the memory that a unit took.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Failure:
-    """One run of a unit that came to nothing.
+    """One run of a unit that failed.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Finished:
-    """A unit's result, with what it took."""
+    """A unit's result, with the time and the memory that it took."""
 
     result: UnitResult
     timing: Timing
@@ -77,7 +77,7 @@ class Failed:
 Report = Callable[[Unit, Finished | Failed], None]
 
 Observer = Callable[[Timing | Failure], None]
-"""Told of each run of a unit when it is known how it ended, on the driver's thread."""
+"""Called after each run of a unit, when it is known how it ended, on the driver's thread."""
 
 
 def one_line(error: BaseException) -> str:

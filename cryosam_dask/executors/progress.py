@@ -1,4 +1,4 @@
-"""What is being done, how far it is, and how long it will take: one line a stage, on stderr.
+"""Progress on stderr: one line for each stage, with how far it is and how long it will take.
 
 Where stderr is not a terminal nothing is drawn, and each stage leaves two lines in the log at level INFO.
 """
@@ -84,7 +84,7 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Nothing is left open between stages."""
+        """Do nothing: no line is left open between stages."""
 
     def __enter__(self) -> Self:
         return self

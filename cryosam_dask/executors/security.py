@@ -49,7 +49,7 @@ def security_from(
 
 
 def configured_security() -> Security | None:
-    """What `distributed.comm.tls` of Dask's configuration says, if it says anything."""
+    """The certificates in `distributed.comm.tls` of Dask's configuration; None if there are none."""
     import dask
     from distributed import Security
 
@@ -65,8 +65,8 @@ def temporary_security() -> Security:
     """Certificates for one cluster, made now and kept in memory: only those who are handed them can connect."""
     from distributed import Security
 
-    made: Security = Security.temporary()
-    return made
+    security: Security = Security.temporary()
+    return security
 
 
 def secured(address: str, security: Security | None) -> tuple[str, Security | None]:

@@ -53,7 +53,7 @@ class SerialExecutor:
                 report(unit, finished)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to release."""
 
     def __enter__(self) -> Self:
         return self

@@ -51,7 +51,7 @@ SUBMIT_AT_ONCE = 10
 """Jobs handed to the batch system in a row: its patience with one user has limits."""
 
 FAILURES = 3
-"""Jobs of a kind that may end one after the other without a worker that joined, before it is called hopeless."""
+"""Jobs of a kind that may end in a row without a worker that joined, before the kind is given up."""
 
 LONGEST_PAUSE = 300.0
 LAST_WORDS = 30.0
@@ -73,8 +73,8 @@ class _Luck:
 
 
 class JobPool(Cluster):
-    """One scheduler in this process, and jobs of SLURM that hold its workers. Jobs come when units wait for them, or at
-    once up to their minimum; what is done already asks for none. `close` gives them back.
+    """One scheduler in this process, and jobs of SLURM that hold its workers. Jobs are submitted when units wait for
+    them, and at once up to their minimum; finished units need none. `close` gives them back.
 
     Parameters
     ----------
@@ -131,7 +131,8 @@ class JobPool(Cluster):
         )
 
     def tend(self, present: int) -> bool:
-        """Jobs come and go on their own; `ExecutionError` once it is clear that none will come."""
+        """Nothing to do, as jobs come and go on their own; `ExecutionError` once it is clear that no worker will
+        come."""
         if words := self.trouble():
             raise ExecutionError(f"{words}; mend that and run the same command again, finished units are kept")
         return False

@@ -95,8 +95,8 @@ def _environment(cores: int) -> list[str]:
 
 
 def shared_files(file: SlurmFile, security: Security, folder: Path) -> dict[str, str]:
-    """Make the folders that jobs share with us. Paths of a worker's certificates; what is only in memory is written to
-    `folder`, for its owner alone."""
+    """Make the folders that jobs share with this process, and return the paths of a worker's certificates. Certificates
+    that are only in memory are written to `folder`, readable by its owner alone."""
     paths: dict[str, str] = {}
     try:
         (file.shared / "logs").mkdir(parents=True, exist_ok=True)
@@ -152,6 +152,6 @@ def wanted(file: SlurmFile, kind: str, units: int) -> int:
 
 
 def last_line(error: BaseException) -> str:
-    """What a command of the batch system said at the end."""
+    """The last line that a command of the batch system printed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

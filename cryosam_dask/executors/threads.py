@@ -11,13 +11,13 @@ from typing import Any
 
 
 class OneBlasThread:
-    """Keeps BLAS to one thread for those who are in `held`, until the last of them leaves.
+    """Keeps BLAS to one thread while any thread of this process is within `held`.
 
     Sums round differently on another number of threads, and units must give the same bytes wherever they run.
 
-    Some libraries have one number of threads for the process; the first unit sets it and the last one restores it. As
-    threadpoolctl lets only one thread do both, a thread of our own does. Others (those built on OpenMP) have a number
-    for each thread, so each unit sets that of its own, too.
+    Some libraries have one number of threads for the whole process: the first unit sets it and the last one restores
+    it. threadpoolctl needs one thread to do both, so a thread kept for this purpose does. Others (those built on
+    OpenMP) have a number for each thread, so each unit sets that of its own, too.
     """
 
     def __init__(self) -> None:
@@ -66,4 +66,4 @@ class OneBlasThread:
 
 
 one_blas_thread = OneBlasThread()
-"""The one of this process: limits are the process's, too."""
+"""The instance that the whole process shares, since the limits are the process's."""

@@ -1,4 +1,4 @@
-"""Units on their way through workers, and which of them have stopped coming along."""
+"""The units that workers hold, and the workers that hang."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRACE = 60.0
 """Seconds more for a worker's first unit, which is preceded by the loading of all that the worker needs."""
 
 _LOOKS = 4
-"""How often in a timeout workers are looked at: what hangs is found after 1 to 1.25 of it."""
+"""Looks at the workers in one timeout: a unit that hangs is found after 1 to 1.25 timeouts."""
 
 
 @dataclass
@@ -38,10 +38,11 @@ class Flown:
 
 
 class Watch:
-    """Finds workers that hang: with a unit that runs for too long, or that begin none of those that they hold.
+    """Finds workers that hang: those that run a unit for too long, and those that begin none of the units that they
+    hold.
 
-    The second kind can't even say what it does: a stopped process, a machine that does not answer. A worker that also
-    holds tasks of others may be busy with those, and is left to the scheduler.
+    A worker of the second kind can't report anything: its process is stopped, or its machine does not answer. A worker
+    that also holds tasks of others may be busy with those, and is left to the scheduler.
 
     Parameters
     ----------
@@ -73,24 +74,24 @@ class Watch:
         if self._timeout is None or self.interval is None or now - self._looked < self.interval:
             return {}
         self._looked = now
-        found: dict[str, list[Flown]] = {}
-        for one in flown:
-            if one.began is not None and now - one.began > self._timeout:
-                found.setdefault(one.worker, []).append(one)
+        hanging: dict[str, list[Flown]] = {}
+        for task in flown:
+            if task.began is not None and now - task.began > self._timeout:
+                hanging.setdefault(task.worker, []).append(task)
         for address, held in self._silent_ones(flown, processing(), now).items():
             if now - self._silent[address] > self._timeout + GRACE:
-                found.setdefault(address, held[: threads(address)])
-        return found
+                hanging.setdefault(address, held[: threads(address)])
+        return hanging
 
     def _silent_ones(
         self, flown: Collection[Flown], holding: Mapping[str, Collection[str]], now: float
     ) -> dict[str, list[Flown]]:
         """Workers that hold units of ours and nothing else, and have begun none of them."""
-        ours = {one.key: one for one in flown}
+        ours = {task.key: task for task in flown}
         silent: dict[str, list[Flown]] = {}
         for address, keys in holding.items():
-            held = sorted((ours[key] for key in keys if key in ours), key=lambda one: one.order)
-            if held and len(held) == len(keys) and not any(one.worker == address for one in held):
+            held = sorted((ours[key] for key in keys if key in ours), key=lambda task: task.order)
+            if held and len(held) == len(keys) and not any(task.worker == address for task in held):
                 silent[address] = held
         self._silent = {address: self._silent.get(address, now) for address in silent}
         return silent

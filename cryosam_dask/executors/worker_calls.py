@@ -1,4 +1,4 @@
-"""What the driver has workers do: units, and answers about the place they run in."""
+"""The functions that the driver runs on workers: units, and questions about the worker's process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run_sent(unit: bytes, job: bytes, topic: str = "", value: Any = None) -> Finished:
-    """`run_unit` of what was sent as bytes, after the driver has been told under `topic` that it begins.
+    """Call `run_unit` on what was sent as bytes, after telling the driver under `topic` that the unit begins.
 
     `value`, if it is not None, is what Dask computed for the unit.
     """
@@ -45,7 +45,7 @@ def announce(topic: str) -> None:
 
 
 def device_here(requested: str, uses_torch: bool) -> str:
-    """What `requested` means in this process."""
+    """The device that `requested` stands for in this process."""
     from cryosam_dask.models.registry import resolve_device
 
     return resolve_device(requested, uses_torch)
@@ -59,12 +59,12 @@ def precision_here(device: str) -> str:
 
 
 def work_here(work: Work) -> str:
-    """Where a work function was found in this process, which must be able to load it."""
+    """The module in which this process found a work function, which it must be able to load."""
     return work.__module__
 
 
 def unlike(who: str, error: BaseException) -> ExecutionError:
-    """The error for a process that lacks, or has otherwise, what the driver has."""
+    """The error for a process whose packages are not those of the driver."""
     return ExecutionError(
         f"{who} can't load what the units need ({one_line(error)}); install the same packages, in the same versions, "
         "on scheduler and workers as here"

@@ -1,4 +1,4 @@
-"""Tomograms that are no files: arrays of NumPy and Dask, and xarray's DataArrays of either.
+"""Tomograms that are given as arrays: of NumPy or Dask, or xarray's DataArrays of either.
 
 Axes of a DataArray are told by their names, in any order; bare arrays are z, y, x. Where voxels lie, and how large they
 are, is taken from coordinates, as xarray and the CF conventions have them (evenly spaced, with an attribute `units`:
@@ -89,7 +89,7 @@ class ArraySource(Described):
 def checked(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
     """A block as plain C-contiguous voxels; `InputError` where it is not what the array was said to hold.
 
-    What is said of a lazy array is as good as whoever made it: `map_blocks` believes what it is told.
+    The metadata of a lazy array may be wrong: `map_blocks` trusts the type and shape that its caller gives.
     """
     value = getattr(value, "values", value)  # a block of a DataArray
     if isinstance(value, np.ma.MaskedArray):
@@ -180,8 +180,8 @@ def _given(voxel_size: Point | None, name: str) -> Point:
 def _frame(array: Any, name: str, given: Point | None) -> tuple[Point, Point, tuple[str, ...]]:
     """Voxel size and origin, Å (z, y, x), with notes on what was assumed."""
     notes: list[str] = []
-    found = {axis: _axis(array, axis, name, given is not None) for axis in AXES if axis in array.coords}
-    axes = {axis: place for axis, place in found.items() if place is not None}
+    places = {axis: _axis(array, axis, name, given is not None) for axis in AXES if axis in array.coords}
+    axes = {axis: place for axis, place in places.items() if place is not None}
     origin = [axes[axis][0] if axis in axes else 0.0 for axis in AXES]
     attributes = _from_attributes(array.attrs, name, notes) if given is None else None
     sizes = [axes[axis][1] if axis in axes else attributes[i] if attributes else None for i, axis in enumerate(AXES)]
@@ -246,8 +246,8 @@ def _from_attributes(attributes: Mapping[Any, Any], name: str, notes: list[str])
 
 
 def _unit(attributes: Mapping[Any, Any]) -> str | None:
-    found = attributes.get("units", attributes.get("unit"))
-    return found if isinstance(found, str) and found.strip() else None
+    unit = attributes.get("units", attributes.get("unit"))
+    return unit if isinstance(unit, str) and unit.strip() else None
 
 
 def _rounded(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Output files that are whole or absent."""
+"""Write output files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let no other process into such a block for `path`, whose folder is there, at the same time: to read a file,
-    change it and write it. StoreError if the folder can't be written, or another does not come out for minutes."""
+    """A block that only one process at a time can be in for `path`, whose folder exists: use it to read a file, change
+    it and write it. StoreError if the folder can't be written, or another process stays in its block for minutes."""
     from filelock import FileLock, Timeout
 
     try:

@@ -1,4 +1,4 @@
-"""Boxes of voxels out of a file that holds nothing but a volume, with plain reads."""
+"""Read boxes of voxels from a file that holds one volume, with plain reads."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _GAP_BYTES = 1 << 14  # a gap that takes longer to read over than to skip with a
 
 @contextmanager
 def opened(path: Path, size: int) -> Iterator[io.FileIO]:
-    """The file at `path`, which must still have `size` bytes; whatever its disk says becomes one line."""
+    """The file at `path`, which must still have `size` bytes; errors of the disk become one-line InputErrors."""
     try:
         with io.FileIO(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise changed(path, f"{found} bytes", f"{size} bytes")
+            now = os.fstat(file.fileno()).st_size
+            if now != size:
+                raise changed(path, f"{now} bytes", f"{size} bytes")
             yield file
     except OSError as err:
         raise InputError(f"{path}: can't be read any more, it was there when opened: {err.strerror or err}") from err

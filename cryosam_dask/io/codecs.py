@@ -36,7 +36,8 @@ _MOST_STREAMS = 1000
 
 
 def guarded(where: str, array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """`array` to be read with known codecs alone, each bounded by the chunk's size; nothing is decoded here.
+    """Return `array` such that it is read with known codecs only, each bounded by the chunk's size; nothing is decoded
+    here.
 
     Raises InputError for an array of no numbers, of another codec or filter, or of chunks too large to be read one by
     one.
@@ -82,10 +83,10 @@ def _check_size(where: str, what: str, shape: Iterable[int], itemsize: int) -> N
 
 def _bounded(where: str, given: Iterable[Codec], shape: tuple[int, ...]) -> tuple[Codec, ...]:
     """The codecs of a Zarr v3 array, or of the chunks in its shards, each of a known kind."""
-    found: list[Codec] = []
+    bounded: list[Codec] = []
     for codec in given:
         if isinstance(codec, codecs.GzipCodec | codecs.ZstdCodec | codecs.BloscCodec):
-            found.append(_BoundedV3(codec, str(codec.to_dict()["name"])))
+            bounded.append(_BoundedV3(codec, str(codec.to_dict()["name"])))
         elif isinstance(codec, codecs.ShardingCodec):
             inner = codec.chunk_shape
             if len(inner) != len(shape) or min(inner) < 1:
@@ -94,13 +95,13 @@ def _bounded(where: str, given: Iterable[Codec], shape: tuple[int, ...]) -> tupl
                 raise InputError(f"{where}: more than {_MOST_CHUNKS_OF_SHARD} chunks in a shard: write larger ones")
             if not all(type(each) in (codecs.BytesCodec, codecs.Crc32cCodec) for each in codec.index_codecs):
                 raise _refused(where, "index of its shards compressed", "bytes, crc32c")
-            found.append(replace(codec, codecs=_bounded(where, codec.codecs, inner)))
+            bounded.append(replace(codec, codecs=_bounded(where, codec.codecs, inner)))
         elif type(codec) in (codecs.BytesCodec, codecs.Crc32cCodec, codecs.TransposeCodec):
-            found.append(codec)
+            bounded.append(codec)
         else:
             name = codec.to_dict().get("name", type(codec).__name__)
             raise _refused(where, f"codec {shown(str(name))}", ", ".join((*_V3_NAMES, "gzip", "zstd", "blosc")))
-    return tuple(found)
+    return tuple(bounded)
 
 
 _V3_NAMES = ("bytes", "transpose", "sharding_indexed", "crc32c")
@@ -123,7 +124,7 @@ class _BoundedV2(Numcodec):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _BoundedV3(BytesBytesCodec):
-    """A compressor of a Zarr v3 array that decodes what a chunk can have, and little more, at most."""
+    """A compressor of a Zarr v3 array that decodes at most the bytes that a chunk can have, and some more."""
 
     codec: BytesBytesCodec
     name: str
@@ -221,8 +222,8 @@ _DECODERS: dict[str, Callable[[memoryview, int], bytes]] = {
 
 
 def decode(name: str, data: bytes, limit: int) -> bytes:
-    """What `data` decodes to by the codec of that name, `limit` bytes at most.
+    """Decode `data` with the codec of that name to at most `limit` bytes.
 
-    Raises ValueError, or what its library raises, for data that is cut or damaged, or decodes to more.
+    Raises ValueError, or an error of the codec's library, for data that is cut or damaged, or decodes to more.
     """
     return _DECODERS[name](memoryview(data), limit)

@@ -45,7 +45,7 @@ class Target:
     Attributes
     ----------
     config : the configuration's path; root : the overlay, a local folder
-    run, object, user, session : names, checked; spacing : Å, exact; names of files have three decimals of it
+    run, object, user, session : checked names; spacing : Å, exact; names of files have three decimals of it
     label : the object's number in segmentations of several objects
     """
 
@@ -107,8 +107,8 @@ def open_target(
     ----------
     path : the project's configuration, or its folder, in which it is `config.json` or the only configuration
     voxel_size, shape : the tomogram's, Å and voxels
-    radius : Å, of the sphere that stands for a pick; of an object that the project has not, yet
-    new_tomogram : the type of a tomogram that must not be there, yet
+    radius : Å, of the sphere that stands for a pick, for an object that the project does not have yet
+    new_tomogram : the type of a tomogram that must not exist yet
 
     Raises InputError for names that copick can't have, voxels that are no cubes, and a project that is not on a disk;
     nothing is written then.
@@ -162,12 +162,12 @@ def config_of(path: Path) -> Path:
     others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
     if (path / CONFIG_NAME).exists() or not others:
         return path / CONFIG_NAME
-    found = sorted(entry for entry in path.glob(f"*{copick_project.CONFIG_SUFFIX}") if is_config(entry))
-    if len(found) > 1:
-        raise InputError(f"{path}: several configurations; give one of them: {', '.join(e.name for e in found)}")
-    if not found:
+    configs = sorted(entry for entry in path.glob(f"*{copick_project.CONFIG_SUFFIX}") if is_config(entry))
+    if len(configs) > 1:
+        raise InputError(f"{path}: several configurations; give one of them: {', '.join(e.name for e in configs)}")
+    if not configs:
         raise InputError(f"{path}: no copick project (no configuration), and not empty; give another folder")
-    return found[0]
+    return configs[0]
 
 
 def write_picks(target: Target, table: pd.DataFrame, voxel_size: Point) -> Path:
@@ -196,7 +196,7 @@ def write_segmentation(
 
 
 def write_tomogram(target: Target, kind: str, levels: Sequence[Level], dtype: DTypeLike, *, overwrite: bool) -> Path:
-    """Write the tomogram; one that is there is only replaced with `overwrite`."""
+    """Write the tomogram; an existing one is replaced only with `overwrite`."""
     path = target.tomogram(copick_project.check_name("tomogram type", kind))
     _write_volume(path, levels, dtype, target, sampled=False, overwrite=overwrite)
     return path

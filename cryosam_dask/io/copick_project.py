@@ -1,4 +1,4 @@
-"""copick projects: what is in one, and addresses of tomograms in it.
+"""copick projects: their content, and addresses of tomograms in them.
 
 A project is a JSON file, its configuration, which names the objects and two folders: `overlay_root`, written to, and
 maybe `static_root`, read only. In both, `ExperimentRuns/RUN/VoxelSpacing10.000/TYPE.zarr` is a tomogram, an OME-Zarr.
@@ -54,7 +54,7 @@ class Project:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """Where runs are looked for, what was written last first."""
+        """The folders in which runs are looked for, the overlay first."""
         return (self.overlay,) if self.static == self.overlay else (self.overlay, self.static)
 
     @property
@@ -74,7 +74,7 @@ class Tomogram:
 
     @property
     def uri(self) -> str:
-        """Its part of an address."""
+        """The tomogram's part of an address."""
         return f"{self.run}/{self.type}@{self.spacing:g}"
 
 
@@ -89,7 +89,7 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is meant as a tomogram, or as tomograms, of a copick project: nothing else ends in .json."""
+    """Whether this is an address of tomograms in a copick project: no other tomogram's path ends in .json."""
     return _split(text)[0].lower().endswith(CONFIG_SUFFIX)
 
 
@@ -109,7 +109,7 @@ def picks_of(text: str) -> list[str]:
         )
     project = open_project(config)
     asked = (user or "*", session or "*", name)
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for root in project.roots:
         for known in list_runs(project) if set(run) & set("*?[") else [run]:
             if fnmatchcase(known, run):
@@ -117,21 +117,21 @@ def picks_of(text: str) -> list[str]:
                 for file in _names(here, folders=False):
                     parts = file.removesuffix(".json").split("_")
                     if file.endswith(".json") and len(parts) == 3 and all(map(fnmatchcase, parts, asked)):
-                        found.setdefault(f"{known}/{file}", f"{here}/{file}")
-    if not found:
+                        files.setdefault(f"{known}/{file}", f"{here}/{file}")
+    if not files:
         raise InputError(f"{text}: no such picks in the project")
-    return [found[key] for key in sorted(found)]
+    return [files[key] for key in sorted(files)]
 
 
 def picks_path(text: str) -> Path:
     """The one local file of picks that `picks_of` finds; InputError where there are several, or it is elsewhere."""
-    found = picks_of(text)
-    if len(found) > 1:
-        names = ", ".join(shown(path.rpartition("/")[2]) for path in found[:_MOST_SHOWN])
-        raise InputError(f"{text}: {len(found)} files of picks; say which with OBJECT:USER/SESSION: {names}")
-    if not is_local(found[0]):
-        raise InputError(f"{text}: these picks are at {public(found[0])}: copy them to a disk")
-    return Path(found[0])
+    files = picks_of(text)
+    if len(files) > 1:
+        names = ", ".join(shown(path.rpartition("/")[2]) for path in files[:_MOST_SHOWN])
+        raise InputError(f"{text}: {len(files)} files of picks; say which with OBJECT:USER/SESSION: {names}")
+    if not is_local(files[0]):
+        raise InputError(f"{text}: these picks are at {public(files[0])}: copy them to a disk")
+    return Path(files[0])
 
 
 def parse(text: str) -> Address:
@@ -157,7 +157,7 @@ def parse(text: str) -> Address:
 
 
 def run_name(text: str) -> str | None:
-    """The run that an address names, None where it names none or is no address."""
+    """The run that an address names; None if it names no run or is not an address."""
     if not is_address(text):
         return None
     run = parse(text).run
@@ -165,7 +165,7 @@ def run_name(text: str) -> str | None:
 
 
 def folder_name(text: str) -> str:
-    """What the folder is called that an address's configuration lies in."""
+    """The name of the folder that holds an address's configuration."""
     config = _split(text)[0]
     parent = as_path(config).absolute().parent if is_local(config) else Path(public(config)).parent
     return parent.name or "root"
@@ -174,16 +174,16 @@ def folder_name(text: str) -> str:
 def tomogram(text: str) -> Tomogram:
     """The one tomogram that an address stands for.
 
-    Raises InputError where it stands for none or for several, with those there are.
+    Raises InputError if it stands for none or for several; the error lists those that exist.
     """
-    found = matching(text)
-    if len(found) > 1:
-        raise InputError(f"{text}: {len(found)} tomograms; say which one: {_some(found)}")
-    return found[0]
+    matches = matching(text)
+    if len(matches) > 1:
+        raise InputError(f"{text}: {len(matches)} tomograms; say which one: {_some(matches)}")
+    return matches[0]
 
 
 def spacing_notes(known: Tomogram, voxel_size: Point, shape: Shape3) -> tuple[str, ...]:
-    """A note where a tomogram's voxel size (Å; z, y, x as its shape) is not the one that its folder is called by."""
+    """A note if a tomogram's voxel size (Å; z, y, x as its shape) differs from the one in its folder's name."""
     if same_voxels(voxel_size, known.spacing, shape):
         return ()
     own, folder = in_angstrom(voxel_size), f"{known.spacing:g} Å"
@@ -195,15 +195,15 @@ def addresses(text: str) -> list[str]:
 
     Raises InputError where there are none, or several of one run, of which one type and spacing must be chosen.
     """
-    found = matching(text)
-    runs = [tomogram.run for tomogram in found]
+    matches = matching(text)
+    runs = [tomogram.run for tomogram in matches]
     if len(set(runs)) < len(runs):
-        kinds = sorted({f"{tomogram.type}@{tomogram.spacing:g}" for tomogram in found})
+        kinds = sorted({f"{tomogram.type}@{tomogram.spacing:g}" for tomogram in matches})
         raise InputError(
             f"{text}: several tomograms of a run; say which with #TYPE@SPACING: {', '.join(map(shown, kinds))}"
         )
     config = _split(text)[0]
-    return [f"{config}#{tomogram.uri}" for tomogram in found]
+    return [f"{config}#{tomogram.uri}" for tomogram in matches]
 
 
 @one_line_errors()
@@ -213,22 +213,22 @@ def matching(text: str) -> list[Tomogram]:
     project = open_project(asked.config)
     runs = list_runs(project)
     known = [tomogram for run in runs if fnmatchcase(run, asked.run) for tomogram in list_tomograms(project, run)]
-    found = [
+    matches = [
         tomogram
         for tomogram in known
         if fnmatchcase(tomogram.type, asked.type)
         and (asked.spacing is None or abs(tomogram.spacing - asked.spacing) < SAME_SPACING)
     ]
-    if not found:
+    if not matches:
         if not known and asked.run != "*":
             there = ", ".join(map(shown, runs[:_MOST_SHOWN])) or "none"
             raise InputError(f"{text}: no tomograms of such a run in the project; runs: {there}")
         raise InputError(f"{text}: no such tomogram in the project; there are: {_some(known)}")
-    return found
+    return matches
 
 
 def open_project(config: str) -> Project:
-    """Read and check a project's configuration; InputError for what is none, or not on a filesystem."""
+    """Read and check a project's configuration; InputError if it is not one, or its roots are not on a filesystem."""
     data = read_config(config)
     kind = data.get("config_type", "filesystem")
     if kind != "filesystem" or not isinstance(data.get("overlay_root"), str):
@@ -242,7 +242,7 @@ def open_project(config: str) -> Project:
 
 
 def read_config(config: str) -> dict[str, Any]:
-    """The content of a configuration, checked to be one."""
+    """The content of a configuration, which is checked."""
     shown_config = public(config)
     try:
         if is_local(config):
@@ -280,7 +280,7 @@ def list_runs(project: Project) -> list[str]:
 
 def list_tomograms(project: Project, run: str) -> list[Tomogram]:
     """The tomograms of a run, those of the overlay before those of the static root that it covers."""
-    found: dict[tuple[str, str], Tomogram] = {}
+    tomograms: dict[tuple[str, str], Tomogram] = {}
     for root in project.roots:
         here = f"{root}/ExperimentRuns/{run}"
         for folder in _folders(here):
@@ -290,8 +290,8 @@ def list_tomograms(project: Project, run: str) -> list[Tomogram]:
                 if name.endswith(".zarr") and not name.endswith("_features.zarr"):
                     kind = name.removesuffix(".zarr")
                     url = f"{here}/{folder}/{name}"
-                    found.setdefault((folder, kind), Tomogram(run, kind, float(size[1]), url))
-    return [found[key] for key in sorted(found)]
+                    tomograms.setdefault((folder, kind), Tomogram(run, kind, float(size[1]), url))
+    return [tomograms[key] for key in sorted(tomograms)]
 
 
 def check_name(what: str, name: str) -> str:
@@ -311,8 +311,8 @@ def check_run(name: str) -> str:
 
 
 def as_run(name: str) -> str:
-    """A name that a run can have: what it can't hold becomes -."""
-    return re.sub(_FORBIDDEN, lambda found: found[0] if found[0] == "_" else "-", name).strip("-.") or "tomogram"
+    """A valid name for a run: characters that a run's name can't hold become -."""
+    return re.sub(_FORBIDDEN, lambda match: match[0] if match[0] == "_" else "-", name).strip("-.") or "tomogram"
 
 
 def _is_object(entry: Any) -> bool:
@@ -324,9 +324,9 @@ def _split(text: str) -> tuple[str, str]:
     return config, uri
 
 
-def _some(found: list[Tomogram]) -> str:
-    names = [shown(tomogram.uri) for tomogram in found[:_MOST_SHOWN]]
-    return ", ".join(names + ["…"] * (len(found) > _MOST_SHOWN)) if names else "none"
+def _some(tomograms: list[Tomogram]) -> str:
+    names = [shown(tomogram.uri) for tomogram in tomograms[:_MOST_SHOWN]]
+    return ", ".join(names + ["…"] * (len(tomograms) > _MOST_SHOWN)) if names else "none"
 
 
 def _root(config: str, root: str) -> str:

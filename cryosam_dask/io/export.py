@@ -1,4 +1,4 @@
-"""Instance labels as MRC and as TIFF, for the programs that read nothing else."""
+"""Write instance labels as MRC and as TIFF, for programs that read nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tomograms in files that hold a volume as one run of numbers: MRC, NumPy, uncompressed TIFF stacks; and as the same
-run inside a deflate stream: gzipped MRC, members of a zip archive.
+"""Tomograms in files that hold the voxels one after the other: MRC, NumPy and uncompressed TIFF stacks. The same bytes
+may be inside a deflate stream: gzipped MRC, and members of a zip archive.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FlatSource(Described):
 
     @property
     def chunk(self) -> Shape3:
-        """Sections of a packed file are decoded one after the other; of others each voxel can be read alone."""
+        """One section of a packed file, whose sections are decoded one after the other; one voxel of other files."""
         if self.packed is None:
             return (1, 1, 1)
         sides = [n if axis > 0 else 1 for axis, n in zip(self.order, self.shape, strict=True)]
@@ -93,7 +93,8 @@ def identity(
 
 
 def sample_starts(size: int) -> list[int]:
-    """Where the `SAMPLE_BYTES` begin that tell files of `size` bytes apart, from the first byte to the last."""
+    """Where the samples of `SAMPLE_BYTES` begin that identify a file of `size` bytes, from the first byte to the
+    last."""
     last = max(size - SAMPLE_BYTES, 0)
     return sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)})
 
@@ -126,12 +127,12 @@ def sampled_hash(path: Path, size: int) -> str:
 
 
 def sampled_whole(size: int) -> bool:
-    """Whether the samples of a file of `size` bytes are all of it."""
+    """Whether the samples of a file of `size` bytes cover the whole file."""
     return size <= _SAMPLES * SAMPLE_BYTES
 
 
 def parts_between(size: int, samples: Iterable[bytes], start: int, stop: int) -> list[bytes]:
-    """What of the samples of a file of `size` bytes lies from byte `start` to `stop` of it."""
+    """The parts of the samples of a file of `size` bytes that lie between its bytes `start` and `stop`."""
     places = zip(sample_starts(size), samples, strict=True)
     return [sample[max(0, start - first) : max(0, stop - first)] for first, sample in places]
 
@@ -146,19 +147,20 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def unreadable(path: Path, err: OSError) -> InputError:
-    """What the disk said, in one line."""
+    """The error of the disk, in one line."""
     return InputError(f"{path}: can't be read: {err.strerror or err}")
 
 
 def check_length(
-    path: Path | str, offset: int, shape: Iterable[int], stored: np.dtype[Any], found: int
+    path: Path | str, offset: int, shape: Iterable[int], stored: np.dtype[Any], size: int
 ) -> tuple[str, ...]:
-    """Compare what a header promises with the bytes that there are; a note where there are more."""
+    """Compare the size that a header promises with the file's `size`: InputError if bytes are missing, a note if there
+    are more."""
     sides = list(map(int, shape))
     expected = offset + math.prod(sides) * stored.itemsize
-    if found < expected:
+    if size < expected:
         raise InputError(
             f"{path}: truncated: expected {expected} bytes (a header of {offset} and {' x '.join(map(str, sides))} "
-            f"voxels of {stored.itemsize} bytes), found {found}; copy the file again"
+            f"voxels of {stored.itemsize} bytes), found {size}; copy the file again"
         )
-    return (f"the file is {found - expected} bytes longer than its header says",) if found > expected else ()
+    return (f"the file is {size - expected} bytes longer than its header says",) if size > expected else ()

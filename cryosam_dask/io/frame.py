@@ -1,4 +1,4 @@
-"""What every reader shares: the source contract, blocks, voxel sizes and axis order, and what a refusal may say."""
+"""What all readers share: the source contract, blocks, voxel sizes, axis order, and safe quotes of a file in errors."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class TomogramSource(Protocol):
     voxel_size : Å along (z, y, x)
     origin : Å (z, y, x), the position of voxel (0, 0, 0), as the header gives it
     identity : JSON-able; equal for equal content read in the same way, wherever the file lies
-    notes : oddities of the file that did not stop the reading, a sentence each
-    chunk : voxels (z, y, x) that are decoded together, if any of them is read; (1, 1, 1) where any can be read alone
+    notes : oddities of the file that do not prevent reading it, one sentence each
+    chunk : voxels (z, y, x) that are decoded together if one of them is read; (1, 1, 1) if each can be read alone
     scratch : bytes that a read takes besides the block, at most
     """
 
@@ -73,7 +73,7 @@ class TomogramSource(Protocol):
 
 @dataclass(frozen=True)
 class Described:
-    """What every source knows of its tomogram; see `TomogramSource`."""
+    """The attributes that every source has; see `TomogramSource`."""
 
     shape: Shape3
     dtype: np.dtype[Any]
@@ -121,12 +121,12 @@ def parse_voxel_size(value: float | Sequence[float] | None) -> Point | None:
 
 
 def plausible_voxel(size: float) -> bool:
-    """Whether a voxel's side of `size` Å can be meant."""
+    """Whether `size` Å is a plausible side of a voxel."""
     return math.isfinite(size) and _SMALLEST <= size <= _LARGEST
 
 
 def unset_voxel_size(sizes: Sequence[float]) -> tuple[str, ...]:
-    """A note where a file's voxel size (Å) is 1 Å or 1 µm along all axes, which is most likely none."""
+    """A note if a file's voxel size (Å) is 1 Å or 1 µm along all axes: most likely it was never set."""
     if len(set(sizes)) > 1 or sizes[0] not in _UNSET:
         return ()
     size = _UNSET[sizes[0]]
@@ -149,7 +149,7 @@ def printable(text: str, longest: int = _LONGEST_MESSAGE) -> str:
 
 
 def shown(value: object) -> str:
-    """`value`, from a file, as an error quotes it."""
+    """`value`, which comes from a file, as it is quoted in an error."""
     return printable(value if isinstance(value, str) else repr(value), _LONGEST_VALUE)
 
 
@@ -166,7 +166,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def as_path(address: str | Path) -> Path:
-    """A local address as a path, ~ being the user's home; InputError where `~name` is nobody's."""
+    """A local address as a path, where ~ is the user's home; InputError if there is no user `name` of `~name`."""
     try:
         return Path(local_path(address)).expanduser()
     except RuntimeError as err:
@@ -174,7 +174,7 @@ def as_path(address: str | Path) -> Path:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is at `path`; InputError where that can't be known, such as for want of permission."""
+    """Whether a folder is at `path`; InputError if that can't be found out, for example without permission."""
     try:
         return path.is_dir()
     except OSError as err:
@@ -182,7 +182,7 @@ def is_folder(path: Path) -> bool:
 
 
 def regular_file(path: Path) -> os.stat_result:
-    """The status of the file at `path`; InputError where there is none, or a folder, or a pipe that could block."""
+    """The status of the file at `path`; InputError if there is no file, or a folder, or a pipe that could block."""
     try:
         status = path.stat()
     except FileNotFoundError as err:
@@ -196,9 +196,9 @@ def regular_file(path: Path) -> os.stat_result:
     return status
 
 
-def changed(path: Path | str, found: str, known: str) -> InputError:
+def changed(path: Path | str, now: str, known: str) -> InputError:
     """The error for a file that is now something else than what was opened."""
-    return InputError(f"{path}: can't be read any more: {known} when opened, now {found}")
+    return InputError(f"{path}: can't be read any more: {known} when opened, now {now}")
 
 
 def same_size(path: Path, size: int) -> os.stat_result:
@@ -210,7 +210,8 @@ def same_size(path: Path, size: int) -> os.stat_result:
 
 
 def check_volume(where: str, shape: Sequence[int]) -> None:
-    """Raise InputError unless the (z, y, x) `shape` is a volume: two voxels along each axis, and not beyond reason."""
+    """Raise InputError unless the (z, y, x) `shape` is a volume: at least two voxels along each axis, and of plausible
+    size."""
     thin = [axis for axis, n in zip(AXES, shape, strict=True) if n < 2]
     if thin:
         raise InputError(
@@ -236,7 +237,7 @@ def native(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def owned(block: NDArray[Any], dtype: np.dtype[Any]) -> Array:
-    """A C-contiguous copy of `block` as plain array of `dtype`, and no view of another."""
+    """A C-contiguous copy of `block` as a plain array of `dtype`, which owns its memory."""
     return np.array(block, dtype=dtype, order="C", copy=True, subok=False)
 
 
@@ -244,15 +245,15 @@ def voxel_dtype(where: str, dtype: DTypeLike) -> np.dtype[Any]:
     """The type in which voxels that a file has as `dtype` are read: its own in this machine's byte order, uint8 (0 and
     1) for booleans.
 
-    Raises InputError for what is not one real number of at most 8 bytes: complex numbers, colours, text, times.
+    Raises InputError for types other than one real number of at most 8 bytes: complex numbers, colours, text, times.
     """
-    found = np.dtype(dtype)
-    if found.kind == "b":
+    stored = np.dtype(dtype)
+    if stored.kind == "b":
         return np.dtype("u1")
-    if found.kind not in "iuf" or found.itemsize > 8:
-        what = {"c": ", a transform", "V": ", several numbers a voxel"}.get(found.kind, "")
-        raise InputError(f"{where}: voxels of type {shown(str(found))}{what}, expected integers or real numbers")
-    return native(found)
+    if stored.kind not in "iuf" or stored.itemsize > 8:
+        what = {"c": ", a transform", "V": ", several numbers a voxel"}.get(stored.kind, "")
+        raise InputError(f"{where}: voxels of type {shown(str(stored))}{what}, expected integers or real numbers")
+    return native(stored)
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Tomograms in HDF5 files: EMAN2's `.hdf`, ilastik's exports, and any file with one volume in it.
 
-A file may come from anywhere, so what would lead out of it is not followed: soft and external links, data in other
+A file may come from anywhere, so nothing that leads out of it is followed: soft and external links, data in other
 files (external storage, virtual datasets), filters that are plugins. Compressed chunks are decoded here, each up to its
-own size at most; HDF5's own decoder makes as much of them as they claim.
+own size at most; HDF5's own decoder allocates as much as a chunk claims.
 
 Layouts: EMAN2 (libEM/hdfio2.cpp): `MDF/images/0/image`, attributes `EMAN.apix_x` … of the group above, in Å. ilastik:
 `exported_data`, with vigra's `axistags`. `element_size_um`: (z, y, x) in µm, as Fiji's HDF5 plugin reads and writes it.
@@ -74,9 +74,9 @@ class Hdf5Source(Described):
         same_size(self.path, self.identity["bytes"])
         with _opened(self.path) as file:
             data = _checked(self.path, file, self.dataset)
-            found = _volume(f"{self.path}/{self.dataset}", data)
-            if found != (self.spatial, self.shape, self.dtype):
-                raise changed(self.path, size_and_type(*found[1:]), size_and_type(self.shape, self.dtype))
+            volume = _volume(f"{self.path}/{self.dataset}", data)
+            if volume != (self.spatial, self.shape, self.dtype):
+                raise changed(self.path, size_and_type(*volume[1:]), size_and_type(self.shape, self.dtype))
             box = [slice(0, 1)] * data.ndim
             for axis, part in zip(self.spatial, block, strict=True):
                 box[axis] = part
@@ -111,10 +111,10 @@ def open_hdf5(path: Path, *, name: str = "", voxel_size: Point | None = None) ->
         data = _checked(path, file, name)
         where = f"{path}/{name}"
         spatial, shape, dtype = _volume(where, data)
-        found, told = _voxel_size(file, name, data)
-        notes = _notes(file, name) + (() if voxel_size or not found else unset_voxel_size(found))
+        own, told = _voxel_size(file, name, data)
+        notes = _notes(file, name) + (() if voxel_size or not own else unset_voxel_size(own))
         z, y, x = (int(data.chunks[axis]) if data.chunks else 1 for axis in spatial)
-    sizes = voxel_size or found
+    sizes = voxel_size or own
     if sizes is None:
         why = f" (it says {shown(told)})" if told else ""
         raise InputError(f"{where}: the file gives no usable voxel size; {ASK_VOXEL_SIZE}{why}")
@@ -135,7 +135,7 @@ def open_hdf5(path: Path, *, name: str = "", voxel_size: Point | None = None) ->
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file; whatever HDF5 says of it becomes one line. Files on shared disks need not be locked to be read."""
+    """The open file; errors of HDF5 become one line. Files on shared disks need not be locked to be read."""
     import h5py
 
     try:
@@ -152,11 +152,11 @@ def _only_volume(path: Path, file: Any) -> str:
     for usual in (_EMAN, _ILASTIK):
         if _node(file, usual) is not None:
             return usual
-    found = [(name, data.shape) for name, data in _datasets(path, file)]
-    volumes = [name for name, shape in found if len(squeezed(shape)) == 3 and min(squeezed(shape)) > 1]
+    datasets = [(name, data.shape) for name, data in _datasets(path, file)]
+    volumes = [name for name, shape in datasets if len(squeezed(shape)) == 3 and min(squeezed(shape)) > 1]
     if len(volumes) == 1:
         return volumes[0]
-    listed = [f"{name} {shape}" for name, shape in found[:_LISTED]] + ["…"] * (len(found) > _LISTED)
+    listed = [f"{name} {shape}" for name, shape in datasets[:_LISTED]] + ["…"] * (len(datasets) > _LISTED)
     raise InputError(
         f"{path}: {len(volumes) or 'no'} volumes, expected one (it holds {shown(', '.join(listed)) or 'no datasets'})"
         + (f"; name one as {path.name}/{shown(volumes[0])}" if volumes else "")
@@ -239,7 +239,7 @@ def _spatial(where: str, data: Any) -> tuple[int, int, int]:
 
 
 def _voxel_size(file: Any, name: str, data: Any) -> tuple[Point | None, str]:
-    """Å (z, y, x) by EMAN2's attributes or by `element_size_um`; where neither can be meant None, and what they say."""
+    """Å (z, y, x) by EMAN2's attributes or by `element_size_um`; None if neither is plausible, and what they state."""
     eman = _node(file, name.rpartition("/")[0]) if name.endswith("/image") else None
     candidates: list[tuple[str, float, list[Any]]] = []
     if eman is not None:
@@ -250,7 +250,7 @@ def _voxel_size(file: Any, name: str, data: Any) -> tuple[Point | None, str]:
     told = []
     for what, factor, given in candidates:
         try:
-            z, y, x = (float(np.asarray(one).item()) for one in given)
+            z, y, x = (float(np.asarray(side).item()) for side in given)
         except (TypeError, ValueError):
             continue
         sizes = (_rounded(z * factor), _rounded(y * factor), _rounded(x * factor))

@@ -1,7 +1,7 @@
 """Voxels of HDF5 datasets: which are read, and how their chunks are decoded within bounds.
 
-Compressed chunks are decoded here, each up to its own size at most; HDF5's own decoder makes as much of them as they
-claim.
+Compressed chunks are decoded here, each up to its own size at most; HDF5's own decoder allocates as much as a chunk
+claims.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def check_stored(where: str, data: Any) -> None:
 
 def _filters(data: Any) -> list[tuple[int, str]]:
     plist = data.id.get_create_plist()
-    found = (plist.get_filter(i) for i in range(plist.get_nfilters()))
-    return [(int(code), name.decode("ascii", "replace") or f"filter {code}") for code, _, _, name in found]
+    filters = (plist.get_filter(i) for i in range(plist.get_nfilters()))
+    return [(int(code), name.decode("ascii", "replace") or f"filter {code}") for code, _, _, name in filters]
 
 
 def read_box(path: Path, data: Any, box: list[slice]) -> Array:
@@ -80,13 +80,13 @@ def _corners(data: Any, box: list[slice]) -> Iterator[tuple[int, ...]]:
 
 def _stored_chunk(path: Path, data: Any, corner: tuple[int, ...]) -> Any:
     """Where a chunk is, None if it was never written; refused where it takes far more bytes than its voxels."""
-    found = data.id.get_chunk_info_by_coord(corner)
-    if found.byte_offset is None:
+    chunk = data.id.get_chunk_info_by_coord(corner)
+    if chunk.byte_offset is None:
         return None
     most = math.prod(data.chunks) * data.dtype.itemsize
-    if found.size > most + most // 8 + 4096:
-        raise InputError(f"{path}: damaged: a chunk of {found.size} bytes at {corner}, for {most} bytes of voxels")
-    return found
+    if chunk.size > most + most // 8 + 4096:
+        raise InputError(f"{path}: damaged: a chunk of {chunk.size} bytes at {corner}, for {most} bytes of voxels")
+    return chunk
 
 
 def _check_sizes(path: Path, data: Any, box: list[slice]) -> None:

@@ -1,10 +1,10 @@
 """Random access to a deflate stream inside a file: gzip files, and members of zip archives.
 
-Such a stream can only be read from its beginning, unless one kept what the decoder knew at some place: its last 32 KiB
-and its tables. zlib copies a decoder cheaply, so each process keeps copies from the places that it came by, close
-together where it read last and far apart before, and begins at the nearest one. Boxes that are read in about the
-order of the file take each process one pass over it, whatever its length, with a few megabytes of memory and nothing
-on a disk.
+Such a stream can only be read from its beginning, or from a place where the state of the decoder was kept: its last 32
+KiB and its tables. zlib copies a decoder cheaply, so each process keeps copies from the places that it has read, close
+together near the last one and far apart before it, and begins at the nearest copy. Boxes that are read in about the
+order of the file take each process one pass over it, whatever its length, with a few megabytes of memory and nothing on
+a disk.
 
 Formats: RFC 1951 (deflate), RFC 1952 (gzip, of which several members may follow each other).
 """
@@ -78,9 +78,9 @@ class _Places:
     def nearest(self, place: int) -> tuple[int, int, Any]:
         """The last one at or before `place`, with a decoder of one's own."""
         with self._lock:
-            found = self._places[bisect.bisect_right(self._places, place) - 1]
-            at, decoder = self._kept[found]
-            return found, at, decoder.copy()
+            before = self._places[bisect.bisect_right(self._places, place) - 1]
+            at, decoder = self._kept[before]
+            return before, at, decoder.copy()
 
     def is_nearer(self, place: int, than: int) -> bool:
         """Whether one lies after `than` and not after `place`."""
@@ -96,17 +96,17 @@ def _places(file: io.FileIO, path: Path, stream: Stream) -> _Places:
     status = os.fstat(file.fileno())
     key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, stream)
     with _lock:
-        found = _files.pop(key, None) or _Places(stream)
-        _files[key] = found
+        places = _files.pop(key, None) or _Places(stream)
+        _files[key] = places
         while len(_files) > _FILES:
             _files.popitem(last=False)
-    return found
+    return places
 
 
 class Inflated:
     """A deflate stream as a file to be read: `seek`, then `readinto` what follows. For one thread.
 
-    `keep`: whether what is learnt of the stream is of use to those who read it later in this process.
+    `keep`: whether to keep decoders for later reads of the stream in this process.
 
     Raises InputError, with `path` in it, where the stream is cut or damaged. gzip's checksum is compared where the
     stream was read to its end.

@@ -1,4 +1,4 @@
-"""Which tomograms are meant by some files, folders, lists and URLs, and what their results are called."""
+"""Find the tomograms that files, folders, lists and URLs stand for, and the names of their results."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def find_tomograms(what: Sequence[str | Path]) -> list[str]:
         as tilt series) and runs of our own; `.txt` files, one of all these a line, relative to the file, empty lines
         and lines that begin with # aside; URLs, taken as they are
 
-    Raises InputError for what is not there, for a folder without tomograms, and where nothing is asked for.
+    Raises InputError for a path that does not exist, for a folder without tomograms, and if `what` is empty.
     """
-    found: dict[str, str] = {}
-    for one in what:
-        for path in _expand(str(one)):
-            found.setdefault(os.path.realpath(path) if is_local(path) else path.rstrip("/"), path)
-    if not found:
+    paths: dict[str, str] = {}
+    for text in what:
+        for path in _expand(str(text)):
+            paths.setdefault(os.path.realpath(path) if is_local(path) else path.rstrip("/"), path)
+    if not paths:
         raise InputError(f"no tomograms: give {_KINDS}, folders of them, or a {LIST_SUFFIX} file with one path a line")
-    return list(found.values())
+    return list(paths.values())
 
 
 def is_many(what: Sequence[str | Path]) -> bool:
@@ -54,8 +54,8 @@ def is_many(what: Sequence[str | Path]) -> bool:
 
 
 def run_names(tomograms: Sequence[str]) -> list[str]:
-    """What each tomogram is called among the others: its name without a suffix, with its folder's before it where
-    several have the same. InputError where that does not tell them apart either."""
+    """The name of each tomogram among the others: its name without a suffix, with its folder's before it where
+    several have the same. InputError if two are still called the same."""
     stems = [_stem(tomogram) for tomogram in tomograms]
     # file systems may not tell upper case from lower
     often = Counter(stem.casefold() for stem in stems)
@@ -73,15 +73,15 @@ def run_names(tomograms: Sequence[str]) -> list[str]:
     return names
 
 
-def _expand(one: str, listed: str = "") -> Iterator[str]:
+def _expand(text: str, listed: str = "") -> Iterator[str]:
     """The tomograms that one path stands for; `listed` says where it was listed, for errors."""
-    if copick_project.is_address(one):
-        yield from copick_project.addresses(one)
+    if copick_project.is_address(text):
+        yield from copick_project.addresses(text)
         return
-    if not is_local(one):
-        yield one
+    if not is_local(text):
+        yield text
         return
-    path = as_path(one)
+    path = as_path(text)
     try:
         if path.suffix.lower() == LIST_SUFFIX and path.is_file():
             if listed:
@@ -114,10 +114,10 @@ def _read_list(path: Path) -> Iterator[str]:
 
 
 def _read_folder(folder: Path, listed: str) -> Iterator[str]:
-    found = sorted((entry for entry in folder.iterdir() if _is_tomogram(entry)), key=lambda e: natural(e.name))
-    if not found:
+    tomograms = sorted((entry for entry in folder.iterdir() if _is_tomogram(entry)), key=lambda e: natural(e.name))
+    if not tomograms:
         raise InputError(f"{listed}{': ' if listed else ''}{folder}: no tomograms in this folder: expected {_KINDS}")
-    yield from map(str, found)
+    yield from map(str, tomograms)
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -1,8 +1,8 @@
 """Surfaces of instances as meshes: GLB and PLY, in ångström.
 
 Vertices are (x, y, z), as both formats and the programs of the field expect; a voxel's centre lies at
-origin + index · voxel size. glTF (https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html) has metres for unit, which
-no program of the field holds to: one unit is one ångström here.
+origin + index · voxel size. The unit of glTF (https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html) is the metre,
+but no program of the field follows that: one unit is one ångström here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STEPS, _NEAR = 12, 0.01
 """Of the search for the value at which the smoothed surface holds what the mask holds, at most; what is near enough."""
 
 _HALF = 0.499
-"""Not 0.5: marching cubes can't tell then whether voxels that touch at an edge are one, and leaves holes there."""
+"""Not 0.5: there marching cubes can't decide whether voxels that touch at an edge are connected, and leaves holes."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def surface_of(
     """
     if not mask.any():
         raise ValueError(f"the mask of instance {label} is empty")
-    found, faces = _smoothed(mask, smooth) if smooth else _triangles(mask, 0.0, _HALF)
-    vertices, where = _merged(found if smooth else np.round(2 * found) / 2)
+    corners, faces = _smoothed(mask, smooth) if smooth else _triangles(mask, 0.0, _HALF)
+    vertices, where = _merged(corners if smooth else np.round(2 * corners) / 2)
     # the array begins at the margin
     places = (vertices - _margin(smooth) + [low for low, _ in box]) * voxel_size + origin
     # x, y, z instead of z, y, x mirrors space: faces that turned inwards turn outwards
@@ -95,10 +95,10 @@ def _smoothed(mask: Bool, smooth: float) -> tuple[NDArray[np.float64], NDArray[n
     low, high = 0.0, 1.0  # values at which the surface holds more, and less
     best, least = None, math.inf
     for _ in range(_STEPS):
-        found, faces = _triangles(mask, smooth, level)
-        volume, area = _volume_and_area(found, faces)
+        corners, faces = _triangles(mask, smooth, level)
+        volume, area = _volume_and_area(corners, faces)
         if len(faces) and abs(volume - size) < least:
-            best, least = (found, faces), abs(volume - size)
+            best, least = (corners, faces), abs(volume - size)
         if least < _NEAR * size:
             break
         low, high = (level, high) if volume > size else (low, level)
@@ -153,13 +153,15 @@ def _level(mask: Bool, smooth: float) -> float:
 
 
 def _merged(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Points without repetition, and where each went; those of a shared plane are equal, bit for bit."""
-    found, where = np.unique(points, axis=0, return_inverse=True)
-    return found, where.reshape(-1).astype(np.int64)
+    """The distinct points, and the index of each given point among them; points of a shared plane are equal, bit for
+    bit."""
+    distinct, where = np.unique(points, axis=0, return_inverse=True)
+    return distinct, where.reshape(-1).astype(np.int64)
 
 
 def write_glb(path: Path, surfaces: Iterable[Surface]) -> int:
-    """Write a scene with one node an instance, `instance_00012`, coloured, with its score as `extras`; how many.
+    """Write a scene with one coloured node for each instance, `instance_00012`, with its score as `extras`; returns
+    their number.
 
     Raises StoreError where it can't be written; nothing is left behind. All surfaces are in memory.
     """
@@ -179,7 +181,8 @@ def write_glb(path: Path, surfaces: Iterable[Surface]) -> int:
 
 
 def write_ply(path: Path, surfaces: Iterable[Surface]) -> int:
-    """Write all instances as one mesh whose vertices have the properties `instance` and `score`; how many."""
+    """Write all instances as one mesh whose vertices have the properties `instance` and `score`; returns their
+    number."""
     meshes = [_described(surface) for surface in surfaces]
     if not meshes:
         raise InputError(f"{path}: no instances, so no meshes")
@@ -189,9 +192,9 @@ def write_ply(path: Path, surfaces: Iterable[Surface]) -> int:
 
 
 def write_ply_folder(path: Path, surfaces: Iterable[Surface], *, overwrite: bool = False) -> int:
-    """Write `instance_00012.ply` and so on into a folder, one surface in memory at a time; how many.
+    """Write `instance_00012.ply` and so on into a folder, one surface in memory at a time; returns their number.
 
-    A folder that exists is only replaced if all it holds is such files, and `overwrite` is true.
+    A folder that exists is only replaced if it holds nothing but such files and `overwrite` is true.
     """
     if path.exists() or path.is_symlink():
         ours = path.is_dir() and not path.is_symlink() and all(_is_ours(entry.name) for entry in path.iterdir())
@@ -214,7 +217,7 @@ def write_ply_folder(path: Path, surfaces: Iterable[Surface], *, overwrite: bool
 
 
 def name_of(label: int) -> str:
-    """What an instance's mesh is called."""
+    """The name of an instance's mesh."""
     return f"instance_{label:05d}"
 
 
@@ -244,5 +247,5 @@ def _ply(parts: list[trimesh.Trimesh]) -> bytes:
     for name in ("instance", "score"):
         values: Array = np.concatenate([part.vertex_attributes[name] for part in parts])
         mesh.vertex_attributes[name] = values
-    found: Any = mesh.export(file_type="ply", vertex_normal=False)
-    return bytes(found)
+    encoded: Any = mesh.export(file_type="ply", vertex_normal=False)
+    return bytes(encoded)

@@ -1,9 +1,9 @@
 """MRC tomograms, read box by box.
 
-Voxels are read with plain reads, never through a memory map: where a file is cut, or a disk fails, while it is mapped,
-the process dies; a read that falls short is an error in words.
+Voxels are read with plain reads, never through a memory map: if a file is cut, or a disk fails, while it is mapped, the
+process dies, but a short read is an ordinary error.
 
-A gzipped file is read in place, see `inflate`. What the header says is read in `mrc_header`.
+A gzipped file is read in place, see `inflate`. The header is read in `mrc_header`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def open_mrc(path: Path, *, voxel_size: Point | None = None, unsigned: bool | No
     Raises InputError for a file that is missing, empty, truncated, no MRC, not one real-valued volume, or that
     does not tell its voxel size when `voxel_size` is None.
     """
-    found = regular_file(path).st_size
+    size = regular_file(path).st_size
     raw = _whole_header(path, first_bytes(path, HEADER_BYTES))
-    header = read_header(path, raw, found, voxel_size=voxel_size, unsigned=unsigned)
-    samples = samples_of(path, found)
+    header = read_header(path, raw, size, voxel_size=voxel_size, unsigned=unsigned)
+    samples = samples_of(path, size)
     notes: tuple[str, ...] = ()
     if header.sign is not None and not header.sign.told:
-        counts = byte_counts(parts_between(found, samples, header.offset, header.offset + header.voxel_bytes))
-        notes = sign_notes(header.sign, counts, sampled_whole(found))
-    return _source(path, header, found, samples_hash(found, samples), None, notes)
+        counts = byte_counts(parts_between(size, samples, header.offset, header.offset + header.voxel_bytes))
+        notes = sign_notes(header.sign, counts, sampled_whole(size))
+    return _source(path, header, size, samples_hash(size, samples), None, notes)
 
 
 @one_line_errors()
@@ -107,7 +107,7 @@ def _unpacked_bytes(path: Path, file: io.FileIO, size: int, header: MrcHeader) -
 
 
 def _packed_sign_notes(path: Path, file: io.FileIO, stream: Stream, header: MrcHeader) -> tuple[str, ...]:
-    """`sign_notes` by the first voxels, since the others can't be had without those before them."""
+    """`sign_notes` by the first voxels, since later voxels can't be decoded without the earlier ones."""
     if header.sign is None or header.sign.told:
         return ()
     looked_at = bytearray(min(_LOOKED_AT, header.voxel_bytes) if header.offset <= _FARTHEST_LOOK else 0)

@@ -1,4 +1,4 @@
-"""Voxel size and origin by an MRC header.
+"""Voxel size and origin from an MRC header.
 
 MRC2014 (Cheng et al., J. Struct. Biol. 192, 146, 2015): `cella` is the cell and `mx`, `my`, `mz` its sampling, both
 along x, y, z; `nx`, `ny`, `nz` and the starts are those of columns, rows, sections, and `mapc`, `mapr`, `maps` say
@@ -26,8 +26,8 @@ def header_voxel_size(path: Path | str, header: Any, order: Order) -> tuple[Poin
     """Å (z, y, x), the cell divided by its sampling, with notes; `order` as of `FlatSource`.
 
     Some programs that write another order of axes leave the sampling, or the cell, in the order of columns, rows,
-    sections. That is seen where the standard's reading gives unequal voxels and such a one gives equal ones.
-    Raises InputError where no size can be meant.
+    sections. That is assumed if the standard's reading gives unequal voxel sides and this one gives equal sides.
+    Raises InputError if no size is plausible.
     """
     cell = [float(header["cella"][axis]) for axis in "zyx"]
     samples = [int(header[f"m{axis}"]) for axis in "zyx"]
@@ -70,7 +70,7 @@ def _of_permuted(header: Any, order: Order, cell: list[float], samples: list[int
 
 
 def _turned(values: Sequence[_Number], order: Order) -> list[_Number]:
-    """What stands for sections, rows, columns as z, y, x."""
+    """Values given for sections, rows, columns, as z, y, x."""
     return [values[axis] for axis in order]
 
 
@@ -81,13 +81,13 @@ def _divided(cell: Sequence[float], samples: Sequence[int]) -> Point:
 
 
 def _equal(sizes: Point) -> bool:
-    """Whether these are the sides of a cube, and can be meant."""
+    """Whether these are plausible sides of a cube."""
     return all(map(plausible_voxel, sizes)) and max(sizes) - min(sizes) <= SAME_SIZE * min(sizes)
 
 
 def header_origin(header: Any, voxel_size: Point, order: Order) -> Point:
-    """Å (z, y, x): the header's `origin`, and where that is zero or can't be meant, its start indices times the voxel
-    size, unless these can't be meant either. As ChimeraX does, IMOD's sign of the origin (flag 4) is not looked at."""
+    """Å (z, y, x): the header's `origin`; if that is zero or not plausible, its start indices times the voxel size, if
+    those are plausible. As ChimeraX does, IMOD's sign of the origin (flag 4) is not looked at."""
     z, y, x = (float(header["origin"][axis]) for axis in "zyx")
     if (z, y, x) == (0.0, 0.0, 0.0) or not all(abs(place) < _FARTHEST for place in (z, y, x)):
         starts = [int(header[name]) for name in ("nzstart", "nystart", "nxstart")]

@@ -1,4 +1,4 @@
-"""What the header of an MRC file says, checked.
+"""Read and check the header of an MRC file.
 
 The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 146, 2015) with IMOD's two extra words (`imodStamp`
 and `imodFlags`, https://bio3d.colorado.edu/imod/doc/mrc_format.txt). A file is never flipped.
@@ -49,7 +49,8 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True)
 class MrcHeader:
-    """What a header says, checked; `sign` of 8-bit voxels, else None; the other attributes as of `FlatSource`."""
+    """The checked values of a header. `sign` is that of 8-bit voxels, else None; the other attributes are as in
+    `FlatSource`."""
 
     shape: Shape3
     dtype: np.dtype[Any]
@@ -63,12 +64,12 @@ class MrcHeader:
 
     @property
     def voxel_bytes(self) -> int:
-        """Of all voxels."""
+        """Bytes of all voxels."""
         return math.prod(self.shape) * self.stored.itemsize
 
     @property
     def section_bytes(self) -> int:
-        """Of a section, or of what else is larger."""
+        """Bytes of a section, or of a larger plane."""
         return math.prod(sorted(self.shape)[1:]) * self.stored.itemsize
 
     def identity(self, name: str, size: int, digest: str, form: str = "mrc") -> dict[str, Any]:
@@ -77,14 +78,14 @@ class MrcHeader:
 
 
 def read_header(
-    path: Path | str, raw: bytes, found: int | None, *, voxel_size: Point | None = None, unsigned: bool | None = None
+    path: Path | str, raw: bytes, size: int | None, *, voxel_size: Point | None = None, unsigned: bool | None = None
 ) -> MrcHeader:
-    """Check the first `HEADER_BYTES` of a file of `found` bytes, None where nobody knows; `path` names it in errors.
+    """Check the first `HEADER_BYTES` of a file of `size` bytes, None where nobody knows; `path` names it in errors.
     See `open_mrc`."""
     header, notes = _parse_header(path, raw)
     stored, sign = _voxel_dtype(path, header, unsigned)
     on_disk = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
-    offset, size_notes = _voxels_at(path, on_disk, stored, int(header["nsymbt"]), found)
+    offset, size_notes = _voxels_at(path, on_disk, stored, int(header["nsymbt"]), size)
     notes += (sign.notes if sign else ()) + size_notes
     _check_kind(path, header)
     order = _axis_order(path, header)
@@ -152,31 +153,31 @@ def _voxel_dtype(path: Path | str, header: Any, unsigned: bool | None) -> tuple[
 
 
 def _voxels_at(
-    path: Path | str, shape: tuple[int, ...], stored: np.dtype[Any], extended: int, found: int | None
+    path: Path | str, shape: tuple[int, ...], stored: np.dtype[Any], extended: int, size: int | None
 ) -> tuple[int, tuple[str, ...]]:
-    """Where the voxels begin, with notes: what the header promises is compared with the file's size, before anything is
-    allocated. An `extended` header (nsymbt, bytes) that is stated is left out where the file is just as long as one
+    """Where the voxels begin, with notes. The size that the header promises is compared with the file's before anything
+    is allocated. An `extended` header (nsymbt, bytes) that is stated is left out where the file is just as long as one
     without."""
     if min(shape) < 1 or extended < 0:
         raise InputError(
             f"{path}: damaged header: sections, rows, columns = {shape}, extended header of {extended} bytes"
         )
     offset, voxels = HEADER_BYTES + extended, math.prod(shape) * stored.itemsize
-    if found is None:
+    if size is None:
         return offset, ()
-    if 0 < extended <= _LONGEST_EXTENDED and found == HEADER_BYTES + voxels:
+    if 0 < extended <= _LONGEST_EXTENDED and size == HEADER_BYTES + voxels:
         return HEADER_BYTES, (
             f"its extended header, {extended} bytes by nsymbt, is not there: the file is as long as a header of "
             f"{HEADER_BYTES} bytes and the voxels, and read so",
         )
-    if extended and found < offset + voxels:
+    if extended and size < offset + voxels:
         raise InputError(
             f"{path}: truncated: expected {offset + voxels} bytes (a header of {HEADER_BYTES}, an extended header of "
             f"{extended} by nsymbt, and {' x '.join(map(str, shape))} voxels of {stored.itemsize} bytes; "
-            f"{HEADER_BYTES + voxels} without the extended header), found {found}; copy the file again, or "
+            f"{HEADER_BYTES + voxels} without the extended header), found {size}; copy the file again, or "
             "correct nsymbt"
         )
-    return offset, check_length(path, offset, shape, stored, found)
+    return offset, check_length(path, offset, shape, stored, size)
 
 
 def _check_kind(path: Path | str, header: Any) -> None:

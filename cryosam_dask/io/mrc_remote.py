@@ -78,10 +78,10 @@ class RemoteMrcSource(Described):
 def open_remote_mrc(url: str, *, voxel_size: Point | None = None, unsigned: bool | None = None) -> RemoteMrcSource:
     """Read and check the header of the MRC file at `url`, and the samples that identify it; see `open_mrc`.
 
-    Its identity is that of the same file on a local disk. What is known of an object is kept as long as its size and
-    its version stay the same.
+    Its identity is that of the same file on a local disk. The header and the samples of an object are kept as long as
+    its size and its version stay the same.
 
-    Raises InputError for what is not there or no readable MRC, StoreError where the storage can't be read.
+    Raises InputError if there is no such file or it is not a readable MRC, StoreError if the storage can't be read.
     """
     check_address(url, InputError)
     shown = public(url)
@@ -132,23 +132,23 @@ def _sampled(url: str, start: bytes, size: int, version: str, header: MrcHeader)
 
 
 def _fetch(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Ranges of bytes, asked for together, each checked to be as long as asked."""
+    """Fetch ranges of bytes in one request, and check that each is as long as requested."""
     publicly(url)
     files, path = filesystem(url)
     try:
-        found = files.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges], on_error="raise")
-        for data in found:
+        parts = files.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges], on_error="raise")
+        for data in parts:
             if isinstance(data, Exception):  # fsspec's asynchronous file systems only raise since 2026.9
                 raise data
     except FileNotFoundError:
         raise InputError(f"{public(url)}: can't be read any more, it was there when opened") from None
-    for (start, stop), data in zip(ranges, found, strict=True):
+    for (start, stop), data in zip(ranges, parts, strict=True):
         if len(data) != stop - start:
             raise InputError(
                 f"{public(url)}: expected {stop - start} bytes from {start}, found {len(data)}; it was cut or replaced "
                 "since it was opened"
             )
-    return [bytes(data) for data in found]
+    return [bytes(data) for data in parts]
 
 
 @dataclass(frozen=True)

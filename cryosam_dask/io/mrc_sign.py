@@ -1,4 +1,4 @@
-"""Whether the bytes of an 8-bit MRC are signed, and what is said where the file does not tell.
+"""Decide whether the bytes of an 8-bit MRC are signed, and write a note if the file does not say so.
 
 Mode 0 is signed by MRC2014. IMOD wrote it unsigned until 4.2.23 and marks it by a flag of its own since
 (https://bio3d.colorado.edu/imod/doc/mrc_format.txt); cameras write it unsigned without any. The wrong reading turns the
@@ -22,9 +22,9 @@ _FEWEST = 256  # voxels that a histogram says anything of
 
 @dataclass(frozen=True)
 class Sign:
-    """How bytes are read. `told`: by the option, by IMOD's flag, or by a range that signed ones don't have; else the
-    voxels themselves have to be looked at, see `sign_notes`. `ranged`, `low`: the header's range is one of signed ones,
-    or one that is the same in both readings."""
+    """How bytes are read. `told`: whether the option, IMOD's flag, or a range that signed bytes can't have
+    decides it; otherwise look at the voxels, see `sign_notes`. `ranged`, `low`: whether the header's range is that of
+    signed bytes, or the same in both readings."""
 
     unsigned: bool
     told: bool
@@ -35,8 +35,8 @@ class Sign:
 
 def sign_of_bytes(low: float, high: float, option: bool | None, flag: bool | None) -> Sign:
     """The sign of mode 0 by the header's least and greatest value, the user's option and IMOD's flag (both True for
-    unsigned, None where there is none). Without these bytes are signed, unless the range says otherwise (IMOD,
-    libcfshr/b3dutil.c, `readBytesSigned`)."""
+    unsigned, None where there is none). Without an option or a flag bytes are signed, unless the range says otherwise
+    (IMOD, libcfshr/b3dutil.c, `readBytesSigned`)."""
     if option is not None:
         return Sign(option, told=True)
     if flag is not None:
@@ -57,11 +57,10 @@ def byte_counts(parts: Sequence[bytes]) -> Counts:
 
 
 def sign_notes(sign: Sign, counts: Counts, whole: bool) -> tuple[str, ...]:
-    """A note where nothing tells whether bytes are signed, by `counts` of some of the voxels, or of the `whole` file.
-
-    None where both readings are the same: no byte is above 127. Where the signed values lie at both ends with a gap
-    between them, they are unsigned ones about the middle of their range, whatever range a program that took them for
-    signed has put in the header.
+    """A note if nothing states whether bytes are signed, by `counts` of some of the voxels, or of the `whole` file.
+    There is no note if both readings are the same, since no byte is above 127. Where the signed values lie at both ends
+    with a gap between them, they are unsigned ones about the middle of their range, whatever range a program that took
+    them for signed has put in the header.
     """
     if sign.told or (not counts[128:].any() and (whole or sign.low)):
         return ()

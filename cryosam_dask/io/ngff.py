@@ -1,7 +1,7 @@
-"""What the metadata of an OME-Zarr image says of space: axes, units, coordinate transformations.
+"""The spatial metadata of an OME-Zarr image: axes, units, coordinate transformations.
 
-Specification: https://ngff.openmicroscopy.org/0.5/. `where` names the array in errors; nothing of the metadata is
-taken to have the type it should.
+Specification: https://ngff.openmicroscopy.org/0.5/. `where` names the array in errors. The type of every value in the
+metadata is checked.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def to_angstrom(
     own = [units[axis] for axis in spatial]
     factors = [angstroms(unit) or math.nan for unit in own]
     steps = [scale[axis] if scale else math.nan for axis in spatial]
-    found = [float(f"{step * factor:.9g}") for step, factor in zip(steps, factors, strict=True)]
+    sizes = [float(f"{step * factor:.9g}") for step, factor in zip(steps, factors, strict=True)]
     moved = [shift[axis] for axis in spatial]
-    if all(map(plausible_voxel, found)):
+    if all(map(plausible_voxel, sizes)):
         origin = [by * factor for by, factor in zip(moved, factors, strict=True)]
-        z, y, x = found
+        z, y, x = sizes
     elif voxel_size is None:
         raise InputError(
             f"{where}: no usable voxel size (scale z, y, x: {steps if scale else 'missing'}; "

@@ -3,8 +3,8 @@
 Only headers are read by NumPy, which takes them as literals; nothing is ever unpickled. Voxels are read by ranges, out
 of a compressed `.npz` as `inflate` does.
 
-Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Axes are z, y, x, whichever lies
-innermost in the file; a voxel size is not in it.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Axes are z, y, x, in C or in Fortran
+order; the format has no voxel size.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def open_npy(path: Path, *, voxel_size: Point | None = None) -> FlatSource:
     `voxel_size` is Å (z, y, x). Raises InputError for a file that is missing, truncated, no NumPy array, not one
     real-valued volume, and where `voxel_size` is None.
     """
-    found = regular_file(path).st_size
+    size = regular_file(path).st_size
     header = _header(str(path), first_bytes(path, _HEADER))
-    return _source(path, str(path), header, found, header.size, None, voxel_size)
+    return _source(path, str(path), header, size, header.size, None, voxel_size)
 
 
 @one_line_errors()
@@ -68,7 +68,7 @@ def open_npz(path: Path, *, name: str = "", voxel_size: Point | None = None) -> 
     size = regular_file(path).st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
     except OSError as err:
         raise InputError(f"{path}: can't be read: {err.strerror or err}") from err
     except Exception as err:
@@ -76,14 +76,14 @@ def open_npz(path: Path, *, name: str = "", voxel_size: Point | None = None) -> 
     if len(members) > _MOST_MEMBERS:
         raise InputError(f"{path}: {len(members)} arrays, expected one volume")
     if name:
-        members = [one for one in members if one.filename == f"{name}.npy"]
+        members = [member for member in members if member.filename == f"{name}.npy"]
         if not members:
             raise InputError(f"{path}: no array {shown(name)!r} in it")
     with opened(path, size) as file:
-        found = [_member(path, file, one, size) for one in members]
-    volumes = [one for one in found if len(squeezed(one[1].shape)) == 3]
+        arrays = [_member(path, file, member, size) for member in members]
+    volumes = [array for array in arrays if len(squeezed(array[1].shape)) == 3]
     if len(volumes) != 1:
-        held = [f"{one[0].filename[:-4]} {one[1].shape}" for one in found]
+        held = [f"{array[0].filename[:-4]} {array[1].shape}" for array in arrays]
         raise InputError(
             f"{path}: {len(volumes)} volumes, expected one; it holds {shown(', '.join(held)) or 'no arrays'}"
             + (f"; name one as {path.name}/NAME" if len(volumes) > 1 else "")
@@ -145,14 +145,14 @@ def _header(where: str, raw: bytes) -> _Header:
 
 
 def _source(
-    path: Path, where: str, header: _Header, found: int, offset: int, packed: Stream | None, voxel_size: Point | None
+    path: Path, where: str, header: _Header, stop: int, offset: int, packed: Stream | None, voxel_size: Point | None
 ) -> FlatSource:
     dtype = voxel_dtype(where, header.dtype)
     sides = squeezed(header.shape)
     if len(sides) != 3:
         raise InputError(f"{where}: not 3D: an array of shape {shown(header.shape)}, expected z, y, x")
     shape = (sides[0], sides[1], sides[2])
-    notes = check_length(path, offset, shape, header.dtype, found)
+    notes = check_length(path, offset, shape, header.dtype, stop)
     check_volume(where, shape)
     if voxel_size is None:
         raise InputError(f"{where}: a NumPy file does not tell its voxel size; {ASK_VOXEL_SIZE}")

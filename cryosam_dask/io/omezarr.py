@@ -70,8 +70,8 @@ class ZarrSource(Described):
         sides = tuple(array.shape[axis] for axis in self.spatial if axis < array.ndim)
         dtype, count = voxel_dtype(self.url, array.dtype), math.prod(self.shape)
         if (sides, dtype, math.prod(array.shape)) != (self.shape, self.dtype, count):
-            found, known = size_and_type(array.shape, dtype), size_and_type(self.shape, self.dtype)
-            raise changed(f"{self.url}/{self.level}", found, known)
+            now, known = size_and_type(array.shape, dtype), size_and_type(self.shape, self.dtype)
+            raise changed(f"{self.url}/{self.level}", now, known)
         return _read_block(array, self, check_block(slices, self.shape))
 
 
@@ -84,8 +84,8 @@ def open_omezarr(url: str, *, voxel_size: Point | None = None) -> ZarrSource:
     url : a directory or fsspec URL of the image's group (the finest level is read), or of one of its level's arrays
     voxel_size : Å (z, y, x), instead of the file's own
 
-    Raises InputError where there is no such image, or it is not one 3D volume of real numbers, or it does not tell
-    its voxel size in a known unit when `voxel_size` is None.
+    Raises InputError where there is no such image, or it is not one 3D volume of real numbers, or it does not state its
+    voxel size in a known unit and `voxel_size` is None.
     """
     url = url.rstrip("/")
     publicly(url)
@@ -147,7 +147,8 @@ def _find_level(url: str, sized: bool) -> tuple[zarr.Group, str, dict[str, Any],
 
 
 def _check_chunks(where: str, array: zarr.Array[Any]) -> None:
-    """Refuse chunks so small that reading takes for ever; the size of larger ones is checked where they are decoded."""
+    """Refuse chunks so small that reading would never end; the size of larger chunks is checked where they are
+    decoded."""
     chunks = math.prod(-(-min(n, _SAMPLE) // c) for n, c in zip(array.shape, array.chunks, strict=True))
     if chunks > _MOST_SAMPLED_CHUNKS:
         raise InputError(
@@ -157,7 +158,7 @@ def _check_chunks(where: str, array: zarr.Array[Any]) -> None:
 
 
 def _read_block(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Array:
-    """A block, `_AT_ONCE` bytes of chunks at a time: zarr decodes all that it is asked for together."""
+    """Read a block in pieces of `_AT_ONCE` bytes of chunks, since zarr decodes all chunks of a request at once."""
     out = np.empty([part.stop - part.start for part in block], source.dtype)
     if not out.size:
         return out
@@ -194,7 +195,8 @@ def _pieces(array: zarr.Array[Any], source: ZarrSource, block: Block) -> Iterato
 
 
 def _identity(source: ZarrSource, array: zarr.Array[Any], multiscale: dict[str, Any]) -> dict[str, Any]:
-    """Metadata and the voxels at both ends and in the middle, so that a copy elsewhere is the same tomogram."""
+    """The identity: metadata, and voxels at both ends and in the middle, so that a copy elsewhere is the same
+    tomogram."""
     digest = hashlib.sha256(json.dumps(multiscale, sort_keys=True, default=str).encode())
     for place in (0.0, 0.5, 1.0):
         starts = [int(place * max(n - _SAMPLE, 0)) for n in source.shape]

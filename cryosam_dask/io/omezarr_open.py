@@ -1,4 +1,5 @@
-"""Groups, images and arrays of an OME-Zarr, opened: whatever a store, a network or damage raises becomes one line."""
+"""Open groups, images and arrays of an OME-Zarr; errors of a store, of a network and of damaged files become one
+line."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _MOST_METADATA = 1 << 24  # bytes; an image's take some thousands
 
 
 def open_node(url: str) -> zarr.Group | zarr.Array[Any]:
-    """The Zarr node at `url`; whatever a store or a network raises becomes one line."""
+    """The Zarr node at `url`; errors of a store or a network become one line."""
     _check_metadata_files(url)
     try:
         store = zarr_store(url, read_only=True)
@@ -51,10 +52,9 @@ def open_node(url: str) -> zarr.Group | zarr.Array[Any]:
 
 
 class _Unlisted(WrapperStore[Store]):
-    """Storage that says of what is not there that access to it is denied, as buckets do whose listing is private.
-
-    That is taken for an answer of metadata alone, which comes in two versions, one of which is never there. A chunk
-    that is denied is an error, and so is an image without any metadata: what was said of it is in `denied`.
+    """Storage that answers "access denied" for a missing key, as buckets with a private listing do. For metadata, which
+    exists in two versions of which one is always missing, that answer means "missing". For a chunk it is an error, as
+    it is for an image without any metadata; `denied` then has the storage's message.
     """
 
     def __init__(self, store: Store, denied: list[StoreError]) -> None:
@@ -91,7 +91,7 @@ def _check_metadata_files(folder: str) -> None:
 
 
 def ome_of(group: zarr.Group) -> dict[str, Any]:
-    """OME's part of the attributes: all of them before version 0.5."""
+    """The part of the attributes that OME-Zarr defines; before version 0.5 that is all of them."""
     attrs: dict[str, Any] = dict(group.attrs)
     ome = attrs.get("ome", attrs)
     return ome if isinstance(ome, dict) else {}

@@ -34,7 +34,7 @@ _MARKERS = ("zarr.json", ".zgroup", ".zarray")
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of an image: its shape (z, y, x), and what reads a block of it."""
+    """One resolution of an image: its shape (z, y, x), and a function that reads a block of it."""
 
     shape: Shape3
     read: Callable[[Block], Array]

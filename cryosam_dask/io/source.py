@@ -21,7 +21,7 @@ from cryosam_dask.types import Point, Volume
 
 
 @dataclass(frozen=True)
-class Format:
+class TomogramFormat:
     """A file format of tomograms.
 
     Attributes
@@ -29,8 +29,8 @@ class Format:
     name : for people; suffixes : lower case, of files of this format
     open : (path, voxel_size=, …) → the source; takes `unsigned` where `has_sign`, and `name` where `holds_many`
     open_remote : the same for a URL; None where files have to be copied to a disk first
-    beside : suffixes of files that lie beside tomograms and are none as a rule: tilt series, tables; they are opened
-        where they are named, not where a folder is
+    beside : suffixes of files that lie beside tomograms but mostly are not tomograms, such as tilt series and tables;
+        such a file is opened if it is named, and skipped in a folder
     holds_many : `FILE/NAME` means the array NAME in the file
     """
 
@@ -56,27 +56,27 @@ def _open_hdf5(path: Path, **options: Any) -> TomogramSource:
 
 
 MRC_SUFFIXES = (".mrc", ".rec", ".map", ".st", ".ali", ".ccp4")
-MRC = Format("MRC", MRC_SUFFIXES, open_mrc, open_remote_mrc, beside=(".st", ".ali"), has_sign=True)
+MRC = TomogramFormat("MRC", MRC_SUFFIXES, open_mrc, open_remote_mrc, beside=(".st", ".ali"), has_sign=True)
 FORMATS = (
     MRC,
-    Format("gzipped MRC", (".mrc.gz", ".rec.gz", ".map.gz", ".ccp4.gz"), open_gzipped_mrc, has_sign=True),
-    Format("TIFF", (".tif", ".tiff", ".btf", ".tf8"), _open_tiff),
-    Format("HDF5", (".hdf", ".h5", ".hdf5"), _open_hdf5, holds_many=True),
-    Format("NumPy", (".npy",), open_npy),
-    Format("NumPy archive", (".npz",), open_npz, beside=(".npz",), holds_many=True),
+    TomogramFormat("gzipped MRC", (".mrc.gz", ".rec.gz", ".map.gz", ".ccp4.gz"), open_gzipped_mrc, has_sign=True),
+    TomogramFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), _open_tiff),
+    TomogramFormat("HDF5", (".hdf", ".h5", ".hdf5"), _open_hdf5, holds_many=True),
+    TomogramFormat("NumPy", (".npy",), open_npy),
+    TomogramFormat("NumPy archive", (".npz",), open_npz, beside=(".npz",), holds_many=True),
 )
-SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
-BESIDE = tuple(suffix for one in FORMATS for suffix in one.beside)
+SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
+BESIDE = tuple(suffix for form in FORMATS for suffix in form.beside)
 _PACKED = (".gz", ".bz2", ".zip", ".zst", ".xz")
 
 
-def format_of(name: str) -> Format | None:
-    """The format that a file's name tells."""
-    return next((one for one in FORMATS if name.lower().endswith(one.suffixes)), None)
+def format_of(name: str) -> TomogramFormat | None:
+    """The format that a file's suffix stands for; None if there is none."""
+    return next((form for form in FORMATS if name.lower().endswith(form.suffixes)), None)
 
 
 def inside(path: Path) -> tuple[Path, str] | None:
-    """`tomo.h5/path/of/it` as the file and the name in it; None where this is no such path."""
+    """Split `tomo.h5/path/of/it` into the file and the name in it; None if the path is not of this kind."""
     try:
         if path.exists():
             return None
@@ -105,8 +105,8 @@ def open_tomogram(
     voxel_size : Å, one number or (z, y, x), instead of the file's own
     unsigned : how to read 8-bit MRC voxels, instead of what the header says
 
-    A file whose name tells nothing is taken to be MRC. Raises InputError, one line that says what is wrong with the
-    file and what to do, and StoreError where storage that is not a local disk does not answer or does not let us in.
+    A file with an unknown suffix is taken to be MRC. Raises InputError, one line that says what is wrong with the
+    file and what to do, and StoreError if remote storage does not answer or denies access.
     """
     override = parse_voxel_size(voxel_size)
     if not isinstance(path_or_url, str | PathLike):
@@ -123,8 +123,8 @@ def open_tomogram(
     if is_folder(path):
         return _open_zarr(str(path.absolute()), override, unsigned)
     name: dict[str, str] = {}
-    if (found := inside(path)) is not None:
-        path, name["name"] = found
+    if (member := inside(path)) is not None:
+        path, name["name"] = member
     elif path.name.lower().endswith(_PACKED) and format_of(path.name) is None:
         raise InputError(f"{path}: a packed file, of which only MRC with gzip (.mrc.gz) is read: unpack it first")
     known = format_of(path.name) or MRC
@@ -154,7 +154,7 @@ def _open_remote(url: str, voxel_size: Point | None, unsigned: bool | None) -> T
     return _open_zarr(url, voxel_size, unsigned)
 
 
-def _sign(known: Format, shown: str, unsigned: bool | None) -> dict[str, bool | None]:
+def _sign(known: TomogramFormat, shown: str, unsigned: bool | None) -> dict[str, bool | None]:
     if known.has_sign:
         return {"unsigned": unsigned}
     if unsigned is not None:

@@ -2,7 +2,7 @@
 
 A table of points that is quietly cut or mixed up would be worse than none. Every row must have as many values as the
 table has columns, names of blocks and columns must differ, and what stands at the start of a value alone (`#`, quotes)
-is a sign. What columns mean is told by `points.relion` and `points.warp`.
+is a sign. The meaning of columns is described in `points.relion` and `points.warp`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Table:
 
 
 def read_tables(path: Path) -> list[Table]:
-    """The data blocks of a STAR file; InputError for what is no such file."""
+    """The data blocks of a STAR file; InputError if the file is not a STAR file."""
     return _parse(path, read_lines(path))
 
 

@@ -24,7 +24,7 @@ _SIGNS = frozenset("0123456789+-.eE \t")
 
 
 def read_bytes(path: Path, expected: str) -> bytes:
-    """A file of points, whole; InputError for what is no file, is empty, or larger than any such file."""
+    """The bytes of a file of points; InputError if it is not a file, is empty, or is larger than any such file."""
     size = regular_file(path).st_size
     if size > _MOST_BYTES:
         raise InputError(f"{path}: {size} bytes, too large for {expected} (at most {_MOST_BYTES})")
@@ -39,7 +39,7 @@ def read_bytes(path: Path, expected: str) -> bytes:
 
 
 def read_text(path: Path, expected: str = _TABLE) -> str:
-    """A text file in UTF-8; InputError as by `read_bytes`, and for what is not text, or empty."""
+    """The text of a file in UTF-8; InputError as by `read_bytes`, and for a file that is not text, or is empty."""
     try:
         text = _without_nul(path, expected).decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -85,16 +85,16 @@ def number(text: str) -> float:
 
 
 def numbers(path: Path, name: str, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The column `name` of `path` as float64; InputError that shows the first text that is no number."""
-    found = np.fromiter(map(number, texts), dtype=np.float64, count=len(texts))
-    if np.isnan(found).any():
-        row = int(np.flatnonzero(np.isnan(found))[0])
+    """The column `name` of `path` as float64; InputError that shows the first text that is not a number."""
+    values = np.fromiter(map(number, texts), dtype=np.float64, count=len(texts))
+    if np.isnan(values).any():
+        row = int(np.flatnonzero(np.isnan(values))[0])
         raise InputError(f"{path}: row {row + 1}: {name} is '{shown(texts[row])}', expected a number")
-    return found
+    return values
 
 
 def plain(value: float, digits: int = 6) -> str:
-    """A number in decimals, so many at most, and none that say nothing: 1.5, 20, 0."""
+    """A number with at most so many decimals, without trailing zeros: 1.5, 20, 0."""
     text = f"{value:.{digits}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text

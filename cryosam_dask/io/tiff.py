@@ -56,8 +56,9 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it would
 
 @dataclass(frozen=True)
 class _Stack:
-    """What the pages say; `told` is of the voxel size. `flat` is the place of the first voxel, where all lie
-    together; else `offsets` and `counts` (pages, segments) tell where strips or tiles of `segment` (rows, columns) lie.
+    """The layout that the pages describe; `told` is the voxel size. `flat` is the place of the first voxel, where all
+    lie together; else `offsets` and `counts` (pages, segments) tell where strips or tiles of `segment` (rows, columns)
+    lie.
     """
 
     shape: Shape3
@@ -96,9 +97,9 @@ class TiffSource(Described):
         if not out.size:
             return out
         stack = _stack(self.path, self.identity["bytes"])
-        found, known = size_and_type(stack.shape, native(stack.stored)), size_and_type(self.shape, self.dtype)
-        if found != known:
-            raise changed(self.path, found, known)
+        now, known = size_and_type(stack.shape, native(stack.stored)), size_and_type(self.shape, self.dtype)
+        if now != known:
+            raise changed(self.path, now, known)
         z, y, x = block
         (rows, columns), across = stack.segment, -(-self.shape[2] // stack.segment[1])
         with opened(self.path, self.identity["bytes"]) as file:
@@ -139,7 +140,7 @@ def open_tiff(path: Path, *, voxel_size: Point | None = None) -> FlatSource | Ti
 
 
 class _Bounded(io.FileIO):
-    """A file that gives no more than it has: a damaged count of bytes is not allocated."""
+    """A file that reads no more bytes than it has, so that a damaged count of bytes is never allocated."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -160,12 +161,12 @@ def _stack(path: Path, size: int) -> _Stack:
     with _lock:
         if key in _stacks:
             return _stacks[key]
-    found = _parsed(path)
+    stack = _parsed(path)
     with _lock:
-        _stacks[key] = found
+        _stacks[key] = stack
         while len(_stacks) > _KEPT:
             _stacks.popitem(last=False)
-    return found
+    return stack
 
 
 def _parsed(path: Path) -> _Stack:
@@ -205,8 +206,8 @@ def _described(path: Path, tiff: Any) -> _Stack:
     axes = "".join(axis for axis, _ in sides)
     channels = axes[:1] == "C" and sides[0][1] > _MOST_CHANNELS
     if len(sides) != 3 or axes[1:] != "YX" or not (axes[0] in _SLICES or channels):
-        found = " x ".join(f"{n} {axis}" for axis, n in zip(series.axes, series.shape, strict=True))
-        raise InputError(f"{path}: not one stack of pages (found {shown(found)}), expected z, y, x")
+        described = " x ".join(f"{n} {axis}" for axis, n in zip(series.axes, series.shape, strict=True))
+        raise InputError(f"{path}: not one stack of pages (found {shown(described)}), expected z, y, x")
     z, y, x = (int(n) for _, n in sides)
     notes: tuple[str, ...] = ()
     if axes[0] in "TC":
@@ -249,9 +250,9 @@ def _with_segments(path: Path, stack: _Stack, series: Any, page: Any) -> _Stack:
         )
     each = -(-y // rows) * -(-x // columns)
     pages = list(series.pages)
-    if len(pages) != z or any(one is None or len(one.dataoffsets) != each for one in pages):
+    if len(pages) != z or any(p is None or len(p.dataoffsets) != each for p in pages):
         raise InputError(f"{path}: damaged TIFF: pages without their {each} strips or tiles")
-    if any(len(one.databytecounts) != each for one in pages):
+    if any(len(p.databytecounts) != each for p in pages):
         raise InputError(f"{path}: damaged TIFF: pages without the sizes of their {each} strips or tiles")
     offsets, counts = (
         np.array([getattr(p, name) for p in pages], np.uint64) for name in ("dataoffsets", "databytecounts")

@@ -1,6 +1,6 @@
-"""Whether a TIFF's structure can be trusted with memory and time, before tifffile reads it.
+"""Check that reading a TIFF's structure takes bounded memory and time, before tifffile reads it.
 
-tifffile believes a file's tags: it makes arrays of as many values as one says to have, and multiplies what should be
+tifffile trusts a file's tags: it allocates as many values as a tag claims to have, and multiplies values that should be
 numbers. So the list of pages is walked here first, by the words of TIFF 6.0 (section 2) and BigTIFF.
 """
 
@@ -72,13 +72,13 @@ def _check_tags(where: str, tags: np.ndarray, size: int) -> None:
 
 
 def _below(file: io.FileIO, tags: np.ndarray, order: str, size: int) -> list[int]:
-    """Places of the pages below one, such as coarser levels."""
-    found: list[int] = []
-    for one in tags[tags["tag"] == _BELOW]:
-        item, count = _SIZES[int(one["type"])], int(one["count"])
-        raw = one["value"].tobytes()
+    """Places of a page's sub-pages, such as coarser levels."""
+    places: list[int] = []
+    for tag in tags[tags["tag"] == _BELOW]:
+        item, count = _SIZES[int(tag["type"])], int(tag["count"])
+        raw = tag["value"].tobytes()
         if count * item > len(raw):
-            file.seek(min(int(one["value"]), size))
+            file.seek(min(int(tag["value"]), size))
             raw = file.read(count * item)
-        found += np.frombuffer(raw, f"{order}u{item}", min(count, len(raw) // item)).tolist()
-    return found
+        places += np.frombuffer(raw, f"{order}u{item}", min(count, len(raw) // item)).tolist()
+    return places

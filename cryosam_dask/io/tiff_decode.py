@@ -1,4 +1,4 @@
-"""Strips and tiles of TIFFs: what they decode to.
+"""Decode strips and tiles of TIFFs.
 
 TIFF 6.0, sections 13 and 14, and Technical Notes 1 (LZW, predictors) and 3 (floating point predictor).
 """
@@ -16,7 +16,7 @@ COMPRESSIONS = (1, *_DEFLATE, *_ZSTD, *_IMAGECODECS)
 
 
 def unpacked(compression: int, raw: bytes, limit: int) -> bytes:
-    """The bytes of a strip or tile, `limit` at most; what is wrong with them is raised as its library has it."""
+    """The decoded bytes of a strip or tile, `limit` at most; errors of the codec's library are passed on."""
     if compression == 1:
         return raw
     if compression in _DEFLATE:

@@ -1,4 +1,4 @@
-"""The voxel size that a TIFF tells: by OME-XML, by ImageJ's description, or by its resolution tags."""
+"""The voxel size that a TIFF states, in OME-XML, in ImageJ's description, or in its resolution tags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAG_UNITS = {2: "inch", 3: "cm"}
 
 @dataclass(frozen=True)
 class Told:
-    """What a TIFF tells of its voxel size: Å (z, y, x) with notes, or None and why there is none."""
+    """What a TIFF states: the voxel size in Å (z, y, x) with notes, or None and the reason."""
 
     sizes: Point | None
     notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Names that files have for units of length.
+"""The names of units of length in files.
 
 UDUNITS-2's names, which OME-Zarr asks for, with their plurals and British spellings; the signs of OME-XML
 (`UnitsLength`), and what ImageJ writes (`micron`, `um`, `inch`).
@@ -36,7 +36,7 @@ _LONGEST_SIGN = 3  # letters; longer names have plurals
 
 
 def angstroms(unit: str | None) -> float | None:
-    """How many Å a unit is; None where there is none, or it is not known. Case does not matter, nor do plurals
+    """How many Å a unit is; None if there is no unit, or it is unknown. Case does not matter, nor do plurals
     (`nanometers`), British spellings (`nanometre`), or which of its signs in Unicode a unit has."""
     if not unit:
         return None

@@ -26,7 +26,7 @@ SEGMENTERS = {row.name: row for row in _SEGMENTERS}
 """Segmenters by name."""
 
 UNKNOWN_ENCODER, UNKNOWN_SEGMENTER = About("tokens of a slice encoder"), About("a promptable segmentation model")
-"""What is said of models that this version does not know, of a run made with another one."""
+"""What reports say of a run's models that this version does not know."""
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:

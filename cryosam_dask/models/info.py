@@ -1,4 +1,5 @@
-"""What a model tells of itself. The rest of the program knows a model by its entry in the catalog, never by its name.
+"""What a model declares about itself. The rest of the program knows a model by its entry in the catalog, never by its
+name.
 
 An entry says what a model is called, cited and served by, where its weights are, what its shapes are, and what it takes
 in memory and time, all without its weights and without torch; it also loads the model. Protocols, so that a family of
@@ -23,9 +24,9 @@ class About:
 
     Attributes
     ----------
-    phrase : what it is in the methods paragraph of a report: for an encoder what slices "were encoded as", for a
-        segmenter what points were given to, "by self-prompting of …"
-    references : what it is cited by, as in a list of references
+    phrase : the model in the methods paragraph of a report; it follows "were encoded as" for an encoder, and "by
+        self-prompting of" for a segmenter
+    references : the publications to cite, as in a list of references
     defaults : the settings that serve it, by dotted names, where they differ from those of `Settings`: of `features`
         and `match` for an encoder, of `propagation` for a segmenter
     """
@@ -36,7 +37,7 @@ class About:
 
 
 class Cost(NamedTuple):
-    """What a computation takes.
+    """The time and the operations that a computation takes.
 
     Attributes
     ----------
@@ -56,7 +57,7 @@ class Entry(Protocol):
     Attributes
     ----------
     name : the name it is loaded by
-    version : what stands for it in fingerprints; None for a model whose weights' SHA-256 does
+    version : what identifies it in fingerprints; None for a model that its weights' SHA-256 identifies
     """
 
     @property
@@ -80,7 +81,7 @@ class EncoderEntry(Entry, Protocol):
 
 
 class EncoderInfo(EncoderEntry, Protocol):
-    """What planning needs to know of an encoder besides.
+    """An encoder's entry with what planning needs to know.
 
     Attributes
     ----------
@@ -110,7 +111,7 @@ class EncoderInfo(EncoderEntry, Protocol):
 
 
 class SegmenterInfo(Entry, Protocol):
-    """What planning needs to know of a segmenter; shapes as in `PromptedSegmenter`.
+    """A segmenter's entry with what planning needs to know; shapes as in `PromptedSegmenter`.
 
     Attributes
     ----------

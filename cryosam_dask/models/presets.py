@@ -29,7 +29,7 @@ def parse_models(spec: str) -> tuple[str, str]:
     Raises
     ------
     ModelError
-        The form is another, or a name is unknown.
+        The spec has another form, or a name is unknown.
     """
     spec = PRESETS.get(spec.strip(), spec.strip())
     splits = [(spec[:i], spec[i + 1 :]) for i, sign in enumerate(spec) if sign == "+"]
@@ -50,7 +50,7 @@ def _absolute(name: str, path: str | None) -> str:
 
 
 def preset(name: str, encoder: str, segmenter: str) -> Settings:
-    """The settings that serve a pair of models best: those that each asks for, and the published ones besides.
+    """The settings that serve a pair of models best: those that each model declares, and the defaults otherwise.
 
     name : what the pair is called ("builtin", "paper", or "ENCODER+SEGMENTER")
     """

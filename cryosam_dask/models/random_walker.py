@@ -70,16 +70,16 @@ class RandomWalkerSegmenter:
     def candidates(
         self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
     ) -> list[WalkedCandidates]:
-        """What `predict` finds, on the prompts' windows; see `WindowedSegmenter.candidates`."""
-        found = []
+        """The masks of `predict`, on the prompts' windows; see `WindowedSegmenter.candidates`."""
+        per_point = []
         for b, (row, col) in enumerate(np.asarray(points, float).tolist()):
             if logits is None:
                 walked = walker.from_point(embedding, row, col, self.parameters)
             else:
-                one = walker.from_mask(embedding, row, col, logits[b], self.parameters)
-                walked = [] if one is None else [one]
-            found.append(WalkedCandidates(plane, walked))
-        return found
+                candidate = walker.from_mask(embedding, row, col, logits[b], self.parameters)
+                walked = [] if candidate is None else [candidate]
+            per_point.append(WalkedCandidates(plane, walked))
+        return per_point
 
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32."""
@@ -88,7 +88,7 @@ class RandomWalkerSegmenter:
 
 
 class WalkedCandidates(NamedTuple):
-    """What the walks from one prompt on a plane found, each on its own window; see `Candidates`."""
+    """The masks that walks from one prompt on a plane found, each on its own window; see `Candidates`."""
 
     plane: tuple[int, int]
     walked: list[walker.Candidate]
@@ -96,23 +96,23 @@ class WalkedCandidates(NamedTuple):
     @property
     def scores(self) -> Float32:
         """(M,) float32."""
-        return np.array([one.score for one in self.walked], np.float32)
+        return np.array([candidate.score for candidate in self.walked], np.float32)
 
     def mask(self, m: int) -> Window:
         """The mask, on the walk's window."""
-        one = self.walked[m]
-        return Window(self.plane, one.row, one.col, one.mask)
+        candidate = self.walked[m]
+        return Window(self.plane, candidate.row, candidate.col, candidate.mask)
 
     def logits(self, m: int) -> Window:
         """The logits, on the walk's window."""
-        one = self.walked[m]
-        return Window(self.plane, one.row, one.col, one.logits)
+        candidate = self.walked[m]
+        return Window(self.plane, candidate.row, candidate.col, candidate.logits)
 
     def peak(self, m: int) -> tuple[float, float]:
         """The most confident pixel, inside the mask: there logits are positive."""
-        one = self.walked[m]
-        row, col = divmod(int(one.logits.argmax()), one.logits.shape[1])
-        return float(one.row + row), float(one.col + col)
+        candidate = self.walked[m]
+        row, col = divmod(int(candidate.logits.argmax()), candidate.logits.shape[1])
+        return float(candidate.row + row), float(candidate.col + col)
 
 
 _ABOUT = About(
@@ -145,7 +145,7 @@ class RandomWalkerInfo:
         return RandomWalkerSegmenter().embedding_dtype
 
     def source(self) -> None:
-        """There are no weights."""
+        """None: there are no weights."""
 
     def load(self, path: str | None, device: str, dtype: str) -> PromptedSegmenter:
         """The segmenter, which runs on the CPU wherever it is asked to."""

@@ -12,7 +12,7 @@ from cryosam_dask.types import PromptedSegmenter, SliceEncoder
 
 
 def weights_identity(spec: str) -> str:
-    """What stands for a model in fingerprints: its name, and the SHA-256 of the weights or the version of a built-in.
+    """What identifies a model in fingerprints: its name, and the SHA-256 of the weights or the version of a built-in.
 
     The model is not loaded. Weights whose digest is published need not even be there; others are fetched.
 
@@ -117,6 +117,6 @@ def resolve_device(device: str, uses_torch: bool = True) -> str:
     if kind == "auto":
         return "cuda" if count else "cpu"
     if int(number or 0) >= count:
-        found = f"{count} GPU" + ("s" if count > 1 else "") if count else "no CUDA GPU"
-        raise DeviceError(f"device {device} is not there: found {found}; use --device cpu or auto")
+        available = f"{count} GPU" + ("s" if count > 1 else "") if count else "no CUDA GPU"
+        raise DeviceError(f"device {device} is not there: found {available}; use --device cpu or auto")
     return device

@@ -130,16 +130,16 @@ class SamSegmenter:
         Any number of prompts may be given; `pipeline.batch` of them are decoded at a time.
         """
         windows = None if logits is None else [Window(self._logits_shape, 0, 0, before) for before in logits]
-        found = self.candidates(embedding, plane, points, windows)
-        return Prediction.of(found, CANDIDATES, plane, self._logits_shape)
+        per_point = self.candidates(embedding, plane, points, windows)
+        return Prediction.of(per_point, CANDIDATES, plane, self._logits_shape)
 
     def candidates(
         self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
     ) -> list[SamCandidates]:
-        """What `predict` finds, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`."""
+        """The masks of `predict`, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`."""
         import torch
 
-        found: list[SamCandidates] = []
+        per_point: list[SamCandidates] = []
         with torch.inference_mode(), device_memory(self.name, self.device):
             image = pixels(torch.tensor(np.asarray(embedding, np.float32), device=self.device)[None])
             for start in range(0, len(points), self.batch):
@@ -147,8 +147,8 @@ class SamSegmenter:
                 before = None if logits is None else np.stack([window.full() for window in logits[chunk]])
                 part = self._decode(image, plane, points[chunk], before)
                 scores, low = (tensor.cpu().numpy() for tensor in part)
-                found += (SamCandidates(self, plane, scores[b], low[b]) for b in range(len(scores)))
-        return found
+                per_point += (SamCandidates(self, plane, scores[b], low[b]) for b in range(len(scores)))
+        return per_point
 
     def _decode(
         self, image: torch.Tensor, plane: tuple[int, int], points: Float32, logits: Float32 | None

@@ -1,4 +1,4 @@
-"""SAM's masks at the plane's own size, only where there is one.
+"""SAM's masks at the plane's own size, computed only in the window that a mask can reach.
 
 The public code brings logits to the plane in two bilinear steps: to the padded S × S image, of which the padding is
 cut off, and from there to the plane. Both are linear and separable, so along each side of the plane they are one matrix
@@ -22,7 +22,7 @@ PIECE = 64
 
 
 class Side(NamedTuple):
-    """How the logits along one side make the plane's n pixels.
+    """How the plane's n pixels along one side are made of the logits.
 
     weights : (n, cells) float32; first, last : (n,) the first and the last cell of each pixel, both non-decreasing
     """

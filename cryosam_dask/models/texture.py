@@ -56,7 +56,7 @@ class TextureInfo:
     about: About = _ABOUT
 
     def source(self) -> None:
-        """There are no weights."""
+        """None: there are no weights."""
 
     def load(self, path: str | None, device: str, dtype: str) -> SliceEncoder:
         """The encoder, which runs on the CPU wherever it is asked to."""

@@ -48,7 +48,7 @@ _DINO = About(
 )
 _SAM = About(_PHRASE, (SEGMENT_ANYTHING,))
 TIMM = About(_PHRASE, ("Wightman R. PyTorch image models. https://github.com/huggingface/pytorch-image-models",))
-"""What is said of a `timm:NAME`."""
+"""What reports say of a `timm:NAME`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class TimmEntry:
     Attributes
     ----------
     architecture : timm's name, with the tag of the weights
-    address : where the weights are; None for where timm says
+    address : where the weights are; None for the address that timm names
     """
 
     name: str
@@ -72,7 +72,7 @@ class TimmEntry:
         return self.address or _timm_source(self.architecture)
 
     def load(self, path: str | None, device: str, dtype: str) -> SliceEncoder:
-        """The encoder; nothing is fetched if the architecture or `dtype` won't do."""
+        """Load the encoder; nothing is fetched if the architecture or `dtype` can't be used."""
         vit.check_dtype(dtype)
         module = vit.build(self.architecture)
         vit.geometry(module, self.name)
@@ -108,11 +108,11 @@ class Vit(TimmEntry):
         return self.activation_bytes(tokens) + 3 * 4 * tokens * self.patch**2
 
     def activation_bytes(self, tokens: int) -> int:
-        """Bytes of a forward pass: so many numbers for each token and unit of width, and once what torch keeps.
+        """Bytes of a forward pass: 14 or 25 numbers for each token and unit of width, and once what torch keeps.
 
-        A plain block's most is its hidden layer twice, query, key, value, and the residual stream with copies. SAM's
-        also pads tokens to whole windows and holds the bias of positions; of it the allocator keeps more. Both were
-        measured.
+        At its widest a plain block holds its hidden layer twice, query, key, value, and the residual stream with
+        copies. A block of SAM also pads tokens to whole windows and holds the bias of positions, and the allocator
+        keeps more of its memory. Both numbers were measured.
         """
         return 4 * tokens * self.width * (25 if self.dense_attention else 14) + TORCH_BYTES
 

@@ -94,8 +94,8 @@ def locate(name: str, source: Source | None, path: str | None) -> WeightsFile:
     if path is not None:
         given = Path(path).expanduser()
         if not given.is_file():
-            found = "a directory" if given.is_dir() else "no such file"
-            raise ModelError(f"weights of {name}: expected a file at {given}, found {found}; check {name}=PATH")
+            actual = "a directory" if given.is_dir() else "no such file"
+            raise ModelError(f"weights of {name}: expected a file at {given}, found {actual}; check {name}=PATH")
         return WeightsFile(given, file_sha256(given))
     if source is None:
         raise ModelError(f"weights of {name}: no address is known for them; give a local file as {name}=PATH")
@@ -108,7 +108,7 @@ def locate(name: str, source: Source | None, path: str | None) -> WeightsFile:
 
 
 def identity(name: str, sha256: str) -> str:
-    """What stands for a model with weights in fingerprints."""
+    """What identifies a model with weights in fingerprints."""
     return f"{name} sha256:{sha256}"
 
 
@@ -155,17 +155,17 @@ def _pinned(target: Path) -> str | None:
 
 def _verified(name: str, source: Source, target: Path) -> str:
     """Check a cached file against its published or pinned digest; pin it if it has neither. Returns the digest."""
-    found = file_sha256(target)
+    digest = file_sha256(target)
     expected = source.sha256 or _pinned(target)
     if expected is None:
-        _pin(target, found)
-    elif found != expected:
+        _pin(target, digest)
+    elif digest != expected:
         kind = "published" if source.sha256 else f"recorded at the first use in {_pin_file(target).name}"
         raise ModelError(
-            f"weights of {name}: {target} has SHA-256 {found}, expected {expected} ({kind}); delete the file to "
+            f"weights of {name}: {target} has SHA-256 {digest}, expected {expected} ({kind}); delete the file to "
             f"download it again, or use a file of your own with {name}=PATH"
         )
-    return found
+    return digest
 
 
 def _pin(target: Path, digest: str) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of stores and tomograms: what may stand in one, and what of it may be shown or written down."""
+"""Addresses of stores and tomograms: what one may contain, and which part of it may be shown or stored."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_address(url: str | Path, kind: type[CryosamError] = StoreError) -> Non
 
 
 def check_store(url: str | Path) -> None:
-    """Refuse an address that no store can have; `check_address`, and no query at all."""
+    """Refuse an address that no store can have: as `check_address`, and without any query."""
     check_address(url)
     text = str(url)
     if public(text) != text:
@@ -69,10 +69,10 @@ def check_store(url: str | Path) -> None:
 
 
 def scrub(text: str) -> str:
-    """A message of somebody else's in one line, without user names, passwords and queries in links, and without any
+    """A message of another package as one line, without user names, passwords and queries in links, and without any
     value that the environment or fsspec's configuration holds under a name that says it is secret."""
     line = " ".join(text.split())
-    line = _LINK.sub(lambda found: found["before"] + found["rest"], line)
+    line = _LINK.sub(lambda match: match["before"] + match["rest"], line)
     for value in _secrets():
         line = line.replace(value, "…")
     return line
@@ -81,8 +81,8 @@ def scrub(text: str) -> str:
 def _secrets() -> list[str]:
     import fsspec
 
-    found = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
     for options in fsspec.config.conf.values():
-        found += [str(value) for name, value in options.items() if _SECRET_NAME.search(name) or name == "key"]
+        secrets += [str(value) for name, value in options.items() if _SECRET_NAME.search(name) or name == "key"]
     # the longest first: one may be a part of another
-    return sorted((value for value in found if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+    return sorted((value for value in secrets if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""What an error of somebody's storage package means: whether to try again, and how to say it in one line.
+"""What an error of a storage package means: whether to try again, and how to say it in one line.
 
 Exceptions are known by their classes' names and by the statuses that they carry, so that no package of a cloud has to
 be installed, or imported, for it.
@@ -70,14 +70,14 @@ class UnfinishedError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """An error, understood.
+    """What an error means.
 
     Attributes
     ----------
     reason : the message in one line, without secrets; hint : what to do
-    transient : whether it may be gone in a while; unreachable : no server answered at all
-    missing : the error itself, where it says that something is not there (or is no folder, or is)
-    error : the error itself, where it is one for users already
+    transient : whether it may be gone when it is tried again later; unreachable : no server answered at all
+    missing : the error itself, if it says that something is not there (or is not a folder, or is one)
+    error : the error itself, if it is already one for users
     """
 
     reason: str
@@ -88,7 +88,8 @@ class Fault:
     error: CryosamError | None = None
 
     def sentence(self, verb: str, place: str, path: str, waited: float) -> str:
-        """For users. `place` is the bucket or host; `path` the object; `waited` the seconds that were tried."""
+        """The error for users. `place` is the bucket or host; `path` the object; `waited` the seconds that were
+        tried."""
         where = public(path) if "://" in path else f"{place.partition('://')[0]}://{path}" if path else place
         tried = f" for {waited:.0f} s" if waited >= 1 and self.transient else ""
         hint = self.hint or (AGAIN if self.transient and not self.unreachable else "")
@@ -96,14 +97,14 @@ class Fault:
 
 
 def classify(error: BaseException) -> Fault:
-    """Understand an error of a storage package by itself and by what caused it."""
+    """Classify an error of a storage package by its own kind and by the kinds of its causes."""
     if isinstance(error, CryosamError):
         return Fault(str(error), error=error)
     chain = list(_chain(error))
-    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    statuses = {status for one in chain if (status := _status(one)) is not None}
-    codes = {code for one in chain if (code := _code(one))}
-    numbers = {one.errno for one in chain if isinstance(one, OSError) and one.errno is not None}
+    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    statuses = {status for cause in chain if (status := _status(cause)) is not None}
+    codes = {code for cause in chain if (code := _code(cause))}
+    numbers = {cause.errno for cause in chain if isinstance(cause, OSError) and cause.errno is not None}
     reason = _reason(error, chain)
     if isinstance(error, ImportError):
         return Fault(f"this kind of address needs another package: {reason}", "; for s3: pip install 's3fs'")
@@ -142,8 +143,8 @@ def _status(error: BaseException) -> int | None:
     """The HTTP status that an exception carries, under any of its packages' names for it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return found if isinstance(found, int) else None
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status if isinstance(status, int) else None
     for name in ("status", "status_code", "code"):
         value: Any = getattr(error, name, None)
         if isinstance(value, int) and 100 <= value < 600:
@@ -158,10 +159,10 @@ def _code(error: BaseException) -> str:
 
 def _reason(error: BaseException, chain: list[BaseException]) -> str:
     """The first message there is; a server's code and status, which are what people search for."""
-    text = next((scrub(str(one)) for one in chain if str(one).strip()), type(error).__name__)
-    for one in chain:
-        words = dict.fromkeys(str(word) for word in (_status(one), _code(one)) if word)
+    text = next((scrub(str(cause)) for cause in chain if str(cause).strip()), type(error).__name__)
+    for cause in chain:
+        words = dict.fromkeys(str(word) for word in (_status(cause), _code(cause)) if word)
         if words:
-            found = " ".join(words)
-            return text if found in text else f"{text} ({found})"
+            details = " ".join(words)
+            return text if details in text else f"{text} ({details})"
     return text

@@ -1,4 +1,4 @@
-"""Files and objects wherever a run or a tomogram lies: the one place that knows fsspec.
+"""Files and objects, wherever a run or a tomogram lies: the only module that knows fsspec.
 
 A local path goes to the local disk as it is. Any other address (s3, gs, abfs, http…) goes through one connection per
 process, which asks again when the storage does not answer, and whose errors are one line that holds no secret.
@@ -92,19 +92,19 @@ def local_path(url: str | Path) -> str:
 
 
 def expect(url: str | Path) -> None:
-    """Take it that the storage of an address works, as another process has used it: be patient from the first request.
+    """Assume that the storage of an address works, as another process has used it: be patient from the first request.
 
-    Without this, storage that can't be reached at all fails within seconds when a process first turns to it: then it is
-    the address that is wrong, most likely.
+    Without this, unreachable storage fails within seconds at the first request of a process, since then the address is
+    most likely wrong.
     """
     if not is_local(str(url)):
         _answered.add(_place(str(url)))
 
 
 def publicly(url: str | Path) -> None:
-    """An input is read at this address: without credentials, if none are to be found, as public buckets allow.
+    """Allow the input at this address to be read without credentials if none are found, as public buckets permit.
 
-    Looked for once in a process, where the place's own package would (environment, files, the machine's role).
+    They are looked for once in a process, where the place's own package would (environment, files, the machine's role).
     """
     text = str(url)
     if not text.startswith(("s3://", "s3a://")):
@@ -156,10 +156,10 @@ def patience() -> float:
 class Patient(AsyncFileSystem):  # type: ignore[misc]
     """A remote filesystem that tries again what fails for a while, with exponential back-off and jitter.
 
-    Its calls run on the loop of the filesystem that it stands before, wherever they come from, so that zarr, our own
+    Its calls run on the event loop of the filesystem that it wraps, whichever thread makes them, so that zarr, our own
     calls and all threads of a process share one set of connections. What is not there is a `FileNotFoundError`; all
     else that goes wrong is a `StoreError`, at once where trying again can't help (no permission, no credentials).
-    It is pickled as its address alone and connects anew, with the credentials of that place, where it arrives.
+    It is pickled as its address alone; where it is unpickled it connects anew, with the credentials found there.
     """
 
     cachable = False
@@ -362,14 +362,14 @@ def _connection(kind: Any, url: str, place: str) -> AsyncFileSystem:
     with _lock:
         if key not in _connections:
             nobody = {"anon": True} if place in _anonymous else {}
-            made = kind(**kind._get_kwargs_from_urls(url), **_options(kind), **nobody, skip_instance_cache=True)
-            if not made.async_impl:
+            connection = kind(**kind._get_kwargs_from_urls(url), **_options(kind), **nobody, skip_instance_cache=True)
+            if not connection.async_impl:
                 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-                made = AsyncFileSystemWrapper(made, asynchronous=False)
-            if "s3" in made.protocol:
-                made.retries = _REQUEST_ATTEMPTS
-            _connections[key] = made
+                connection = AsyncFileSystemWrapper(connection, asynchronous=False)
+            if "s3" in connection.protocol:
+                connection.retries = _REQUEST_ATTEMPTS
+            _connections[key] = connection
         return _connections[key]
 
 

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 class RemoteStore(FsspecStore):
-    """Whether a key is there is one request: a filesystem would go on to look for a folder of that name."""
+    """A store that tells with one request whether a key is there: a filesystem would also look for a folder of that
+    name."""
 
     async def exists(self, key: str) -> bool:
         return await self.get(key, default_buffer_prototype(), RangeByteRequest(0, 1)) is not None
 
 
 def as_known(group: zarr.Group) -> zarr.Group:
-    """A group that was just opened, so that arrays are created in it without asking again for all groups above it.
+    """The same group, which was just opened, as one in which arrays are created without asking again for all groups
+    above.
 
     zarr asks for each of them twice, which is most of the requests of a new array.
     """

@@ -36,8 +36,8 @@ _CHUNK = re.compile(r"(?P<array>.+)/c/(?P<index>\d+(?:/\d+)*)")
 
 def chunk_of(key: str) -> tuple[str, Index] | None:
     """Array and index of the chunk that a key of the store belongs to; None if it is not a chunk's key."""
-    found = _CHUNK.fullmatch(key)
-    return None if found is None else (found["array"], tuple(int(i) for i in found["index"].split("/")))
+    match = _CHUNK.fullmatch(key)
+    return None if match is None else (match["array"], tuple(int(i) for i in match["index"].split("/")))
 
 
 def chunk_key(array: str, index: Index) -> str:
@@ -55,7 +55,8 @@ _guard = _Guard()
 
 @contextlib.contextmanager
 def guarded(check: Callable[[], None]) -> Iterator[None]:
-    """Within, before this thread writes, `check` is called now and then, and its error prevents the writing."""
+    """A context in which `check` is called now and then before this thread writes; an error that it raises prevents the
+    write."""
     _guard.check, _guard.checked = check, time.monotonic()
     try:
         yield
@@ -73,14 +74,14 @@ def about_to_write() -> None:
 class RunArray(zarr.Array[Any]):
     """A zarr array of a run. Reading damaged or missing chunks raises `StoreError` with their names.
 
-    Reads cost what they did: a chunk that is not there is noticed where it is asked for, and which one is damaged is
-    only looked for after a read has failed. All chunks are written, empty ones too.
+    Reads cost no more than zarr's: a missing chunk is noticed when it is asked for, and which chunk is damaged is only
+    looked for after a read has failed. All chunks are written, empty ones too.
     """
 
-    def __init__(self, found: zarr.Array[Any], url: str) -> None:
-        super().__init__(_over(found, _Complete(found.store, url)))
+    def __init__(self, array: zarr.Array[Any], url: str) -> None:
+        super().__init__(_over(array, _Complete(array.store, url)))
         # a part of a chunk is written over what was there before, which may be nothing
-        self._plain = zarr.Array(_over(found, found.store))
+        self._plain = zarr.Array(_over(array, array.store))
         self._url = url
 
     def get_basic_selection(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,8 +138,8 @@ class RunArray(zarr.Array[Any]):
         """Raise an error that names the damaged chunks of a selection; return if none is damaged."""
         tracer = _Tracer(self._plain.store)
         getattr(zarr.Array(_over(self._plain, tracer)), name)(*selection)
-        found = [(index, kind) for index in tracer.chunks if (kind := self.check(index)) is not None]
-        damaged = [(index, kind) for index, kind in found if not (writing and kind == "missing")]
+        faults = [(index, kind) for index in tracer.chunks if (kind := self.check(index)) is not None]
+        damaged = [(index, kind) for index, kind in faults if not (writing and kind == "missing")]
         if damaged:
             raise damaged_error(self._url, self.path, damaged) from error
 
@@ -167,16 +168,16 @@ def kind_of(error: BaseException) -> str:
     return "truncated" if "buffer" in text or "size" in text or "truncated" in text else "undecodable"
 
 
-def check_kind(url: str, path: str, found: zarr.Array[Any]) -> None:
+def check_kind(url: str, path: str, array: zarr.Array[Any]) -> None:
     """`StoreError` for an array that this program can't have written."""
-    described: dict[str, Any] = dict(found.metadata.to_dict())
+    described: dict[str, Any] = dict(array.metadata.to_dict())
     if (version := described["zarr_format"]) != 3:
         raise StoreError(f"{url}: {path} is of zarr format {version}, which this program does not write")
     names = {str(codec["name"] if isinstance(codec, dict) else codec) for codec in described["codecs"]}
     if strange := sorted(names - CODECS):
         raise StoreError(f"{url}: {path} is encoded with {', '.join(strange)}, which this program does not write")
-    if found.dtype.kind not in "biuf":
-        raise StoreError(f"{url}: {path} holds {found.dtype}, expected numbers")
+    if array.dtype.kind not in "biuf":
+        raise StoreError(f"{url}: {path} holds {array.dtype}, expected numbers")
 
 
 def grid(array: zarr.Array[Any]) -> Index:
@@ -188,15 +189,15 @@ def chunk_count(array: zarr.Array[Any]) -> int:
     return math.prod(grid(array))
 
 
-def _over(found: zarr.Array[Any], store: Store) -> zarr.AsyncArray[Any]:
+def _over(array: zarr.Array[Any], store: Store) -> zarr.AsyncArray[Any]:
     """The same array on another store, which writes empty chunks as well."""
-    metadata: Any = found.metadata
-    made: zarr.AsyncArray[Any] = zarr.AsyncArray(
+    metadata: Any = array.metadata
+    view: zarr.AsyncArray[Any] = zarr.AsyncArray(
         metadata=metadata,
-        store_path=StorePath(store, found.path),
+        store_path=StorePath(store, array.path),
         config={"order": "C", "write_empty_chunks": True},
     )
-    return made
+    return view
 
 
 class _Complete(WrapperStore[Any]):
@@ -210,10 +211,10 @@ class _Complete(WrapperStore[Any]):
         return _Complete(store, self._url)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found: Buffer | None = await self._store.get(key, prototype, byte_range)
-        if found is None and (chunk := chunk_of(key)) is not None:
+        buffer: Buffer | None = await self._store.get(key, prototype, byte_range)
+        if buffer is None and (chunk := chunk_of(key)) is not None:
             raise damaged_error(self._url, chunk[0], [(chunk[1], "missing")])
-        return found
+        return buffer
 
 
 class _Tracer(WrapperStore[Any]):
@@ -229,7 +230,7 @@ class _Tracer(WrapperStore[Any]):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         if (chunk := chunk_of(key)) is None:
-            found: Buffer | None = await self._store.get(key, prototype, byte_range)
-            return found
+            buffer: Buffer | None = await self._store.get(key, prototype, byte_range)
+            return buffer
         self._asked[chunk[1]] = None
         return None

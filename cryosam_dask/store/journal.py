@@ -1,4 +1,5 @@
-"""The run's journal: who ran what, when, for how long, on which device, and what failed and was tried again.
+"""The run's journal: who ran which command, when, for how long and on which device, and which units failed and were
+tried again.
 
 Each command that ran any units has one entry, in the attributes of the group `journal`. Only the driver writes it: when
 the first unit of a stage has ended, every few seconds, and at the end. The entry of a killed command has no end.
@@ -36,7 +37,7 @@ class StageEntry:
     Attributes
     ----------
     began : when, in UTC; seconds : wall time in it; device : what its models ran on
-    units : that ran to their end, each time counted; skipped : were done before
+    units : runs of units that finished; skipped : units that were done before
     unit_seconds : of all these units together; longest, longest_seconds : the unit that took most
     workers : by host, how many processes ran any; peak : resident bytes of the largest; projected : of the largest unit
     retried : failures after which the unit was tried again; failed : units that were given up
@@ -144,9 +145,9 @@ class Journal:
 
 
 def commands(store: RunStore) -> list[dict[str, Any]]:
-    """All entries, oldest first: the fields of `Journal`'s, and `stages`, of each the fields of `StageEntry`."""
-    found = store.root[GROUP].attrs.get("commands") if GROUP in store else None
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    """All entries, oldest first: a command's fields, and `stages`, each with the fields of `StageEntry`."""
+    entries = store.root[GROUP].attrs.get("commands") if GROUP in store else None
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def seconds_per_unit(entries: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   instances/NAME                 masks of the proposals, by group
   picks/NAME                     kept instances, one row each
   labels/NAME, NAME_semantic     OME-Zarr labels
-  labels/kinds                   which kind each voxel is of, where several were told apart
+  labels/kinds                   which kind each voxel is of, where several kinds competed
   marks/STAGE                    done marks: one byte a unit
 """
 
@@ -285,7 +285,7 @@ def level_shape(shape: Shape3, level: int) -> Shape3:
 
 
 def level_chunks(level: int) -> Shape3:
-    """Chunks of a level: what a box of the ingest becomes on it is whole chunks, except at the volume's ends."""
+    """Chunks of a level, such that a box of the ingest covers whole chunks of it, except at the volume's ends."""
     depth, rows, columns = (n >> level for n in INGEST_BOX)
     rows = min(CHUNK[1], rows)
     return depth, rows, min(CHUNK[1] * CHUNK[2] // rows, columns)

@@ -1,8 +1,8 @@
 """One driver at a time: a lease on a run's output, in the file `RUN.zarr.lock` beside it.
 
-The file says who holds the run, and is written again every few seconds. It is taken over at once when its process ran
-on this machine and lives no more, and from another machine when it has not been written for a while. Where two want
-it at once, one gets it: by an exclusive link on a local file system, by a conditional write on an object store that has
+The file says who holds the run, and is written again every few seconds. It is taken over at once if its process ran on
+this machine and has ended, and after a while without a write if it ran on another machine. If two processes want it at
+once, one gets it: by an exclusive link on a local file system, by a conditional write on an object store that has
 those, else by writing and reading back.
 """
 
@@ -35,7 +35,8 @@ SETTLE = 0.5
 """Seconds before a lease that could not be written conditionally is read back."""
 
 _UNREADABLE = 5.0
-"""Seconds that a lease without sense may take to get some: where there are no links, it is made before it is filled."""
+"""Seconds that an unreadable lease may take to become readable: where there are no links, it is created before it is
+filled."""
 
 _TRIES = 100
 """How often a lease may come and go just before it is taken."""
@@ -161,7 +162,7 @@ class Lease:
 
 
 def holder(url: str | Path) -> Holder | None:
-    """Who writes a run at this moment, as far as is known here; None where nobody does."""
+    """Who writes a run at this moment, as far as this machine knows; None if nobody does."""
     try:
         text = _file(str(url)).read()
     except (OSError, StoreError):
@@ -178,15 +179,15 @@ class _File(Protocol):
     def read(self) -> bytes | None: ...
 
     def create(self, text: bytes, settle: float) -> bool:
-        """Make it if it is not there; False if it is."""
+        """Create the file if it is not there; False if it is."""
         ...
 
     def write(self, text: bytes) -> None:
-        """Replace it, at once."""
+        """Replace the file, in one step."""
         ...
 
     def remove(self, text: bytes, token: str) -> None:
-        """Remove it if it is still the one that was read."""
+        """Remove the file if it is still the one that was read."""
         ...
 
 

@@ -46,7 +46,7 @@ class Holder:
 
     @classmethod
     def new(cls) -> Self:
-        """This process, for a lease that begins now."""
+        """This process as the holder of a lease that begins now."""
         from cryosam_dask.store.journal import user
 
         now = time.time()
@@ -85,7 +85,7 @@ class Holder:
 
     @classmethod
     def read(cls, text: bytes | None) -> Self | None:
-        """What a lease file says; None where it has no sense."""
+        """The holder that a lease file names; None if the file can't be understood."""
         try:
             said = json.loads(text or b"")
             read: dict[str, Any] = {name: float(said[name]) for name in ("started", "since", "beat")}
@@ -95,7 +95,7 @@ class Holder:
             return None
 
     def text(self) -> bytes:
-        """What its file says at this moment."""
+        """The content of the lease file, as of now."""
         return json.dumps(asdict(replace(self, beat=time.time())), indent=1).encode()
 
 

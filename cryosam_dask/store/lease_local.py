@@ -13,11 +13,11 @@ from pathlib import Path
 from cryosam_dask.store.lease_holder import same_lease
 
 _LEFT = 90.0
-"""Seconds after which a file of another writer's is one that a killed process has left."""
+"""Seconds after which another writer's file is taken to be one that a killed process left."""
 
 
 class LocalFile:
-    """Exclusive by a link, which appears with its content; where there are no links, by O_EXCL."""
+    """A lease's file that only one process can create: by a link, which appears with its content, or else by O_EXCL."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -42,7 +42,7 @@ class LocalFile:
         return True
 
     def _tidy(self) -> None:
-        """Remove what processes that were killed in between have left of their own."""
+        """Remove temporary files that killed processes have left."""
         for path in self._path.parent.glob(f"{glob.escape(self._path.name)}.*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _LEFT:

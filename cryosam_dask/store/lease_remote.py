@@ -10,7 +10,8 @@ from cryosam_dask.store.lease_holder import same_lease
 
 
 class RemoteFile:
-    """Exclusive by a conditional write where the storage knows those, and always by reading back."""
+    """A lease's file that only one process can create: by a conditional write, if the storage has those, and by reading
+    back."""
 
     def __init__(self, filesystem: Any, path: str) -> None:
         self.name = path

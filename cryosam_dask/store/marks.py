@@ -2,8 +2,8 @@
 
 A stage owns one array `marks/STAGE`, one byte a unit and one unit a chunk: marking is one small write that no other
 unit touches. The array's attributes hold the fingerprint and the settings it stands for; they are written before the
-stage's first unit. A mark's own chunk is only ever written with a 1 in it, so that which units are done is one listing
-of keys, not as many reads as there are units; chunks of data are never taken as marks.
+stage's first unit. A mark's chunk is only ever written with a 1 in it, so one listing of keys tells which units are
+done, without a read for each unit. Chunks of data are never taken as marks.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
 
     `StoreError` if the stage was begun with other settings: the message names those that differ.
     """
-    found = found_stage(store, stage)
-    if found is None:
+    stored = found_stage(store, stage)
+    if stored is None:
         store.new_array(
             layout.marks(stage),
             shape=(count,),
@@ -51,9 +51,9 @@ def begin(store: RunStore, stage: str, *, fingerprint: str, settings: dict[str, 
             attributes={"fingerprint": fingerprint, "settings": settings},
         )
         return True
-    if found["fingerprint"] == fingerprint:
+    if stored["fingerprint"] == fingerprint:
         return False
-    differing = differences(found["settings"], settings) or ["what it was made from"]
+    differing = differences(stored["settings"], settings) or ["what it was made from"]
     raise StoreError(
         f"{store.url}: {stage} was made with other settings ({'; '.join(differing)}); "
         "use the same settings, another --out or --name, or --overwrite"
@@ -94,7 +94,7 @@ _written: dict[tuple[str, str], bytes] = {}
 
 
 def check_same(store: RunStore, stage: str, fingerprint: str) -> None:
-    """`StoreError` if a stage has been begun anew with another fingerprint. A unit may outlive a killed driver, and
+    """`StoreError` if a stage was started anew with another fingerprint. A unit may outlive a killed driver, and
     another driver may have overwritten its stage by then. Without a fingerprint nothing is compared."""
     if not fingerprint:
         return
@@ -103,12 +103,12 @@ def check_same(store: RunStore, stage: str, fingerprint: str) -> None:
         stored = store.read_metadata(layout.marks(stage))
         if f'"{fingerprint}"'.encode() in stored:
             return
-        found = json.loads(stored)["attributes"]["fingerprint"]
+        current = json.loads(stored)["attributes"]["fingerprint"]
     except FileNotFoundError:
-        found = None
+        current = None
     except (ValueError, KeyError, TypeError):
         return  # damaged, which is said elsewhere
-    if found != fingerprint:
+    if current != fingerprint:
         raise StoreError(
             f"{store.url}: {stage} was overwritten by another command, so this unit of the former one is given up"
         )

@@ -60,11 +60,11 @@ def _are_there(store: RunStore, name: str, columns: dict[str, tuple[Any, str]], 
     try:
         if where not in store or dict(store.group(where).attrs) != attributes:
             return False
-        found = {column: store.read(layout.pick_column(name, column)) for column in columns}
+        stored = {column: store.read(layout.pick_column(name, column)) for column in columns}
     except StoreError:
         return False
     return all(
-        found[column].dtype == values.dtype and np.array_equal(found[column], values)
+        stored[column].dtype == values.dtype and np.array_equal(stored[column], values)
         for column, (values, _) in columns.items()
     )
 
@@ -86,8 +86,8 @@ def read(store: RunStore, name: str) -> pd.DataFrame:
 def kinds(store: RunStore, name: str) -> list[str]:
     """The kinds that a query's picks competed with, itself included, in the order of their numbers."""
     where = layout.picks(name)
-    found = store.group(where).attrs.get("kinds", []) if where in store else []
-    return [str(kind) for kind in found] if isinstance(found, list) else []
+    stored = store.group(where).attrs.get("kinds", []) if where in store else []
+    return [str(kind) for kind in stored] if isinstance(stored, list) else []
 
 
 def names(store: RunStore) -> list[str]:

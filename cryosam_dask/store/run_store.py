@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """Check the name of a query, which becomes a folder: up to 64 letters, digits, `.`, `_`, `-`; no sign first."""
+    """Check the name of a query, which becomes a folder: up to 64 letters, digits, `.`, `_`, `-`, a letter or digit
+    first."""
     if not _NAME.fullmatch(name) or name.endswith("_semantic"):
         raise StoreError(
             f"name {name!r} can't be used: expected up to 64 letters, digits, '.', '_' or '-', starting with a "
@@ -64,15 +65,15 @@ class RunStore:
             raise StoreError(f"{url}: no permission to open it ({error.strerror})") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{url}: can't be opened as a zarr group: {_first_line(error)}") from None
-        found = root.attrs.get("cryosam")
-        if not isinstance(found, dict) or "format" not in found:
+        description = root.attrs.get("cryosam")
+        if not isinstance(description, dict) or "format" not in description:
             raise StoreError(f"{url}: a zarr group, but not a run of cryosam_dask (no 'cryosam' attribute)")
-        if found["format"] != layout.FORMAT:
+        if description["format"] != layout.FORMAT:
             raise StoreError(
-                f"{url}: store format {found['format']}, this version reads {layout.FORMAT}; "
+                f"{url}: store format {description['format']}, this version reads {layout.FORMAT}; "
                 "run again into a new store, or use the version that made it"
             )
-        if found.get("removed"):
+        if description.get("removed"):
             raise StoreError(f"{url}: was being replaced when that was interrupted; the same command begins it anew")
         return cls(url, root)
 
@@ -89,9 +90,9 @@ class RunStore:
             raise StoreError(f"{url}: exists already; continue with the same settings, or give --overwrite") from None
         except OSError as error:
             raise StoreError(f"{url}: can't be written ({error.strerror or _first_line(error)})") from None
-        made = cls(url, root)
-        made._flush()
-        return made
+        store = cls(url, root)
+        store._flush()
+        return store
 
     @classmethod
     def remove(cls, url: str | Path) -> None:
@@ -115,10 +116,10 @@ class RunStore:
     def is_removed(cls, url: str | Path) -> bool:
         """Whether the run at `url` is one whose removal was interrupted."""
         try:
-            found = _root(str(url), "r").attrs.get("cryosam")
+            description = _root(str(url), "r").attrs.get("cryosam")
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return isinstance(found, dict) and found.get("removed") is True
+        return isinstance(description, dict) and description.get("removed") is True
 
     @classmethod
     def exists(cls, url: str | Path) -> bool:
@@ -131,9 +132,9 @@ class RunStore:
     @property
     def info(self) -> Json:
         """The run's description in the root: input, shape, voxel size, statistics, versions."""
-        found = self.root.attrs["cryosam"]
-        assert isinstance(found, dict)
-        return dict(found)
+        description = self.root.attrs["cryosam"]
+        assert isinstance(description, dict)
+        return dict(description)
 
     def update_info(self, **values: Any) -> None:
         """Add to `info`; only the driver does that."""
@@ -141,12 +142,12 @@ class RunStore:
         self._flush()
 
     def _three(self, name: str) -> tuple[float, float, float]:
-        found: Any = self.info.get(name)
+        value: Any = self.info.get(name)
         try:
-            z, y, x = found
+            z, y, x = value
             return float(z), float(y), float(x)
         except (TypeError, ValueError):
-            raise StoreError(f"{self.url}: zarr.json is damaged: {name} is {found}, expected three numbers") from None
+            raise StoreError(f"{self.url}: zarr.json is damaged: {name} is {value}, expected three numbers") from None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -170,11 +171,11 @@ class RunStore:
             return
         files, root = filesystem(self.url)
         try:
-            found = files.find(f"{root}/{path}".rstrip("/"), detail=True)
+            listing = files.find(f"{root}/{path}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return
         start = len(root.strip("/")) + 1
-        yield from ((str(key).strip("/")[start:], int(about.get("size") or 0)) for key, about in found.items())
+        yield from ((str(key).strip("/")[start:], int(about.get("size") or 0)) for key, about in listing.items())
 
     def chunk_names(self, path: str) -> list[str]:
         """Names of the chunks that a one-dimensional array has on disk, by listing and without reading them."""
@@ -219,11 +220,11 @@ class RunStore:
         """An array of the store; `StoreError` if it is not there, or of a kind that this program does not write."""
         # opening an array reads its metadata, which costs as much as a small chunk does
         if path not in self._open:
-            found = self._get(path)
-            if not isinstance(found, zarr.Array):
+            array = self._get(path)
+            if not isinstance(array, zarr.Array):
                 raise StoreError(f"{self.url}: no array {path!r}; the stage that makes it has not run")
-            check_kind(self.url, path, found)
-            self._open[path] = RunArray(found, self.url)
+            check_kind(self.url, path, array)
+            self._open[path] = RunArray(array, self.url)
         return self._open[path]
 
     def close(self, path: str) -> None:
@@ -246,18 +247,18 @@ class RunStore:
     def group(self, path: str) -> zarr.Group:
         """A group of the store; it is created if it does not exist."""
         self._check_place(path)
-        found = self._get(path)
-        return found if isinstance(found, zarr.Group) else self.root.require_group(path)
+        node = self._get(path)
+        return node if isinstance(node, zarr.Group) else self.root.require_group(path)
 
     def groups(self, path: str) -> list[str]:
         """Names of the groups in a group, without other entries; empty if the group does not exist."""
-        found = []
+        groups = []
         for name in self.names(path):
             with contextlib.suppress(StoreError):
                 self._check_place(f"{path}/{name}")
                 if isinstance(self._get(f"{path}/{name}"), zarr.Group):
-                    found.append(name)
-        return found
+                    groups.append(name)
+        return groups
 
     def new_array(
         self,
@@ -279,7 +280,7 @@ class RunStore:
         self._check_place(path)
         parent, _, name = path.rpartition("/")
         group = as_known(self.group(parent) if parent else self.root)
-        made = group.create_array(
+        array = group.create_array(
             name,
             shape=tuple(int(n) for n in shape),
             dtype=np.dtype(dtype),
@@ -291,7 +292,7 @@ class RunStore:
             overwrite=True,
             config={"write_empty_chunks": True},
         )
-        return RunArray(made, self.url)
+        return RunArray(array, self.url)
 
     def put(self, path: str, values: Array, dims: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
         """Write a whole small array as one chunk."""
@@ -331,10 +332,10 @@ class RunStore:
             if self._folder is not None:
                 return sorted(entry.name for entry in (self._folder / path).iterdir())
             files, root = filesystem(self.url)
-            found = files.ls(f"{root}/{path}".rstrip("/"), detail=False)
+            keys = files.ls(f"{root}/{path}".rstrip("/"), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted({str(key).rstrip("/").rpartition("/")[2] for key in found})
+        return sorted({str(key).rstrip("/").rpartition("/")[2] for key in keys})
 
     def _check_place(self, path: str, last: bool = True) -> None:
         """Check that a path stays inside of the store: it neither leads out of it nor goes through a link.
@@ -384,10 +385,10 @@ def _root(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
 def _walk(folder: Path, path: str) -> Iterator[tuple[str, int]]:
     try:
         with os.scandir(folder / path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            children = sorted(entries, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in found:
+    for entry in children:
         here = f"{path}/{entry.name}" if path else entry.name
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(folder, here)

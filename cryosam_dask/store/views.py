@@ -50,9 +50,9 @@ def open_group(store: RunStore, path: str) -> xr.Dataset:
 
     if path not in store:
         raise StoreError(f"{store.url}: no group {path!r}; the stage that makes it has not run")
-    found: xr.Dataset = xr.open_zarr(store.root.store, group=path, consolidated=False, zarr_format=3, chunks={})
+    dataset: xr.Dataset = xr.open_zarr(store.root.store, group=path, consolidated=False, zarr_format=3, chunks={})
     known = [*picks.COLUMNS, "position_z", "position_y", "position_x"]  # folders of a disk come in any order
-    return found[sorted(found.data_vars, key=lambda n: (known.index(n) if n in known else len(known), n))]
+    return dataset[sorted(dataset.data_vars, key=lambda n: (known.index(n) if n in known else len(known), n))]
 
 
 def _groups(group: zarr.Group, prefix: str) -> Iterator[tuple[str, zarr.Group]]:

@@ -1,4 +1,4 @@
-"""Points of other programs: one module a format, and the table of them. `io.points.files` reads and writes.
+"""Points of other programs: one module for each format, and the table of formats. `io.points.files` reads and writes.
 
 Everything in Python is zero-based voxels of the tomogram, (z, y, x), the first voxel's centre at 0.
 """
@@ -25,7 +25,7 @@ from cryosam_dask.io.points import (
     warp,
     xyz,
 )
-from cryosam_dask.io.points.base import ALL, COLUMNS, Format, Frame, Part
+from cryosam_dask.io.points.base import ALL, COLUMNS, Frame, Part, PointsFormat
 
 STAR = (".star",)
 ANGSTROM = ("angstrom",)
@@ -33,34 +33,34 @@ ANGSTROM = ("angstrom",)
 
 def _star(
     convention: relion.Convention, encode: Callable[[Sequence[Part], bool], bytes], units: tuple[str, ...] = ()
-) -> Format:
+) -> PointsFormat:
     """One of the conventions of STAR files of particles."""
     read = partial(relion.read, convention=convention)
-    return Format((), read, encode, joint=True, names=True, units=units, among=STAR)
+    return PointsFormat((), read, encode, joint=True, names=True, units=units, among=STAR)
 
 
-FORMATS: dict[str, Format] = {
-    "csv": Format((".csv",), csv.read, csv.encode, joint=True),
-    "star": Format(STAR, relion.read, relion.encode, joint=True, names=True, units=()),
+FORMATS: dict[str, PointsFormat] = {
+    "csv": PointsFormat((".csv",), csv.read, csv.encode, joint=True),
+    "star": PointsFormat(STAR, relion.read, relion.encode, joint=True, names=True, units=()),
     "relion4": _star("relion4", relion.encode),
     "relion5": _star("relion5", relion.encode_centred, units=ANGSTROM),
     "warp": _star("warp", warp.encode),
-    "imod": Format((".mod",), imod.read, imod.encode, kinds=True),
-    "copick": Format((".json",), copick.read, copick.encode, names=True, kinds=True, units=ANGSTROM),
-    "ndjson": Format((".ndjson", ".jsonl"), ndjson.read, ndjson.encode),
-    "dynamo": Format((".tbl",), dynamo.read, dynamo.encode, joint=True),
-    "em": Format((".em",), em.read, em.encode, joint=True, looks_like=em.looks_like),
-    "stopgap": Format((), stopgap.read, stopgap.encode, joint=True, among=STAR),
-    "pytom": Format((".xml",), pytom.read, pytom.encode, joint=True, looks_like=pytom.looks_like),
-    "eman2": Format((), eman2.read, eman2.encode, units=(), among=(".json",)),
-    "cryolo": Format((".cbox",), cryolo.read, cryolo.encode),
-    "cryosparc": Format((".cs",), cryosparc.read, None, units=(), looks_like=cryosparc.looks_like),
-    "xyz": Format(
+    "imod": PointsFormat((".mod",), imod.read, imod.encode, kinds=True),
+    "copick": PointsFormat((".json",), copick.read, copick.encode, names=True, kinds=True, units=ANGSTROM),
+    "ndjson": PointsFormat((".ndjson", ".jsonl"), ndjson.read, ndjson.encode),
+    "dynamo": PointsFormat((".tbl",), dynamo.read, dynamo.encode, joint=True),
+    "em": PointsFormat((".em",), em.read, em.encode, joint=True, looks_like=em.looks_like),
+    "stopgap": PointsFormat((), stopgap.read, stopgap.encode, joint=True, among=STAR),
+    "pytom": PointsFormat((".xml",), pytom.read, pytom.encode, joint=True, looks_like=pytom.looks_like),
+    "eman2": PointsFormat((), eman2.read, eman2.encode, units=(), among=(".json",)),
+    "cryolo": PointsFormat((".cbox",), cryolo.read, cryolo.encode),
+    "cryosparc": PointsFormat((".cs",), cryosparc.read, None, units=(), looks_like=cryosparc.looks_like),
+    "xyz": PointsFormat(
         (".coords", ".txt", ".xyz"), xyz.read, xyz.encode, units=("voxel", "angstrom"), looks_like=xyz.looks_like
     ),
-    "parquet": Format((".parquet", ".pq"), parquet.read, parquet.encode, joint=True),
+    "parquet": PointsFormat((".parquet", ".pq"), parquet.read, parquet.encode, joint=True),
 }
 """Name → format. `star` is RELION 4's convention when written, and whatever the file says when read; so is
 `copick` with JSON."""
 
-__all__ = ["ALL", "COLUMNS", "FORMATS", "Format", "Frame", "Part"]
+__all__ = ["ALL", "COLUMNS", "FORMATS", "Frame", "Part", "PointsFormat"]

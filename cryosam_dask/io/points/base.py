@@ -1,4 +1,4 @@
-"""What the formats of points share: what is known of the tomogram, columns as they come from a file, and choices."""
+"""What the formats of points share: the tomogram's frame, columns as they come from a file, and the choice of rows."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 COLUMNS = ["z", "y", "x", "score", "instance"]
 
 ALL = "*"
-"""Asked for as the tomogram or the kind: the points of all."""
+"""As the tomogram or the kind: the points of all of them."""
 
 UNNAMED = "tomogram"
-"""What a tomogram is called in a file that needs a name, where none is known."""
+"""The tomogram's name in a file that needs one, if none is known."""
 
 DIGITS = 6
 """Decimals that positions are rounded to where a unit was converted, so that a voxel's centre stays a whole number."""
 
 Float64 = NDArray[np.float64]
 Columns = dict[str, Any]
-"""Name → texts or an array, all of one length: z, y, x in voxels, and what else the file has. Not checked yet."""
+"""Name → texts or an array, all of one length: z, y, x in voxels, and the file's other columns. Not checked yet."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What is known of a tomogram, and what points of it are called.
+    """What is known of a tomogram, and the names for its points.
 
     Attributes
     ----------
@@ -88,20 +88,20 @@ Part = tuple["pd.DataFrame", Frame]
 
 
 @dataclass(frozen=True)
-class Format:
+class PointsFormat:
     """A format of points.
 
     Attributes
     ----------
-    suffixes : that stand for it
-    read : (path, frame) → columns; InputError for what can't be read
-    encode : (parts, whether each pick needs its tomogram's name) → the file; None: it is read alone
+    suffixes : the suffixes that stand for the format
+    read : (path, frame) → columns; InputError if the file can't be read
+    encode : (parts, whether each pick needs its tomogram's name) → the file's bytes; None: the format can't be written
     joint : whether a file can hold several tomograms; names : whether a file of one tomogram names it
     kinds : whether a file names the kind
-    units : of the positions, the first if none is asked for; none where a file tells its own
-    among : suffixes of its files, where another format owns them and tells this one by what is in a file
-    looks_like : whether a file with one of the suffixes is likely of this format, by its first bytes; None: it is.
-        Folders are searched with it for formats whose suffix other kinds of files have, too
+    units : units that positions may have, the first by default; empty if a file states its own unit
+    among : suffixes of its files that another format owns; that format's reader recognizes this one by the content
+    looks_like : whether a file with one of the suffixes is likely of this format, by its first bytes; None: it always
+        is. It is used to search folders for formats whose suffix other kinds of files have, too
     """
 
     suffixes: tuple[str, ...]
@@ -117,12 +117,12 @@ class Format:
 
 def positions(table: pd.DataFrame) -> Float64:
     """(n, 3) z, y, x of a table."""
-    found: Float64 = table[list(AXES)].to_numpy(dtype=float)
-    return found
+    places: Float64 = table[list(AXES)].to_numpy(dtype=float)
+    return places
 
 
 def rounded(values: ArrayLike) -> Float64:
-    """Converted positions without what the conversion left behind the last decimal; -0 becomes 0."""
+    """Converted positions, rounded to `DIGITS` decimals to remove the error of the conversion; -0 becomes 0."""
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         return np.asarray(np.round(np.asarray(values, dtype=float), DIGITS) + 0.0)
 
@@ -144,10 +144,11 @@ def keep(columns: Columns, rows: Sequence[bool] | NDArray[np.bool_]) -> Columns:
 
 
 def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: list[str] | None = None) -> Columns:
-    """The rows of one tomogram or one kind: `name` is the column that tells them apart, if the file has it.
+    """The rows of one tomogram or one kind: the column `name` has the tomogram's or the kind's name, if the file has
+    it.
 
-    A single tomogram is taken whatever it is called, since names differ between programs; `notes` gets a sentence where
-    its name is another. InputError that lists what there is where several are and none was asked for, or another.
+    A single tomogram is taken whatever its name is, since names differ between programs; `notes` gets a sentence if its
+    name differs. InputError, which lists the names, if there are several and none of them was asked for.
     """
     if asked == ALL or name not in columns:
         return columns
@@ -163,7 +164,7 @@ def choose(path: Path, columns: Columns, name: str, asked: str | None, notes: li
         which = "several of them" if meant else "none of them"
         which = "say which one" if asked is None else f"{which} {shown(repr(asked))}"
         raise InputError(f"{path}: points of {len(known)} {name}{'s' * (len(known) != 1)} ({listed}), {which}")
-    return keep(columns, [one == meant[0] for one in names])
+    return keep(columns, [value == meant[0] for value in names])
 
 
 def renamed(path: Path, name: str, asked: str) -> list[str]:

@@ -81,8 +81,8 @@ def read(path: Path, frame: Frame) -> Columns:
     if any(point.get("score") is not None for point in points):
         columns["score"] = np.array([_real(path, i, p, "score", _SCORE) for i, p in enumerate(points, start=1)])
     if any(point.get("instance_id") is not None for point in points):
-        found = [_real(path, i, p, "instance_id", _INSTANCE) for i, p in enumerate(points, start=1)]
-        columns["instance"] = np.array(found)
+        instances = [_real(path, i, p, "instance_id", _INSTANCE) for i, p in enumerate(points, start=1)]
+        columns["instance"] = np.array(instances)
     if content.get("trust_orientation") is not False:
         rotations = [np.asarray(_matrix(jsons.point(path, i), p), float)[:3, :3] for i, p in enumerate(points, start=1)]
         columns |= jsons.orientations(str(path), rotations, frame.notes)

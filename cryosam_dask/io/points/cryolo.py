@@ -55,8 +55,8 @@ def read(path: Path, frame: Frame) -> Columns:
         raise InputError(f"{path}: a box of size {shown(str(sides.min()))}")
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         xy = corner + sides / 2
-        found = axes_of(rounded(np.stack([numbers(path, _Z, depth), xy[:, 1], xy[:, 0]], axis=1)))
+        points = axes_of(rounded(np.stack([numbers(path, _Z, depth), xy[:, 1], xy[:, 0]], axis=1)))
     scores = columns.get(_SCORE, [_MISSING])
     if all(number(text) == number(text) for text in scores):
-        found["score"] = scores
-    return found
+        points["score"] = scores
+    return points

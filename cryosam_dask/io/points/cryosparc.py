@@ -55,7 +55,8 @@ def looks_like(start: bytes) -> bool:
 
 
 def _table(path: Path, content: bytes) -> np.ndarray[Any, np.dtype[Any]]:
-    """The array in a file, one row a particle; InputError for what is none, or does not fit into it."""
+    """The array in a file, one row for each particle; InputError if it is not such an array, or the file is too short
+    for it."""
     file = io.BytesIO(content)
     try:
         version = npy_format.read_magic(file)

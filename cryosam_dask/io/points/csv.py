@@ -1,4 +1,4 @@
-"""Points as CSV: a header with z, y, x in any order, zero-based voxels of the tomogram, and whatever else.
+"""Points as CSV: a header with z, y, x in any order, zero-based voxels of the tomogram, and any other columns.
 
 The columns score, instance, tomogram and kind have a meaning of their own. Written are z, y, x, score, instance.
 """
@@ -33,7 +33,7 @@ def joined(parts: Sequence[Part], joint: bool) -> pd.DataFrame:
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """Numbers read back bit for bit."""
+    """Write a CSV file; numbers read back bit for bit."""
     return encode_table(joined(parts, joint))
 
 

@@ -81,13 +81,13 @@ def read(path: Path, frame: Frame) -> Columns:
 
 
 def looks_like(start: bytes) -> bool:
-    """Whether an EM file is a motive list, and no volume."""
+    """Whether an EM file is a motive list rather than a volume."""
     order, kind, sides = _described(start)
     return order is not None and kind is not None and (sides[0], sides[2]) == (_ROWS, 1)
 
 
 def _described(start: bytes) -> tuple[str | None, str | None, tuple[int, int, int]]:
-    """Byte order and type of an EM file's numbers, None where they are none that there is; how many, along x, y, z."""
+    """Byte order and type of an EM file's numbers, None if they are unknown; and their count along x, y, z."""
     if len(start) < 16:
         return None, None, (0, 0, 0)
     order = _ORDER.get(start[0])

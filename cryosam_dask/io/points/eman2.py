@@ -82,12 +82,12 @@ def _entry(where: str, box: Any) -> tuple[tuple[float, ...], float | None, int]:
 def _names(content: dict[str, Any]) -> dict[int, str]:
     """Number → name of the classes, which older files have without a box size."""
     classes = content.get(_CLASSES)
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for key, value in classes.items() if isinstance(classes, dict) else ():
         name = value.get("name") if isinstance(value, dict) else value
         if isinstance(name, str) and key.isascii() and key.isdigit() and len(key) < 10:
-            found[int(key)] = name
-    return found
+            names[int(key)] = name
+    return names
 
 
 def _centre(what: str, frame: Frame) -> Float64:

@@ -79,8 +79,8 @@ def write_picks(
     user, session : copick's names for whose picks these are
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
-    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. What each
-    format keeps, and how exactly, is told in its module.
+    Raises InputError for an unknown format or missing parameters, StoreError where the file can't be written. Each
+    format's module describes what the format keeps, and how exactly.
     """
     path = Path(path)
     frame = Frame(
@@ -101,8 +101,8 @@ def encode_picks(
 ) -> bytes:
     """The file of picks of one or more tomograms, each with its frame; `joint`: with the tomogram's name at each pick.
 
-    InputError for a format that holds one tomogram alone, or lacks something in a frame, and for a name that the format
-    can't hold so that it is read back as it is.
+    InputError if the format can't hold several tomograms, if a frame lacks something that it needs, or if the format
+    can't hold a name exactly.
     """
     chosen = FORMATS[format]
     if (joint or len(parts) != 1) and not chosen.joint:
@@ -169,11 +169,11 @@ def read_points(
     notes : gets a sentence for each thing that had to be assumed; without it they are logged as warnings
 
     Returns a table of z, y, x (float64), then score (float64), instance (int64) and the orientation rot, tilt, psi
-    (degrees, RELION's convention; see `points.orientation`) where the file has them, then what else it tells: tomogram,
-    kind, a table's other columns. Points may lie beyond the tomogram's border, as annotated and refined ones do;
-    `check_points` refuses those. Raises InputError for a file that can't be read, has no points, has those of several
-    tomograms or kinds of which none was asked for, holds anything but finite coordinates, or mostly such as lie far
-    below the first voxel, which are not counted from there.
+    (degrees, RELION's convention; see `points.orientation`) where the file has them, then its other columns: tomogram,
+    kind, and further columns of a table. Points may lie beyond the tomogram's border, as annotated and refined ones do;
+    `check_points` refuses those. Raises InputError for a file that can't be read, has no points, has points of several
+    tomograms or kinds of which none was asked for, has coordinates that are not finite, or has mostly coordinates far
+    below the first voxel, which are not counted from it.
     """
     if "#" in str(path) and copick_project.is_address(str(path)):
         path = copick_project.picks_path(str(path))
@@ -197,7 +197,7 @@ def read_points(
 
 
 def _tell(frame: Frame, notes: list[str] | None) -> None:
-    """What had to be assumed, each thing once."""
+    """Pass on what had to be assumed, each sentence once."""
     for note in dict.fromkeys(frame.notes):
         if notes is None:
             logger.warning("%s", note)
@@ -215,17 +215,17 @@ def _read(path: Path, format: str | None, frame: Frame) -> pd.DataFrame:
     columns = choose(path, choose(path, columns, "tomogram", frame.tomogram, frame.notes), "kind", frame.kind)
     if not len(columns["z"]):
         raise InputError(f"{path}: holds no points")
-    found: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
+    checked: dict[str, Any] = {axis: _numbers(path, axis, columns.pop(axis)) for axis in AXES}
     # positions of other tomograms, in the frame of this one, may be anywhere
     if frame.tomogram != ALL or len(set(columns.get("tomogram", ()))) < 2:
-        check_origin(path, np.stack(list(found.values()), axis=1), frame.shape)
+        check_origin(path, np.stack(list(checked.values()), axis=1), frame.shape)
     if "score" in columns:
-        found["score"] = _numbers(path, "score", columns.pop("score"))
+        checked["score"] = _numbers(path, "score", columns.pop("score"))
     if "instance" in columns:
-        found["instance"] = _integers(path, "instance", columns.pop("instance"))
+        checked["instance"] = _integers(path, "instance", columns.pop("instance"))
     if all(name in columns and _are_numbers(columns[name]) for name in orientation.ANGLES):
-        found |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
-    return pd.DataFrame({**found, **{name: _tidy(name, values) for name, values in columns.items()}})
+        checked |= {name: _numbers(path, name, columns.pop(name)) for name in orientation.ANGLES}
+    return pd.DataFrame({**checked, **{name: _tidy(name, values) for name, values in columns.items()}})
 
 
 def _are_numbers(values: Any) -> bool:
@@ -239,18 +239,18 @@ def _numbers(path: Path, name: str, values: Any) -> NDArray[np.float64]:
     """A column, of texts or of numbers, as finite float64."""
     if not isinstance(values, np.ndarray):
         return numbers(path, name, values)
-    found = values.astype(np.float64)
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise InputError(f"{path}: row {row + 1}: {name} is '{found[row]}', expected a number")
-    return found
+    column = values.astype(np.float64)
+    if not np.isfinite(column).all():
+        row = int(np.flatnonzero(~np.isfinite(column))[0])
+        raise InputError(f"{path}: row {row + 1}: {name} is '{column[row]}', expected a number")
+    return column
 
 
 def _integers(path: Path, name: str, values: Any) -> NDArray[np.int64]:
-    found = _numbers(path, name, values)
-    if (found != np.round(found)).any() or (np.abs(found) > 2**53).any():
+    column = _numbers(path, name, values)
+    if (column != np.round(column)).any() or (np.abs(column) > 2**53).any():
         raise InputError(f"{path}: column {name}: expected whole numbers")
-    return found.astype(np.int64)
+    return column.astype(np.int64)
 
 
 def _tidy(name: str, values: Any) -> Any:
@@ -261,8 +261,8 @@ def _tidy(name: str, values: Any) -> Any:
         return values
     if name in ("tomogram", "kind"):
         return pd.Series(values, dtype=object)  # many rows share few texts
-    found = [number(text) for text in values]
-    if any(map(math.isnan, found)):
+    parsed = [number(text) for text in values]
+    if any(map(math.isnan, parsed)):
         return list(values)
-    whole = all(text.strip().lstrip("+-").isdigit() for text in values) and all(abs(value) <= 2**53 for value in found)
-    return [int(value) for value in found] if whole else found
+    whole = all(text.strip().lstrip("+-").isdigit() for text in values) and all(abs(value) <= 2**53 for value in parsed)
+    return [int(value) for value in parsed] if whole else parsed

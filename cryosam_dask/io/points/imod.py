@@ -4,10 +4,10 @@ From IMOD's binary format page (bio3d.colorado.edu/imod/doc/binspec.html): coord
 from -0.5 to NZ - 0.5. So the centre of voxel (k, j, i) is x = i + 0.5, y = j + 0.5, z = k.
 
 They are written with the imodmodel library, one contour a pick: its surface number is the instance, its general value
-the score. They are read here, since imodmodel takes the sizes in a file on trust. Read are the points of one object,
-with what `MINX` says undone: the part of an image that a model was drawn on, and, where the model was drawn on the same
-volume at another binning (by its maxima and pixel size), that binning. Y and Z of a model that was saved on a flipped
-view are exchanged, as 3dmod does it (`imodFlipYZ`).
+the score. They are read here, since imodmodel takes the sizes in a file on trust. The points of one object are read,
+and what `MINX` records is undone: the part of an image that a model was drawn on, and, where the model was drawn on the
+same volume at another binning (by its maxima and pixel size), that binning. Y and Z of a model that was saved on a
+flipped view are exchanged, as 3dmod does it (`imodFlipYZ`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
     ((table, frame),) = parts
     places = (positions(table) + _CENTRE)[:, ::-1]
     instances = table["instance"].astype(np.int64).tolist()
-    if not all(abs(one) <= _LARGEST_INSTANCE for one in instances):
+    if not all(abs(instance) <= _LARGEST_INSTANCE for instance in instances):
         raise InputError(f"{_WHAT}: an instance above {_LARGEST_INSTANCE}, which surface numbers end with")
     contours = [
         models.Contour(header=models.ContourHeader(surf=instance), points=place[None])
@@ -114,21 +114,21 @@ def read(path: Path, frame: Frame) -> Columns:
     model = _parse(path, read_bytes(path, _WHAT))
     if model.flags & _ROTATED:
         raise InputError(f"{path}: a model on a rotated view: save it from 3dmod on the image as it is")
-    objects = [one for one in model.objects if any(map(len, one.points))]
-    counts = [len(points) for one in objects for points in one.points]
-    places = np.concatenate([points for one in objects for points in one.points] or [np.zeros((0, 3))]).astype(float)
+    objects = [obj for obj in model.objects if any(map(len, obj.points))]
+    counts = [len(points) for obj in objects for points in obj.points]
+    places = np.concatenate([points for obj in objects for points in obj.points] or [np.zeros((0, 3))]).astype(float)
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         columns = axes_of(rounded(_voxels(places, model, frame)))
     columns["kind"] = [
-        one.name or f"object {number}"
-        for number, one in enumerate(objects, start=1)
-        for _ in range(sum(map(len, one.points)))
+        obj.name or f"object {number}"
+        for number, obj in enumerate(objects, start=1)
+        for _ in range(sum(map(len, obj.points)))
     ]
-    surfaces = [surface for one in objects for surface in one.surfaces]
+    surfaces = [surface for obj in objects for surface in obj.surfaces]
     if all(surface > 0 for surface in surfaces):
         columns["instance"] = np.repeat(np.array(surfaces, dtype=np.int64), counts)
-    if all(len(one.values) == len(one.points) for one in objects):
-        values = [one.values[i] for one in objects for i in range(len(one.points))]
+    if all(len(obj.values) == len(obj.points) for obj in objects):
+        values = [obj.values[i] for obj in objects for i in range(len(obj.points))]
         columns["score"] = np.repeat(np.array(values, dtype=float), counts)
     return columns
 

@@ -1,4 +1,4 @@
-"""JSON from elsewhere: checked as it is taken apart, so that whatever stands in a file ends in one line."""
+"""Parse JSON from other programs, with checks, so that any error in a file becomes a one-line InputError."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def parse(where: str, text: str) -> Any:
 
 
 def member(where: str, value: Any, name: str, kind: type[Any]) -> Any:
-    """`value[name]`, which must be a `kind`; InputError else."""
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, kind):
+    """`value[name]`, which must be a `kind`; InputError otherwise."""
+    content = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(content, kind):
         words = "an object" if kind is dict else "a list" if kind is list else "a text"
-        raise InputError(f"{where}: expected {name!r} to be {words}, found {shown(found)}")
-    return found
+        raise InputError(f"{where}: expected {name!r} to be {words}, found {shown(content)}")
+    return content
 
 
 def location(where: str, point: Any) -> tuple[float, float, float]:
@@ -44,13 +44,13 @@ def location(where: str, point: Any) -> tuple[float, float, float]:
 
 def real(where: str, value: dict[str, Any], name: str) -> float:
     """The finite number `value[name]`."""
-    found = value.get(name)
+    raw = value.get(name)
     try:
-        number = float(found) if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
+        number = float(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else math.nan
     except OverflowError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: {name} is {shown(found)}, expected a number")
+        raise InputError(f"{where}: {name} is {shown(raw)}, expected a number")
     return number
 
 
@@ -75,8 +75,8 @@ def matrix(where: str, name: str, value: Any, side: int) -> list[list[float]]:
 
 
 def orientations(where: str, rotations: Sequence[Any], notes: list[str]) -> Columns:
-    """rot, tilt, psi of each point's rotation (3 x 3, reference to tomogram, x, y, z); none, and a note, where one is
-    no rotation."""
+    """rot, tilt, psi of each point's rotation (3 x 3, reference to tomogram, x, y, z); no columns, and a note, if one
+    of them is not a rotation."""
     turned = np.asarray(rotations, dtype=float).reshape(-1, 3, 3)
     with np.errstate(all="ignore"):
         off = np.abs(turned @ turned.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0)
@@ -88,5 +88,5 @@ def orientations(where: str, rotations: Sequence[Any], notes: list[str]) -> Colu
 
 
 def point(path: Path, number: int) -> str:
-    """What an error calls a point."""
+    """The name of a point in errors."""
     return f"{path}: point {number}"

@@ -5,9 +5,9 @@ Places count from 1: all of them are programs in MATLAB ("Dynamo uses the conven
 takes them as MATLAB's indices; PyTom's `fromMOTL` subtracts 1 from those of TOM and AV3). So the first voxel's centre
 is 1, and a particle stands at place + shift − 1. Angles are those of `orientation`. Tomograms have numbers.
 
-A tomogram's number is what its name ends in, both ways: 7 is TS_07. Written without such a number in its name, or where
-two of a file end in the same one, tomograms are numbered from 1, which is said. Shifts are written as what the places
-lack to whole voxels where the programs cut subtomograms at whole voxels.
+A tomogram's number is what its name ends in, both ways: 7 is TS_07. If a tomogram to be written has no such number in
+its name, or two have the same, all are numbered from 1, which a note says. For programs that cut subtomograms at whole
+voxels, places are written as whole voxels and the remainder as shifts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FIRST = 1.0
 
 @dataclass(frozen=True)
 class Motives:
-    """Particles in these programs' words, arrays of one length n.
+    """Particles as these programs describe them, arrays of one length n.
 
     Attributes
     ----------
@@ -58,21 +58,21 @@ class Motives:
 
 
 def columns(path: Path, motives: Motives, frame: Frame) -> Columns:
-    """As a reader gives them. Tags, scores and classes that are all 0 are none; a class is a kind when one is asked
-    for, else a column of numbers."""
+    """The columns that a reader returns. Tags, scores and classes are left out if they are all 0. A class is a kind if
+    a kind is asked for, else a column of numbers."""
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         places = rounded(motives.places + motives.shifts - FIRST)
-    found = axes_of(np.ascontiguousarray(places[:, ::-1]))
-    found["tomogram"] = _texts(motives.tomograms)
+    points = axes_of(np.ascontiguousarray(places[:, ::-1]))
+    points["tomogram"] = _texts(motives.tomograms)
     classes = motives.classes.astype(np.int64) if _are_whole(motives.classes) else motives.classes
     for name, values in (("score", motives.scores), ("instance", motives.tags), ("class", classes)):
         if values.any():
-            found[name] = values
-    found |= orientation.of_zxz(motives.angles)
-    if "class" in found and frame.kind not in (None, ALL):
-        found = choose(path, found | {"kind": _texts(motives.classes)}, "tomogram", frame.tomogram, frame.notes)
-        found = choose(path, found, "kind", frame.kind)
-    return found
+            points[name] = values
+    points |= orientation.of_zxz(motives.angles)
+    if "class" in points and frame.kind not in (None, ALL):
+        points = choose(path, points | {"kind": _texts(motives.classes)}, "tomogram", frame.tomogram, frame.notes)
+        points = choose(path, points, "kind", frame.kind)
+    return points
 
 
 def of_parts(parts: Sequence[Part], what: str, *, split: bool = False, largest: int = 2**53) -> Motives:

@@ -1,4 +1,4 @@
-"""What a tomogram is called: its file's name, and the tilt series' name, by which other programs look particles up.
+"""Names of a tomogram: its file's name, and its tilt series' name, by which other programs look particles up.
 
 Programs that reconstruct or denoise add to the name of the tilt series. Taken from their sources and manuals:
 
@@ -11,8 +11,8 @@ IsoNet   NAME_corrected.mrc (`predict.py`)
 
 and people add _bin4, _b4, _denoised, _deconv and the like, which is taken from public scripts.
 
-A tilt series that is called so itself, such as one of grid square b4, loses a part of its name, so whoever writes names
-says which they are.
+A tilt series whose own name ends so, such as one of grid square b4, loses a part of its name; so writers of names
+report the names that they wrote.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def plain_name(name: str) -> str:
     """The name of the tilt series that a tomogram is of: without its folder, suffixes, and what programs add.
 
     TS_026 of TS_026.mrc_10.00Apx.mrc, rec_TS_026.mrc, TS_026_full_rec.mrc, TS_026_bin4_denoised.mrc, TS_026.tomostar.
-    A name that is nothing but such an addition stays as it is.
+    A name that consists of such an addition alone stays as it is.
     """
     name = stem(name)
     while any(map(str.isalnum, shorter := _shorter(name))) and shorter != name:
@@ -96,9 +96,9 @@ def matching(name: str, known: Iterable[str], *, series: bool = True, case: bool
     keys: list[Callable[[str], str]] = [str, stem, *([plain_name] if series else [])]
     for key in keys:
         own = key(name) if case else key(name).casefold()
-        found = [other for other in known if (key(other) if case else key(other).casefold()) == own]
-        if found:
-            return found
+        matches = [other for other in known if (key(other) if case else key(other).casefold()) == own]
+        if matches:
+            return matches
     return [other for other in known if by_number(other, name)] if series else []
 
 
@@ -116,7 +116,7 @@ def by_number(name: str, other: str) -> bool:
 def series_names(
     own: Sequence[str], *, asked: Mapping[str, str] | None = None, kept: Iterable[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """What files of picks call tomograms, and that in words.
+    """The names of tomograms in files of picks, and a sentence about them.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ _TYPES = ("point", "orientedPoint", "instancePoint")
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """A line each pick; numbers read back bit for bit."""
+    """One line for each pick; numbers read back bit for bit."""
     ((table, _),) = parts
     points: list[dict[str, Any]] = [
         {"type": "point", "location": {"x": x, "y": y, "z": z}} for z, y, x in positions(table).tolist()

@@ -32,7 +32,7 @@ _POLE = 1e-8  # of sin(tilt), under which rot and psi turn about one axis
 
 
 def columns(angles: Float64) -> Columns:
-    """(n, 3) rot, tilt, psi as columns; none of them where all are 0."""
+    """(n, 3) rot, tilt, psi as columns; no columns if all are 0."""
     return {name: angles[:, i] for i, name in enumerate(ANGLES)} if angles.any() else {}
 
 
@@ -105,6 +105,6 @@ def _angles(turned: Float64) -> Float64:
 
 
 def _tidy(angles: Float64) -> Float64:
-    """Between −180° and 180°, 180° included, without what a conversion left behind the last decimal."""
+    """Angles between −180° and 180°, 180° included, rounded to remove the error of a conversion."""
     with np.errstate(all="ignore"):  # what overflows is refused as no number
         return np.asarray(np.round(180 - (180 - np.round(angles, DIGITS)) % 360, DIGITS) + 0.0)

@@ -26,7 +26,7 @@ _METADATA = 1 << 22  # bytes, and entries, of the file's own description
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """Numbers read back bit for bit."""
+    """Write a Parquet file; numbers read back bit for bit."""
     out = io.BytesIO()
     joined(parts, joint).to_parquet(out, engine="pyarrow", index=False)
     return out.getvalue()
@@ -72,8 +72,8 @@ def _chosen(path: Path, schema: Any) -> dict[str, str]:
         names[name] = field.name
     missing = [axis for axis in AXES if axis not in names]
     if missing:
-        found = shown(", ".join(schema.names)) or "none"
-        raise InputError(f"{path}: no column {', '.join(missing)} of numbers: expected z, y, x, found {found}")
+        listed = shown(", ".join(schema.names)) or "none"
+        raise InputError(f"{path}: no column {', '.join(missing)} of numbers: expected z, y, x, found {listed}")
     return names
 
 

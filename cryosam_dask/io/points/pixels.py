@@ -1,4 +1,4 @@
-"""What a pixel is in the `rlnCoordinateX/Y/Z` of a STAR file.
+"""The size of a pixel in the `rlnCoordinateX/Y/Z` of a STAR file.
 
 The first of these that a file states is the scale, for each particle its own (`rlnOpticsGroup`):
 
@@ -40,7 +40,8 @@ def voxels_per_pixel(
 
     tables : of the file; particles : the rows that are read; convention : asked for by the user, or "any"
 
-    `frame.notes` gets what is in doubt. InputError for a size that no pixel has, and without the tomogram's voxel size.
+    `frame.notes` gets a sentence for each doubt. InputError if a size is not plausible, or the tomogram's voxel size is
+    not known.
     """
     if not particles.rows():
         return None

@@ -1,6 +1,6 @@
-"""Whether points can be what they are taken for: the checks and doubts of prompts and truths alike.
+"""Check that points are plausible positions in a tomogram: errors and doubts for prompts and ground truth alike.
 
-Voxels (z, y, x) of the tomogram are expected. What else people have: x, y, z; voxels of another binning; positions in
+Voxels (z, y, x) of the tomogram are expected. Common mistakes: x, y, z order; voxels of another binning; positions in
 another tomogram, or from a tomogram's centre; fractions of its size, 0 to 1, as template matchers write them.
 """
 
@@ -98,7 +98,7 @@ def check_origin(path: Path, points: Float64, shape: Shape3 | None) -> None:
 
 
 def check_place(path: Path, points: Float64, tomogram: str, shape: Shape3, voxel_size: Point) -> None:
-    """InputError where most points (n, 3), which may lie beyond the border, are far outside of the tomogram."""
+    """InputError if most points (n, 3) are far outside of the tomogram; points just beyond its border are allowed."""
     far = int(_are_far(points, shape).sum())
     if 2 * far > len(points):
         turned = 2 * int(_are_far(points[:, ::-1], shape).sum()) <= len(points)
@@ -119,9 +119,9 @@ def in_a_corner(points: Float64, shape: Shape3) -> bool:
 
 
 def doubts(points: Float64, shape: Shape3, what: str = "points") -> list[str]:
-    """Sentences on points (n, 3) in the tomogram that may be meant otherwise, but need not.
+    """Sentences about points (n, 3) in the tomogram that may be in another frame, although they are valid.
 
-    what : they are called, as "points that are not wanted"
+    what : the points' name in the sentences, as "points that are not wanted"
     """
     if len(points) == 1 and (np.abs(points) <= CORNER).all():
         place = f"{_show(points[0])}, lies within {CORNER:g} voxels of the corner 0,0,0"

@@ -5,8 +5,8 @@ From PyTom's `basic/structures.py`: a `Particle` has a `PickPosition` (X, Y, Z, 
 Positions are zero-based: `fromMOTL` subtracts 1 from those of TOM. An instance is the number that a particle's file
 name ends in.
 
-Read with expat, which keeps no tree. A document type, in which entities could be declared that unpack to much, is
-refused: PyTom writes none.
+Read with expat, which keeps no tree. A document type is refused, since it could declare entities that expand to huge
+texts; PyTom writes none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass
 class _List:
-    """What is read of a list: one entry each particle."""
+    """The particles of a list: in each field one entry for each particle."""
 
     places: list[list[float]] = field(default_factory=list)
     angles: list[list[float]] = field(default_factory=list)
@@ -74,22 +74,22 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
 
 def read(path: Path, frame: Frame) -> Columns:
     """z, y, x; tomogram, score, instance, class and orientation where each particle has one."""
-    found = _parse(path, read_bytes(path, _WHAT))
-    count = len(found.places)
-    xyz = np.array(found.places, dtype=float).reshape(-1, 3)
+    particles = _parse(path, read_bytes(path, _WHAT))
+    count = len(particles.places)
+    xyz = np.array(particles.places, dtype=float).reshape(-1, 3)
     columns = axes_of(np.ascontiguousarray(rounded(xyz)[:, ::-1]))
-    columns |= orientation.of_zxz(np.array(found.angles, dtype=float).reshape(-1, 3))
-    if count and not any(map(math.isnan, found.scores)):
-        columns["score"] = np.array(found.scores)
-    files = [_FILE.search(name) for name in found.files]
+    columns |= orientation.of_zxz(np.array(particles.angles, dtype=float).reshape(-1, 3))
+    if count and not any(map(math.isnan, particles.scores)):
+        columns["score"] = np.array(particles.scores)
+    files = [_FILE.search(name) for name in particles.files]
     if all(files):
         columns["instance"] = np.array([int(match[1]) for match in files if match], dtype=np.int64)
-    if any(found.tomograms):
-        columns["tomogram"] = found.tomograms
-    if all(found.classes) and set(found.classes) != {"0"}:
-        columns["class"] = found.classes
+    if any(particles.tomograms):
+        columns["tomogram"] = particles.tomograms
+    if all(particles.classes) and set(particles.classes) != {"0"}:
+        columns["class"] = particles.classes
         if frame.kind not in (None, ALL):
-            columns = choose(path, columns | {"kind": found.classes}, "tomogram", frame.tomogram, frame.notes)
+            columns = choose(path, columns | {"kind": particles.classes}, "tomogram", frame.tomogram, frame.notes)
             columns = choose(path, columns, "kind", frame.kind)
     return columns
 
@@ -99,7 +99,7 @@ def looks_like(start: bytes) -> bool:
 
 
 def _parse(path: Path, content: bytes) -> _List:
-    found, parts, depth = _List(), dict[str, dict[str, str]](), 0
+    particles, parts, depth = _List(), dict[str, dict[str, str]](), 0
 
     def begin(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
@@ -116,7 +116,7 @@ def _parse(path: Path, content: bytes) -> _List:
         nonlocal depth
         depth -= 1
         if depth == 1 and name == _PARTICLE:
-            _take(f"{path}: particle {len(found.places) + 1}", parts, found)
+            _take(f"{path}: particle {len(particles.places) + 1}", parts, particles)
 
     def refuse(*_: Any) -> None:
         raise InputError(f"{path}: XML with a document type, which no particle list has")
@@ -127,10 +127,10 @@ def _parse(path: Path, content: bytes) -> _List:
         parser.Parse(content, True)
     except (expat.ExpatError, ValueError, LookupError) as err:
         raise InputError(f"{path}: not readable XML: {shown(str(err))}") from err
-    return found
+    return particles
 
 
-def _take(where: str, parts: dict[str, dict[str, str]], found: _List) -> None:
+def _take(where: str, parts: dict[str, dict[str, str]], particles: _List) -> None:
     """Add a particle of these elements' attributes."""
     if _PLACE not in parts:
         raise InputError(f"{where}: no {_PLACE}")
@@ -140,12 +140,12 @@ def _take(where: str, parts: dict[str, dict[str, str]], found: _List) -> None:
     rotation = parts.get(_ROTATION, {})
     if rotation.get("Paradigm", "ZXZ") != "ZXZ":
         raise InputError(f"{where}: a rotation in {shown(rotation['Paradigm'])}, expected ZXZ")
-    found.places.append(place)
-    found.angles.append([_number(where, parts, _ROTATION, name) if rotation else 0.0 for name in ("Z1", "X", "Z2")])
-    found.scores.append(number(parts.get(_SCORE, {}).get("Value", "")))
-    found.files.append(parts[_PARTICLE].get("Filename", ""))
-    found.tomograms.append(parts[_PLACE].get("Origin", ""))
-    found.classes.append(parts.get(_CLASS, {}).get("Name", ""))
+    particles.places.append(place)
+    particles.angles.append([_number(where, parts, _ROTATION, name) if rotation else 0.0 for name in ("Z1", "X", "Z2")])
+    particles.scores.append(number(parts.get(_SCORE, {}).get("Value", "")))
+    particles.files.append(parts[_PARTICLE].get("Filename", ""))
+    particles.tomograms.append(parts[_PLACE].get("Origin", ""))
+    particles.classes.append(parts.get(_CLASS, {}).get("Name", ""))
 
 
 def _number(where: str, parts: dict[str, dict[str, str]], element: str, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Which format a file of points has, and what it may be asked."""
+"""Recognize the format of a file of points, and check the unit that is asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PICK_FORMATS = {name: kind.suffixes for name, kind in FORMATS.items()}
 """Format → the suffixes that stand for it. `star` is RELION 4's convention when written, any when read."""
 
 UNITS = ("voxel", "angstrom")
-"""What positions can be asked to be read in, where a format leaves it open."""
+"""The units that a user may choose for positions, if the format leaves them open."""
 
 _START = 1 << 14  # bytes that tell a file's kind
 
@@ -34,7 +34,7 @@ def pick_format(path: Path, asked: str | None) -> str:
 
 def looks_like_points(path: Path) -> bool:
     """Whether a file with a suffix of points is likely one, where other kinds of files have that suffix, too."""
-    known = next((one for one in FORMATS.values() if path.suffix.lower() in one.suffixes), None)
+    known = next((form for form in FORMATS.values() if path.suffix.lower() in form.suffixes), None)
     if known is None or known.looks_like is None:
         return known is not None
     try:
@@ -45,7 +45,7 @@ def looks_like_points(path: Path) -> bool:
 
 
 def check_unit(path: Path, format: str, unit: str | None) -> None:
-    """InputError where a unit is asked for that positions of the format are not in."""
+    """InputError if a unit is asked for that the positions of the format can't be in."""
     units = FORMATS[format].units
     if unit is not None and unit not in units:
         words = {"voxel": "voxels", "angstrom": "ångström"}

@@ -67,8 +67,8 @@ _WHAT = "points in RELION 5's convention"
 def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
     """The points of one tomogram in a particles file, or in the particles file that an optimisation set names.
 
-    `convention` is of use where a file has the columns of several. A class is a kind when one is asked for; else all
-    come, with their numbers in the column class: they are most often states of one particle.
+    `convention` is needed if a file has the columns of several conventions. A class is a kind if a kind is asked for;
+    otherwise all points are returned, with the column class, since classes are most often states of one particle.
 
     InputError for a file without coordinates, and for one whose convention needs a voxel size or a shape that isn't
     known.
@@ -82,10 +82,10 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
             path = _beside(path, table.columns[PARTICLES_FILE][0])
             tables = read_tables(path)
             break
-    if (found := warp.of_m(path, tables, frame, convention)) is not None:
-        return found
-    if convention == "any" and (found := stopgap.of_star(path, tables, frame)) is not None:
-        return found
+    if (points := warp.of_m(path, tables, frame, convention)) is not None:
+        return points
+    if convention == "any" and (points := stopgap.of_star(path, tables, frame)) is not None:
+        return points
     table = _particles(path, tables, convention)
     columns: Columns = dict(table.columns)
     name = next((name for name in (NAME, MICROGRAPH) if name in columns), None)
@@ -95,16 +95,16 @@ def read(path: Path, frame: Frame, convention: Convention = "any") -> Columns:
         columns = choose(path, columns | {"kind": columns[CLASS]}, "kind", frame.kind)
     table = Table({key: values for key, values in columns.items() if key not in ("tomogram", "kind")}, True)
     with np.errstate(all="ignore"):  # what overflows is refused as no number
-        found = axes_of(_positions(path, tables, table, frame, convention, sizes))
+        points = axes_of(_positions(path, tables, table, frame, convention, sizes))
     for key, column in (("score", SCORE), ("instance", INSTANCE), ("class", CLASS)):
         if column in columns:
-            found[key] = columns[column]
-    found |= orientation.combined(_angles(path, table, PARTICLE_ANGLES), _angles(path, table, ANGLES))
-    return found | {key: columns[key] for key in ("tomogram", "kind") if key in columns}
+            points[key] = columns[column]
+    points |= orientation.combined(_angles(path, table, PARTICLE_ANGLES), _angles(path, table, ANGLES))
+    return points | {key: columns[key] for key in ("tomogram", "kind") if key in columns}
 
 
 def encode(parts: Sequence[Part], joint: bool) -> bytes:
-    """RELION 4's file of picks; the name is `UNNAMED` where none is known."""
+    """RELION 4's file of picks; the tomogram's name is `UNNAMED` if none is known."""
     return _encode([(table, frame.tomogram or UNNAMED, positions(table)) for table, frame in parts], PIXELS)
 
 
@@ -124,7 +124,7 @@ def encode_centred(parts: Sequence[Part], joint: bool) -> bytes:
 
 
 def listed_names(path: Path, names: Sequence[str]) -> list[str]:
-    """What a tomograms.star calls tomograms; InputError where it has not just one for each of them."""
+    """The names of tomograms in a tomograms.star; InputError unless it has exactly one for each of them."""
     extents = _extents(path)
     listed = [_of(extents, name, path)[0] for name in names]
     for place, name in enumerate(listed):
@@ -199,13 +199,13 @@ def _extents(path: Path) -> dict[str, Float64]:
 
 
 def _of(extents: dict[str, Float64], name: str, path: Path) -> tuple[str, Float64]:
-    """What a tomogram is called among those of a tomograms.star, and its size."""
-    found = matching(name, extents)
-    if len(found) != 1:
+    """The name and the size that a tomograms.star has for a tomogram."""
+    matches = matching(name, extents)
+    if len(matches) != 1:
         listed = ", ".join(map(shown, list(extents)[:5])) + (", …" if len(extents) > 5 else "")
-        several = "several tomograms that could be" if found else "no tomogram"
+        several = "several tomograms that could be" if matches else "no tomogram"
         raise InputError(f"{path}: {several} {shown(repr(name))}, there are: {listed or 'none'}")
-    return found[0], extents[found[0]]
+    return matches[0], extents[matches[0]]
 
 
 def _beside(path: Path, named: str) -> Path:
@@ -221,16 +221,16 @@ def _beside(path: Path, named: str) -> Path:
 def _particles(path: Path, tables: Sequence[Table], convention: Convention) -> Table:
     """The first table with positions."""
     wanted = {"relion4": [PIXELS], "relion5": [CENTRED], "warp": [PIXELS]}.get(convention, [PIXELS, CENTRED])
-    found: list[str] = []
+    seen: list[str] = []
     for table in tables:
         if any(table.has(names) for names in wanted):
             return table
-        found += table.columns
+        seen += table.columns
     meant = " or ".join(
         "rlnCoordinateX/Y/Z" if names is PIXELS else "rlnCenteredCoordinateX/Y/ZAngst" for names in wanted
     )
     raise InputError(
-        f"{path}: no particle coordinates: expected {meant}, found {shown(', '.join(found)) or 'no columns'}"
+        f"{path}: no particle coordinates: expected {meant}, found {shown(', '.join(seen)) or 'no columns'}"
     )
 
 
@@ -249,7 +249,7 @@ def _scale(path: Path, tables: Sequence[Table], table: Table, frame: Frame, conv
     if ratio is not None:
         return ratio
     named = table.columns.get(MICROGRAPH, [])
-    if convention == "warp" or (convention == "any" and named and all(one.endswith(".tomostar") for one in named)):
+    if convention == "warp" or (convention == "any" and named and all(name.endswith(".tomostar") for name in named)):
         return warp.per_unit(path, _numbers(path, table, PIXELS), frame)
     return np.ones(3)
 

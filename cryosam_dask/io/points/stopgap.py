@@ -43,15 +43,15 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
 
 def read(path: Path, frame: Frame) -> Columns:
     """z, y, x, tomogram; score, instance, class and orientation where they are not all 0."""
-    found = of_star(path, read_tables(path), frame)
-    if found is None:
+    columns = of_star(path, read_tables(path), frame)
+    if columns is None:
         raise InputError(f"{path}: not a STOPGAP motive list: no table with orig_x, orig_y and orig_z")
-    return found
+    return columns
 
 
 def of_star(path: Path, tables: Sequence[Table], frame: Frame) -> Columns | None:
-    """The points of a motive list among the tables, None where there is none."""
-    table = next((one for one in tables if one.has(_PLACES)), None)
+    """The points of a motive list among the tables; None if there is no such list."""
+    table = next((table for table in tables if table.has(_PLACES)), None)
     if table is None:
         return None
 

@@ -64,8 +64,8 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
 
 
 def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> Columns | None:
-    """The points of M's table, None where there is none or another convention is asked for."""
-    table = next((one for one in tables if one.has([f"wrpCoordinate{axis}1" for axis in "XYZ"])), None)
+    """The points of M's table; None if there is no such table or another convention is asked for."""
+    table = next((table for table in tables if table.has([f"wrpCoordinate{axis}1" for axis in "XYZ"])), None)
     if table is None or convention not in ("any", "warp"):
         return None
     columns: Columns = dict(table.columns)
@@ -82,21 +82,21 @@ def of_m(path: Path, tables: Sequence[Table], frame: Frame, convention: str) -> 
             for names in ([f"wrpCoordinate{axis}{i + 1}" for i in range(steps)] for axis in "ZYX")
         ]
         voxels = rounded(np.stack(angstrom, axis=1) / frame.angstrom(f"{path}: M's coordinates in Å"))
-    found = axes_of(voxels)
+    points = axes_of(voxels)
     if all(name in columns for name in _M_ANGLES):  # along a trajectory, at its beginning
-        found |= orientation.columns(np.stack([numbers(path, name, columns[name]) for name in _M_ANGLES], axis=1))
+        points |= orientation.columns(np.stack([numbers(path, name, columns[name]) for name in _M_ANGLES], axis=1))
     for key, column in (("score", _SCORE), ("instance", _INSTANCE)):
         if column in columns:
-            found[key] = columns[column]
-    return found | ({"tomogram": columns["tomogram"]} if "tomogram" in columns else {})
+            points[key] = columns[column]
+    return points | ({"tomogram": columns["tomogram"]} if "tomogram" in columns else {})
 
 
 def wrote_stacks(tables: Sequence[Table], particles: Table, convention: str) -> Literal["yes", "no", "maybe"]:
     """Whether the coordinates are those of Warp's export of 2D stacks.
 
     Warp's own marks are the stacks' names, and tomograms called NAME.tomostar whose particles are called NAME/1: RELION
-    calls a stack 1_stack2d.mrcs, and a particle as the tomogram with the number behind. It is not sure where both
-    programs' marks are there, and where tomograms of 2D stacks have Warp's names and nothing else tells.
+    calls a stack 1_stack2d.mrcs, and a particle as the tomogram with the number behind. The answer is "maybe" if the
+    marks of both programs are there, or if tomograms of 2D stacks have Warp's names and nothing else decides it.
     """
     if convention not in ("any", "warp"):
         return "no"
@@ -107,11 +107,11 @@ def wrote_stacks(tables: Sequence[Table], particles: Table, convention: str) -> 
         return "yes" if flat or pixels_of_stacks(particles) is not None else "no"
     items = bool(tomograms) and all(name.endswith(_ITEM) for name in tomograms)
     pairs = list(zip(tomograms, names, strict=False))
-    by_warp = items and bool(pairs) and all(_is_of(name, one.removesuffix(_ITEM)) for one, name in pairs)
+    by_warp = items and bool(pairs) and all(_is_of(name, tomogram.removesuffix(_ITEM)) for tomogram, name in pairs)
     by_relion = bool(images) and all(image.endswith(("_stack2d.mrcs", "_data.mrc")) for image in images)
     if by_warp or pixels_of_stacks(particles) is not None:
         return "maybe" if by_relion else "yes"
-    by_relion = by_relion or (bool(pairs) and all(_is_of(name, one) for one, name in pairs))
+    by_relion = by_relion or (bool(pairs) and all(_is_of(name, tomogram) for tomogram, name in pairs))
     return "maybe" if items and flat and not by_relion else "no"
 
 

@@ -1,4 +1,5 @@
-"""Points as plain text: a line each, x, y, z first, in voxels of the tomogram or in Å from its first voxel's centre.
+"""Points as plain text: one line for each point, x, y, z first, in voxels of the tomogram or in Å from its first
+voxel's centre.
 
 RELION, EMAN2, crYOLO, IMOD's `point2model` and most scripts read such files, and they are what picking programs write
 most often: `.coords`, `.txt`, `.xyz`. Nothing in them says what the numbers are. They are taken as zero-based voxels,
@@ -37,7 +38,7 @@ def encode(parts: Sequence[Part], joint: bool) -> bytes:
 
 
 def read(path: Path, frame: Frame) -> Columns:
-    """z, y, x; of a file with names all its columns, else score where there is one more than x, y, z."""
+    """z, y, x; all columns of a file with names, else a fourth column as the score."""
     names, rows, places = _rows(path)
     if names is None:
         names = _guessed(rows, frame)
@@ -51,7 +52,7 @@ def read(path: Path, frame: Frame) -> Columns:
 
 
 def looks_like(start: bytes) -> bool:
-    """Whether the first line that is no comment has three numbers, or names them."""
+    """Whether the first line that is not a comment has three numbers, or the names x, y, z."""
     for line in start.decode("utf-8-sig", "ignore").splitlines():
         if cells := _cells(line.partition("#")[0]):
             return _names(cells) is not None or (len(cells) > 2 and all(map(_is_number, cells[:3])))
