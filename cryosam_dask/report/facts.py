@@ -93,7 +93,7 @@ class Facts:
     @property
     def unfinished(self) -> tuple[Progress, ...]:
         """Stages that have begun and are not done, without those that never run all of their units."""
-        sparse = {one.name for one in chain.STAGES if one.sparse}
+        sparse = {stage.name for stage in chain.STAGES if stage.sparse}
         return tuple(p for p in self.progress if p.done < p.units and p.name not in sparse)
 
     @property
@@ -159,7 +159,7 @@ def kind_of(name: str) -> str:
 
 
 def _words(kind: str) -> str:
-    return next((one.words for one in chain.STAGES if one.name == kind and one.words), kind)
+    return next((stage.words for stage in chain.STAGES if stage.name == kind and stage.words), kind)
 
 
 def _stage_time(kind: str, parts: list[Json], longest: float) -> StageTime:

@@ -171,8 +171,8 @@ def _finite(points: NDArray[np.float64] | None) -> NDArray[np.float64]:
 
 def _settings(store: RunStore, name: str) -> Settings | None:
     where = layout.query(name)
-    found = store.group(where).attrs.get("settings") if where in store else None
-    return Settings.model_validate(found) if isinstance(found, dict) else None
+    settings = store.group(where).attrs.get("settings") if where in store else None
+    return Settings.model_validate(settings) if isinstance(settings, dict) else None
 
 
 def _points(store: RunStore, name: str) -> NDArray[np.float64]:
