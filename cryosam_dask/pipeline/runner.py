@@ -245,8 +245,8 @@ class Runner:
             )
 
     def _differs(self, stage: Stage) -> bool:
-        found = marks.found_stage(self.store, stage.name)
-        return found is not None and found["fingerprint"] != stage.fingerprint
+        record = marks.found_stage(self.store, stage.name)
+        return record is not None and record["fingerprint"] != stage.fingerprint
 
     def _remove(self) -> None:
         RunStore.remove(self.url)
@@ -259,7 +259,7 @@ class Runner:
 
 
 def stage_fingerprint(store: RunStore, stage: str) -> str:
-    found = marks.found_stage(store, stage)
-    if found is None:
+    record = marks.found_stage(store, stage)
+    if record is None:
         raise StoreError(f"{store.url}: {stage} has not run yet; run `cryosam {stage.partition('/')[0]}` first")
-    return str(found["fingerprint"])
+    return str(record["fingerprint"])
