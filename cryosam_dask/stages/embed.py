@@ -105,8 +105,8 @@ def _bundles(planes: Iterable[Plane], most: int) -> Iterator[tuple[Axis, list[in
         axis = geometry.axis_index(plane[0])
         return axis, plane[1] // layout.CHUNK[axis]
 
-    for (axis, _), found in itertools.groupby(sorted(set(planes), key=lambda p: (row(p), p[1])), row):
-        indices = [index for _, index in found]
+    for (axis, _), row_planes in itertools.groupby(sorted(set(planes), key=lambda p: (row(p), p[1])), row):
+        indices = [index for _, index in row_planes]
         count = -(-len(indices) // most)
         for part in np.array_split(indices, count):
             yield AXES[axis], part.tolist()

@@ -164,8 +164,8 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
 def is_of(store: RunStore, source: TomogramSource) -> bool:
     """Whether a run was made from this source; the name of the file does not matter."""
     known, own = store.info, {**_content(source), "voxel_size": source.voxel_size, "origin": source.origin}
-    found = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name", "sha256")}
-    described = {**found, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
+    content = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name", "sha256")}
+    described = {**content, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
     return bool(json.loads(json.dumps(described)) == json.loads(json.dumps(own)))
 
 

@@ -156,11 +156,11 @@ def _same_places(store: RunStore, source: ArraySource, boxes: list[tuple[int, Bo
         except StoreError:
             continue
     values = compute([source.array[box_slices(box)] for box in written]) if written else []
-    for (box, found), value in zip(written.items(), values, strict=True):
+    for (box, stored), value in zip(written.items(), values, strict=True):
         shape = tuple(b - a for a, b in box)
         given = ingest.as_stored(checked(value, shape, source.dtype, source.name))
-        spread = _CLOSE * float(np.std(found, dtype=np.float64)) if found.dtype.kind == "f" else 0.0
-        if not np.allclose(given, found, rtol=0, atol=spread):
+        spread = _CLOSE * float(np.std(stored, dtype=np.float64)) if stored.dtype.kind == "f" else 0.0
+        if not np.allclose(given, stored, rtol=0, atol=spread):
             return False
     return True
 

@@ -152,8 +152,8 @@ def _paint(painted: Array, low: list[int], level: int, masks: stored.Masks, sour
 
 def kinds_of(store: RunStore) -> list[str]:
     """The kinds that the image of all kinds shows; none where there is no such image."""
-    found = marks.found_stage(store, stage_name(layout.KINDS)) or {}
-    return list(found.get("settings", {}).get("kinds", ()))
+    record = marks.found_stage(store, stage_name(layout.KINDS)) or {}
+    return list(record.get("settings", {}).get("kinds", ()))
 
 
 def places_of_kinds(store: RunStore, query: str) -> Iterable[str]:

@@ -215,16 +215,16 @@ def parts(store: RunStore, this: Pass) -> Iterator[tuple[Box, Float32]]:
         yield box, np.asarray(array[geometry.box_slices(box)])
 
 
-def check_kept(found: Survey, ratio: int, tau_sim: float) -> str | None:
+def check_kept(survey: Survey, ratio: int, tau_sim: float) -> str | None:
     """`InputError` if no cell reached the threshold. Return a sentence of warning if all did, else None."""
-    if found.reached == 0:
+    if survey.reached == 0:
         raise InputError(
-            f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {found.words}; "
+            f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {survey.words}; "
             "set match.tau_sim lower, or click on another particle"
         )
-    if found.reached == found.evaluated and found.evaluated > 1:
+    if survey.reached == survey.evaluated and survey.evaluated > 1:
         return (
-            f"every cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g} ({found.words}): it filters nothing; "
+            f"every cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g} ({survey.words}): it filters nothing; "
             "set it higher, or match.center"
         )
     return None

@@ -188,12 +188,12 @@ def _is_radius(value: Any) -> bool:
 
 def _array(url: str, key: str, values: Any, dimensions: int) -> Any:
     try:
-        found = np.asarray(values, np.float64)
+        array = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
         _refuse(url, f"{key} is not made of numbers")
-    if found.ndim != dimensions or not found.size or not np.isfinite(found).all():
+    if array.ndim != dimensions or not array.size or not np.isfinite(array).all():
         _refuse(url, f"{key} is not made of finite numbers in {dimensions} dimensions")
-    return found
+    return array
 
 
 def _digest(about: Json) -> str:

@@ -169,12 +169,18 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     if waiting:
         _write_state(store, state, propagation.to_arrays())
         return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)
-    found = propagation.instances()
-    kept = [(prompt, one) for prompt, one in zip(unit.params["prompts"], found, strict=True) if one is not None]
+    instances = propagation.instances()
+    kept = [
+        (prompt, instance)
+        for prompt, instance in zip(unit.params["prompts"], instances, strict=True)
+        if instance is not None
+    ]
     query = settings["query"]
     references = [layout.member(query, "feature"), *settings.get("against", ())] if query else []
     vectors = [np.atleast_2d(store.read(path)) for path in references]
-    similarities = [_similarities(store, one, query, np.concatenate(vectors)) for _, one in kept] if query else []
+    similarities = (
+        [_similarities(store, instance, query, np.concatenate(vectors)) for _, instance in kept] if query else []
+    )
     similarity = [float(values[0]) for values in similarities] if query else [1.0] * len(kept)
     if settings.get("against"):
         rivals = np.array([max(values[1:]) for values in similarities], np.float32)
@@ -184,14 +190,14 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         layout.group(where, index),
         stored.collect(
             [prompt for prompt, _ in kept],
-            [one.box for _, one in kept],
-            [one.mask for _, one in kept],
-            [one.score for _, one in kept],
+            [instance.box for _, instance in kept],
+            [instance.mask for _, instance in kept],
+            [instance.score for _, instance in kept],
             similarity,
         ),
     )
     store.delete(state)
-    return UnitResult({"found": len(kept), "lost": len(found) - len(kept)})
+    return UnitResult({"found": len(kept), "lost": len(instances) - len(kept)})
 
 
 def _advance(

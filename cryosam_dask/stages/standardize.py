@@ -51,10 +51,10 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
     moments = Moments(encoder.channels, mixed=chosen.standardize == "whiten")
     for index in where.tolist():
-        one = range(index, index + 1)
+        plane = range(index, index + 1)
         for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
-            sample = features.read_piece(store, axis, one, chosen.thickness, piece)
-            for tokens in features.encoded(encoder, sample, piece, one, chosen):
+            sample = features.read_piece(store, axis, plane, chosen.thickness, piece)
+            for tokens in features.encoded(encoder, sample, piece, plane, chosen):
                 moments.add(tokens)
     mean, matrix = fit_standardization(moments, chosen.standardize)
     store.put(
