@@ -46,12 +46,12 @@ def table(
 
     if output is not None:
         check_path(output)
-    found = analysis.instance_table(run, name, distance_to=distance_to, masks="whole" if whole else "painted")
+    instances = analysis.instance_table(run, name, distance_to=distance_to, masks="whole" if whole else "painted")
     if output is None:
-        found.to_dataframe().to_csv(sys.stdout)
+        instances.to_dataframe().to_csv(sys.stdout)
         return
-    write_table(found, output)
-    typer.echo(f"{output}: {found.sizes['instance']} instances")
+    write_table(instances, output)
+    typer.echo(f"{output}: {instances.sizes['instance']} instances")
 
 
 @app.command(
@@ -78,12 +78,12 @@ def compare(
 
     if output is not None:
         check_path(output)
-    found = analysis.compare(run_a, run_b, name, name_b=other_name, radius=radius, same_content=same_content)
+    comparison = analysis.compare(run_a, run_b, name, name_b=other_name, radius=radius, same_content=same_content)
     if output is not None:
-        write_table(found, output)
+        write_table(comparison, output)
     if as_json:
-        typer.echo(json.dumps({key: None if value != value else value for key, value in found.attrs.items()}))
+        typer.echo(json.dumps({key: None if value != value else value for key, value in comparison.attrs.items()}))
         return
-    for key, value in found.attrs.items():
+    for key, value in comparison.attrs.items():
         words = f"{value:.3f}" if isinstance(value, float) else str(value)
         typer.echo(f"{key.replace('_', ' '):22} {words}")

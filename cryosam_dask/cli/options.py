@@ -201,12 +201,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _options_of(kind: Any) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(kind, include_extras=True)
-    for one in fields(kind):
-        if is_dataclass(hints[one.name]):
-            yield from _options_of(hints[one.name])
+    for option in fields(kind):
+        if is_dataclass(hints[option.name]):
+            yield from _options_of(hints[option.name])
         else:
             yield inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
             )
 
 
@@ -215,8 +215,10 @@ def _pack(kind: Any, values: dict[str, Any]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     return kind(
         **{
-            one.name: _pack(hints[one.name], values) if is_dataclass(hints[one.name]) else values.pop(one.name)
-            for one in fields(kind)
+            option.name: _pack(hints[option.name], values)
+            if is_dataclass(hints[option.name])
+            else values.pop(option.name)
+            for option in fields(kind)
         }
     )
 

@@ -80,12 +80,12 @@ class Prompts:
 
     def by_kind(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> dict[str, list[list[float]]]:
         """The points of each kind, in the order in which kinds are named first; empty if none is. As `read`."""
-        found: dict[str, list[list[float]]] = {}
+        points: dict[str, list[list[float]]] = {}
         for text in self.kind or []:
             name, equals, place = text.partition("=")
             if not equals or not name:
                 raise InputError(f"--kind {text}: expected NAME=Z,Y,X, as ribosome=92,410,388")
-            found.setdefault(name, []).append(_position(place, f"--kind {name}="))
+            points.setdefault(name, []).append(_position(place, f"--kind {name}="))
         if self.kinds is not None:
             from cryosam_dask.io.points.files import ALL
 
@@ -95,20 +95,20 @@ class Prompts:
             for name, place in zip(table["kind"], table[["z", "y", "x"]].to_numpy().tolist(), strict=True):
                 if name == "":
                     raise InputError(f"{self.kinds}: the point {','.join(f'{v:g}' for v in place)} has no kind")
-                found.setdefault(str(name), []).append(place)
-        if found and (self.point or self.points is not None):
+                points.setdefault(str(name), []).append(place)
+        if points and (self.point or self.points is not None):
             raise InputError("--kind and --kinds name what is clicked; give these or --point and --points, not both")
-        return found
+        return points
 
     def read(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
         """All points, (z, y, x) voxels; may be empty.
 
         tomogram : gives `voxel_size`, `shape` and `tomogram_name` as `read_points` takes them; asked if there is a file
         """
-        found = [_position(text, "--point") for text in self.point or []]
+        points = [_position(text, "--point") for text in self.point or []]
         if self.points is not None:
-            found += self._table(self.points, tomogram, self.points_kind)[["z", "y", "x"]].to_numpy().tolist()
-        return found
+            points += self._table(self.points, tomogram, self.points_kind)[["z", "y", "x"]].to_numpy().tolist()
+        return points
 
     def _table(self, path: Path, tomogram: Callable[[], dict[str, Any]] | None, kind: str | None) -> pd.DataFrame:
         """The points of a file; what had to be assumed is said. `InputError` where all are at the tomogram's corner."""
@@ -128,8 +128,8 @@ class Prompts:
 
     def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
         """All points, at least one."""
-        if found := self.read(tomogram):
-            return found
+        if points := self.read(tomogram):
+            return points
         raise InputError("no point: give --point Z,Y,X on a particle (zero-based voxels), or --points FILE")
 
 

@@ -98,9 +98,9 @@ def run(
     }
     source = query_from if loans is None else loans
     if clicked is None and not listing.is_many(tomograms):
-        made = pipeline.run(tomograms[0], points, out, query=source, **common)
+        runner = pipeline.run(tomograms[0], points, out, query=source, **common)
         for kind in kinds or loans or name or [pipeline.PARTICLE]:
-            _report(made, kind)
+            _report(runner, kind)
         return
     common |= {"reference": clicked, "query_from": source, "fail_fast": fail_fast, "report": _tell}
     summary = batch.run_many(tomograms, points, out, **common)
@@ -117,9 +117,9 @@ def ingest(
     """Copy a tomogram into a store, chunked, with its resolution levels and statistics."""
     from cryosam_dask.storage.address import public
 
-    with driver(out, where, overwrite, uses_torch=False) as made:
-        made.ingest(tomogram, **reading.options())
-    say(made.notes)
+    with driver(out, where, overwrite, uses_torch=False) as runner:
+        runner.ingest(tomogram, **reading.options())
+    say(runner.notes)
     typer.echo(f"{out}: ingested {public(tomogram)}")
 
 
@@ -128,8 +128,8 @@ def ingest(
 def features(run: RunArgument, choice: Choice, where: Where, overwrite: OverwriteOption = False) -> None:
     """Encode the slices of an ingested tomogram."""
     settings = choice.settings()
-    with driver(run, where, overwrite, settings) as made:
-        made.features(settings)
+    with driver(run, where, overwrite, settings) as runner:
+        runner.features(settings)
     typer.echo(f"{run}: features of {settings.features.encoder}")
 
 
@@ -158,9 +158,9 @@ def query(
 
     settings = choice.settings(like=settings_for(models_of(store)))
     kinds = kinds_of(prompts.by_kind(tomogram) or prompts.required(tomogram), prompts.negatives(), None, name)
-    with driver(run, where, overwrite, settings) as made, made.command(f"query {', '.join(kinds.names)}"):
-        kinds.query(made, settings)
-    say(made.notes)
+    with driver(run, where, overwrite, settings) as runner, runner.command(f"query {', '.join(kinds.names)}"):
+        kinds.query(runner, settings)
+    say(runner.notes)
     typer.echo(f"{run}: query {', '.join(kinds.names)}")
 
 
@@ -169,10 +169,10 @@ def query(
 def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
     """Find the places whose features are like the query's."""
     names = _names(name)
-    with driver(run, where, overwrite, uses_torch=False) as made, made.command(f"match {', '.join(names)}"):
-        for one in names:
-            made.match(one)
-    say(made.notes)
+    with driver(run, where, overwrite, uses_torch=False) as runner, runner.command(f"match {', '.join(names)}"):
+        for kind in names:
+            runner.match(kind)
+    say(runner.notes)
     typer.echo(f"{run}: matched {', '.join(names)}")
 
 
@@ -181,10 +181,10 @@ def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite:
 def segment(run: RunArgument, where: Where, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
     """Segment every place that was found; write labels and picks. Of several names, kinds are told apart."""
     names = _names(name)
-    with driver(run, where, overwrite) as made:
-        made.segment(names[0] if len(names) == 1 else names)
-    for one in names:
-        _report(made, one)
+    with driver(run, where, overwrite) as runner:
+        runner.segment(names[0] if len(names) == 1 else names)
+    for kind in names:
+        _report(runner, kind)
 
 
 def _names(given: list[str] | None) -> list[str]:
@@ -199,11 +199,11 @@ def _tell(row: Row, number: int, count: int) -> None:
     say([f"{number} of {count}, {row.name}{'' if begins else f': {row.in_words()}'}", *row.notes])
 
 
-def _report(made: Driver, name: str) -> None:
+def _report(runner: Driver, name: str) -> None:
     from cryosam_dask.store import picks
     from cryosam_dask.store.run_store import RunStore
 
-    say(made.notes)
-    made.notes.clear()
-    count = len(picks.read(RunStore.open(made.url), name))
-    typer.echo(f"{made.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")
+    say(runner.notes)
+    runner.notes.clear()
+    count = len(picks.read(RunStore.open(runner.url), name))
+    typer.echo(f"{runner.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")

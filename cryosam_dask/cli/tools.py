@@ -80,8 +80,8 @@ def plan(
     source = open_tomogram(tomogram, **reading.options())
     say(list(source.notes))
     settings = choice.settings(None if options.like is None else options.like.settings)
-    made = planning.plan_run(source, settings, options)
-    typer.echo(json.dumps(planning.to_json(made)) if as_json else planning.in_words(made))
+    estimate = planning.plan_run(source, settings, options)
+    typer.echo(json.dumps(planning.to_json(estimate)) if as_json else planning.in_words(estimate))
 
 
 @app.command(

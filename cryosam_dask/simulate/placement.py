@@ -32,20 +32,20 @@ def place_vesicles(settings: SimulationSettings, rng: np.random.Generator) -> li
     nm = 10 / settings.voxel_size
     clearance = 2 * (_MEMBRANE_HALF_NM * nm + GAP_VOXELS)
     largest = min(45.0 * nm, 0.45 * float(shape[1:].min()))
-    found: list[Vesicle] = []
+    vesicles: list[Vesicle] = []
     for _ in range(_TRIES):
-        if len(found) == settings.membranes:
+        if len(vesicles) == settings.membranes:
             break
         radius = float(rng.uniform(min(20.0 * nm, 0.7 * largest), largest))
         centre = rng.uniform(-0.3 * radius, shape - 1 + 0.3 * radius)
-        if all(np.linalg.norm(centre - v.centre) > radius + v.radius + clearance for v in found):
-            found.append(Vesicle((float(centre[0]), float(centre[1]), float(centre[2])), radius))
-    if len(found) < settings.membranes:
+        if all(np.linalg.norm(centre - v.centre) > radius + v.radius + clearance for v in vesicles):
+            vesicles.append(Vesicle((float(centre[0]), float(centre[1]), float(centre[2])), radius))
+    if len(vesicles) < settings.membranes:
         raise SettingsError(
-            f"simulation: only {len(found)} of {settings.membranes} membranes fit in {settings.shape} voxels; "
+            f"simulation: only {len(vesicles)} of {settings.membranes} membranes fit in {settings.shape} voxels; "
             "ask for fewer membranes or a larger shape"
         )
-    return found
+    return vesicles
 
 
 def membrane_half_thickness(settings: SimulationSettings) -> float:
