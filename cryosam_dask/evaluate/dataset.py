@@ -39,7 +39,7 @@ class TomogramPicks:
 
 
 @dataclass(frozen=True)
-class Row:
+class TomogramEvaluation:
     """One kind in one tomogram."""
 
     tomogram: str
@@ -99,7 +99,7 @@ class DatasetEvaluation:
     notes : what a reader of the figures must know: tomograms without truth or without a run, and the like
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TomogramEvaluation, ...]
     kinds: tuple[KindEvaluation, ...]
     notes: tuple[str, ...] = ()
 
@@ -135,7 +135,7 @@ def evaluate_dataset(
     and as `evaluate_picks`, naming the tomogram.
     """
     radii = radius if isinstance(radius, Mapping) else None
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], TomogramEvaluation] = {}
     ranks: dict[str, list[Ranked]] = {}
     lengths: dict[str, Radius] = {}
     for picks in tomograms:
@@ -147,7 +147,7 @@ def evaluate_dataset(
         ranked = _rank(picks, chosen)
         lengths[picks.kind] = chosen
         ranks.setdefault(picks.kind, []).append(ranked)
-        rows[picks.tomogram, picks.kind] = Row(
+        rows[picks.tomogram, picks.kind] = TomogramEvaluation(
             picks.tomogram, picks.kind, figures_of(ranked, chosen.value, chosen.unit), picks.masks
         )
     every = tuple(rows.values())
@@ -167,7 +167,7 @@ def _rank(picks: TomogramPicks, radius: Radius) -> Ranked:
         raise InputError(f"{picks.tomogram}: {error}") from error
 
 
-def _kind(kind: str, radius: Radius, rows: Sequence[Row], parts: Sequence[Ranked]) -> KindEvaluation:
+def _kind(kind: str, radius: Radius, rows: Sequence[TomogramEvaluation], parts: Sequence[Ranked]) -> KindEvaluation:
     true = [row for row, part in zip(rows, parts, strict=True) if part.truth]
     spread = {name: summarise(getattr(row.picks, name) for row in true) for name in FIGURES}
     masks = [row.masks for row in rows if row.masks is not None]

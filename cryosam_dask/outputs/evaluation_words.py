@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cryosam_dask.evaluate import CziiScore, DatasetEvaluation
-from cryosam_dask.evaluate.dataset import MASK_FIGURES, KindEvaluation, Row
+from cryosam_dask.evaluate.dataset import MASK_FIGURES, KindEvaluation, TomogramEvaluation
 from cryosam_dask.outputs.evaluation import RunsEvaluation
 
 _SHORT = {
@@ -58,7 +58,7 @@ def _table(dataset: DatasetEvaluation) -> list[str]:
     return [head + ("    PQ    Dice" if masked else ""), *(_row(row, wide, kinds) for row in dataset.rows)]
 
 
-def _row(row: Row, wide: int, kinds: int) -> str:
+def _row(row: TomogramEvaluation, wide: int, kinds: int) -> str:
     figures = row.picks
     counts = f"{figures.true_positives:6} {figures.false_positives:6} {figures.false_negatives:6}"
     line = f"{row.tomogram:{wide}}  {row.kind:{kinds}}  {counts}  {figures.precision:.3f}     {figures.recall:.3f}   "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOMOGRAM = "tomogram"
-KINDS = ("kind", "species")
+KIND_COLUMNS = ("kind", "species")
 """Columns that tell tomograms and kinds of particles apart in a file of several; `cryosam simulate` writes species."""
 
 
@@ -243,7 +243,7 @@ def _of_kind(table: pd.DataFrame, path: Path, kind: Kind) -> pd.DataFrame | None
 
     InputError where that is not clear: no other kind is looked for, and the file has several, or not the named one.
     """
-    column = next((column for column in KINDS if column in table.columns), None)
+    column = next((column for column in KIND_COLUMNS if column in table.columns), None)
     if column is None:
         return table
     kinds = table[column].astype(str)

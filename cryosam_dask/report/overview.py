@@ -33,7 +33,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One run; fields that can't be read are None, and `error` says why."""
 
     name: str
@@ -55,7 +55,7 @@ class Total:
     spread: float
 
 
-def rows(runs: Sequence[str], name: str | None) -> tuple[list[Row], list[Total]]:
+def rows(runs: Sequence[str], name: str | None) -> tuple[list[RunRow], list[Total]]:
     """A row for each run, in the order given, and a total for each query; `name` : of one query alone."""
     names = [name] if name is not None else _names(runs)
     side = int(min(COVER, max(48.0, (MOST_PIXELS / max(len(runs), 1)) ** 0.5)))
@@ -73,16 +73,16 @@ def _names(runs: Sequence[str]) -> list[str]:
     return sorted(names)
 
 
-def _row(run: str, names: Sequence[str], side: int) -> Row:
+def _row(run: str, names: Sequence[str], side: int) -> RunRow:
     stem = run.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
     try:
         store = RunStore.open(run)
         about = facts(store)
         instances = tuple(_found(store, name) for name in names)
         state = "unfinished" if about.unfinished or not about.progress else "complete"
-        row = Row(stem, state, about.seconds, found=instances)
+        row = RunRow(stem, state, about.seconds, found=instances)
     except BROKEN as error:
-        return Row(stem, "unreadable", error=_line(error))
+        return RunRow(stem, "unreadable", error=_line(error))
     try:
         return replace(row, cover=_cover(store, names, side))
     except BROKEN as error:
