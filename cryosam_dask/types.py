@@ -19,6 +19,9 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 Array = NDArray[Any]
 
+Json = dict[str, Any]
+"""An object of JSON: settings of a stage, attributes of a group, a description."""
+
 Volume = Any
 """A tomogram in an array instead of a file: `xarray.DataArray`, or an array (z, y, x) of NumPy or Dask."""
 

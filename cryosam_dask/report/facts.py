@@ -13,7 +13,8 @@ from cryosam_dask.report.reading import attempt
 from cryosam_dask.stages import chain
 from cryosam_dask.storage.address import public
 from cryosam_dask.store import journal
-from cryosam_dask.store.run_store import Json, RunStore
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Json
 
 MOST_COMMANDS = 30
 """How many of the latest commands are listed."""

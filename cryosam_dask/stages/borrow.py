@@ -26,12 +26,12 @@ from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import MatchSettings, Settings
 from cryosam_dask.stages import features, negative, query, segment
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
-from cryosam_dask.types import Array, Point
+from cryosam_dask.types import Array, Json, Point
 
 logger = logging.getLogger(__name__)
 

@@ -25,14 +25,14 @@ from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.omezarr import ZarrSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import images
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, by_image_box
 from cryosam_dask.storage.address import is_local, public
 from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array
+from cryosam_dask.types import Array, Json
 
 NAME = "ingest"
 MOST_TOGETHER = 1 << 29

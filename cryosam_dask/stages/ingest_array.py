@@ -24,10 +24,10 @@ from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.geometry import Box, box_slices
 from cryosam_dask.io.arrays import ArraySource, checked, cut
 from cryosam_dask.stages import ingest
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array, Shape3
+from cryosam_dask.types import Array, Json, Shape3
 
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 """Values of Dask's `Delayed`, computed where units run."""

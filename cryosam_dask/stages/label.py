@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_image_box
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks, ome, picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array, Shape3
+from cryosam_dask.types import Array, Json, Shape3
 
 PAINTED: Shape3 = (32, 256, 1024)
 """Voxels that are in memory at a time."""

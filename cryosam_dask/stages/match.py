@@ -19,14 +19,14 @@ from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import CELL, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of, by_box
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.arrays import grid as chunk_grid
 from cryosam_dask.store.feature_volume import TILE, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Bool, Float32, Shape3
+from cryosam_dask.types import AXES, Axis, Bool, Float32, Json, Shape3
 
 CELLS: Shape3 = (64, 128, 128)
 """Cells in a unit, at most, and in a chunk of the similarity."""

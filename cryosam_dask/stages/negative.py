@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import query, rank
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult, fingerprint
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult, fingerprint
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Bool
+from cryosam_dask.types import Bool, Json
 
 Float64 = NDArray[np.float64]
 

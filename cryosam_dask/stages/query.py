@@ -14,14 +14,14 @@ from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array
+from cryosam_dask.types import AXES, Array, Json
 
 TYPICAL = 24
 """Side of a particle's box in voxels: 25 nm at 10 Å."""

@@ -25,7 +25,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
 from cryosam_dask.stages.embed import Plane, mark_of
@@ -33,7 +33,7 @@ from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array, Point, Shape3
+from cryosam_dask.types import AXES, Array, Json, Point, Shape3
 
 TURN = 1e-3
 """Seconds per plane that a group comes to: finding and opening its chunk."""

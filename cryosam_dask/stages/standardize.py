@@ -14,12 +14,12 @@ from cryosam_dask.kernels.standardization import Moments, fit_standardization
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, features, tiling
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, always
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Shape3
+from cryosam_dask.types import AXES, Axis, Json, Shape3
 
 NAME = "features-standardization"
 SAMPLES = 12
