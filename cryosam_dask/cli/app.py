@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cryosam_dask import __version__
+from cryosam_dask.version import __version__
 
 app = typer.Typer(
     add_completion=False,

@@ -15,7 +15,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import CryosamError, StoreError
 from cryosam_dask.executors.base import Execution, Executor, Timing, execute, one_line, unfinished
 from cryosam_dask.executors.outcomes import Failure
@@ -29,6 +28,7 @@ from cryosam_dask.store import layout, marks
 from cryosam_dask.store.journal import Journal, StageEntry
 from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.evaluate import CZII_OBJECTS, competition_counts, czii_score, f_beta, summarise
 from cryosam_dask.evaluate.czii import CZII_BETA, CZII_SHARE
@@ -26,6 +25,7 @@ from cryosam_dask.published.records import Record, make_folder
 from cryosam_dask.published.times import minutes
 from cryosam_dask.published.words import grid, percent, spread
 from cryosam_dask.settings import Settings
+from cryosam_dask.version import __version__
 
 PORTAL_NAMES = {
     "ferritin-complex": "apo-ferritin",

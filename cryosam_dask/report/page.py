@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.outputs.evaluation import find_runs
@@ -31,6 +30,7 @@ from cryosam_dask.storage.address import is_local, public
 from cryosam_dask.storage.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
+from cryosam_dask.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment

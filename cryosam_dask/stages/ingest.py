@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cryosam_dask import __version__, geometry
+from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
@@ -33,6 +33,7 @@ from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Json
+from cryosam_dask.version import __version__
 
 NAME = "ingest"
 MOST_TOGETHER = 1 << 29

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import numpy as np
 from pydantic import ValidationError
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.io.frame import printable
@@ -29,6 +28,7 @@ from cryosam_dask.storage.address import is_local, public, scrub
 from cryosam_dask.storage.filesystem import filesystem, local_path
 from cryosam_dask.store.run_store import check_name
 from cryosam_dask.types import Json
+from cryosam_dask.version import __version__
 
 FORMAT, VERSION = "cryosam_dask query", 1
 SUFFIX = ".json"
