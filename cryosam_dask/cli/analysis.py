@@ -1,4 +1,4 @@
-"""Commands that measure what a run has found."""
+"""Commands that measure the instances of a run, and compare two runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def table(
         bool, typer.Option("--whole", help="Measure whole masks, also where a better instance covers them.")
     ] = False,
 ) -> None:
-    """Measure each instance: size, place, shape, similarity, neighbours, distances. Without -o: CSV on the screen."""
+    """Measure the size, place, shape, similarity, neighbours and distances of each instance. Without -o, print CSV."""
     from cryosam_dask import analysis
     from cryosam_dask.analysis.files import check_path, write_table
 
@@ -72,7 +72,7 @@ def compare(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two runs of one tomogram: what both found, what only one did, how alike scores and masks are."""
+    """Compare two runs of one tomogram: common and unmatched instances, and how alike scores and masks are."""
     from cryosam_dask import analysis
     from cryosam_dask.analysis.files import check_path, write_table
 

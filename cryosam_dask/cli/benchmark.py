@@ -27,7 +27,7 @@ OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of
 
 @dataclass(frozen=True)
 class Course:
-    """What is run of a data set, and how far."""
+    """Which tomograms of a data set a benchmark runs, and when it stops."""
 
     tomograms: Annotated[
         str | None, typer.Option("--tomograms", metavar="N|NAME,…", help="Only the first N by name, or these.")
@@ -84,10 +84,10 @@ def empiar_10499(
         float, typer.Option("--radius", metavar="Å", help="Largest distance of a pick that counts as found.")
     ] = 125.0,
 ) -> None:
-    """The paper's Tables 1 to 3 and Figure 5, its figures beside ours.
+    """Reproduce the paper's Tables 1 to 3 and Figure 5, with the published figures beside.
 
-    The folder holds tomograms and one STAR file of ribosome positions, or is laid out as the CryoET Data Portal's
-    data set 10003 is. What is complete is not run again: the same command goes on.
+    The folder holds tomograms and one STAR file of ribosome positions, or has the layout of the CryoET Data Portal's
+    data set 10003. The same command continues an interrupted benchmark, and runs nothing again that is complete.
     """
     from cryosam_dask.published import empiar, paper
     from cryosam_dask.published.data import find
@@ -128,9 +128,9 @@ def czii(
         list[str] | None, typer.Option("--object", metavar="CLASS", help="Only this class. May be given again.")
     ] = None,
 ) -> None:
-    """The CZII challenge: F-beta (β = 4) of each class, from one prompt of each.
+    """Score the classes of the CZII challenge: F-beta (β = 4) of each, from one prompt of each.
 
-    The folder is the challenge's (train/static, train/overlay) or laid out as the CryoET Data Portal is.
+    The folder has the layout of the challenge (train/static, train/overlay) or of the CryoET Data Portal.
     """
     from cryosam_dask.evaluate import CZII_OBJECTS
     from cryosam_dask.published import czii as challenge

@@ -1,4 +1,4 @@
-"""Commands that compare results with a truth."""
+"""The command that compares results with true positions and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the user clicked, and on what: the options that say so."""
+"""The options that give prompts: points on particles, their kinds, and negative points."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POINT_FORMATS = WRITTEN_FORMATS.replace("xyz", "cryosparc, xyz")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Where the user clicked."""
+    """Options that give the points that the user clicked."""
 
     point: Annotated[
         list[str] | None,
@@ -75,11 +75,11 @@ class Prompts:
     ] = None
 
     def negatives(self) -> list[list[float]] | None:
-        """Points that are of no kind that is wanted, (z, y, x) voxels; None if there are none."""
+        """Negative points, (z, y, x) voxels; None if none are given."""
         return [_position(text, "--not") for text in self.unlike] if self.unlike else None
 
     def by_kind(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> dict[str, list[list[float]]]:
-        """The points of each kind, in the order in which kinds are named first; empty if none is. As `read`."""
+        """Points by kind, (z, y, x) voxels; may be empty. Kinds keep the order of the options. `tomogram` is as in `read`."""
         points: dict[str, list[list[float]]] = {}
         for text in self.kind or []:
             name, equals, place = text.partition("=")
@@ -101,9 +101,10 @@ class Prompts:
         return points
 
     def read(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
-        """All points, (z, y, x) voxels; may be empty.
+        """Points of one kind, (z, y, x) voxels; may be empty.
 
-        tomogram : gives `voxel_size`, `shape` and `tomogram_name` as `read_points` takes them; asked if there is a file
+        tomogram : called where a file of points is given; returns the keywords `voxel_size`, `shape` and
+            `tomogram_name` of `read_points`
         """
         points = [_position(text, "--point") for text in self.point or []]
         if self.points is not None:
@@ -127,14 +128,14 @@ class Prompts:
         return table
 
     def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
-        """All points, at least one."""
+        """Points as in `read`; `InputError` if there are none."""
         if points := self.read(tomogram):
             return points
         raise InputError("no point: give --point Z,Y,X on a particle (zero-based voxels), or --points FILE")
 
 
 def described(tomogram: TomogramSource | RunStore, path: str) -> dict[str, Any]:
-    """What files of points may want of a tomogram, as keywords of `read_points`."""
+    """What `read_points` needs to know of a tomogram, as keywords."""
     from cryosam_dask.io.listing import run_names
 
     return {"voxel_size": tomogram.voxel_size, "shape": tomogram.shape, "tomogram_name": run_names([path])[0]}

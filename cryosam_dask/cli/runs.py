@@ -1,4 +1,4 @@
-"""Commands that make a run: the whole job, or one stage of it."""
+"""Commands that make a run: all stages, or one of them."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def run(
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Do the whole job: ingest, features, query, match, segment.
+    """Run all stages: ingest, features, query, match, segment.
 
-    Of several tomograms the one with the points is clicked, and all are searched. One that fails does not stop the
-    rest; the same command goes on with what is left. Of several kinds each voxel and pick goes to the best one.
+    Of several tomograms, the points are in one, and all are searched. A tomogram that fails does not stop the others,
+    and the same command continues with the rest. Of several kinds, each voxel and each pick gets the best one.
     """
     from cryosam_dask import pipeline
     from cryosam_dask.executors.progress import Progress
@@ -145,8 +145,8 @@ def query(
 ) -> None:
     """Segment the prompted particle(s) and pool their features into a query.
 
-    Without --models, those of the run's features. The settings given here also hold for this query's `match` and
-    `segment`. Of several kinds, each one's clicks are negative points of the others.
+    Without --models, the models of the run's features are used. The settings given here also apply to `match` and
+    `segment` of this query. Of several kinds, the points of each are negative points of the others.
     """
     from cryosam_dask.pipeline import kinds_of, models_of, settings_for
     from cryosam_dask.store.run_store import RunStore
@@ -167,7 +167,7 @@ def query(
 @app.command(rich_help_panel=RUNS)
 @with_options
 def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
-    """Find the places whose features are like the query's."""
+    """Find the places whose features are similar to the query's."""
     names = _names(name)
     with driver(run, where, overwrite, uses_torch=False) as runner, runner.command(f"match {', '.join(names)}"):
         for kind in names:
@@ -179,7 +179,7 @@ def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite:
 @app.command(rich_help_panel=RUNS)
 @with_options
 def segment(run: RunArgument, where: Where, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
-    """Segment every place that was found; write labels and picks. Of several names, kinds are told apart."""
+    """Segment the matched places, and write labels and picks. Several names are kinds that compete for each place."""
     names = _names(name)
     with driver(run, where, overwrite) as runner:
         runner.segment(names[0] if len(names) == 1 else names)

@@ -1,4 +1,4 @@
-"""Where particles and membranes stand: random, apart from each other, inside the volume."""
+"""Random positions of particles and membranes that do not touch each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Vesicle:
 
 
 def place_vesicles(settings: SimulationSettings, rng: np.random.Generator) -> list[Vesicle]:
-    """Vesicles of 20 to 45 nm radius, less in a small volume, centred in or near it; they don't touch each other."""
+    """Place vesicles of 20 to 45 nm radius (less in a small volume) that don't touch, centred in or near the volume."""
     shape = np.asarray(settings.shape, dtype=float)
     nm = 10 / settings.voxel_size
     clearance = 2 * (_MEMBRANE_HALF_NM * nm + GAP_VOXELS)
@@ -56,9 +56,9 @@ def membrane_half_thickness(settings: SimulationSettings) -> float:
 def place_particles(
     settings: SimulationSettings, radii: list[float], vesicles: list[Vesicle], rng: np.random.Generator
 ) -> list[Float64]:
-    """Centres (count, 3) in voxels for each species, with bounding radii `radii` in voxels.
+    """Place the particles: for each species, centres (count, 3) in voxels (z, y, x). `radii` are bounding radii in voxels.
 
-    Bounding spheres keep `GAP_VOXELS` from each other, from membranes and from the volume's faces. Raises
+    Bounding spheres stay `GAP_VOXELS` away from each other, from membranes and from the volume's faces. Raises
     SettingsError when they don't fit.
     """
     centres: list[Float64] = [np.zeros((s.count, 3)) for s in settings.species]
