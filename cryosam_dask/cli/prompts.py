@@ -79,7 +79,7 @@ class Prompts:
         return [_position(text, "--not") for text in self.unlike] if self.unlike else None
 
     def by_kind(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> dict[str, list[list[float]]]:
-        """Points by kind, (z, y, x) voxels; may be empty. Kinds keep the order of the options. `tomogram` is as in `read`."""
+        """Points by kind, (z, y, x) voxels, in the order of the options; may be empty. `tomogram` is as in `read`."""
         points: dict[str, list[list[float]]] = {}
         for text in self.kind or []:
             name, equals, place = text.partition("=")

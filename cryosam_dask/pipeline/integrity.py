@@ -322,11 +322,7 @@ def _laid_out_with(stage: str) -> list[str]:
     declared = chain.declaration_of(stage)
     if declared is None or not declared.together:
         return [stage]
-    return [
-        declaration.name
-        for declaration in chain.STAGES
-        if declaration.together and declaration.command == declared.command
-    ]
+    return [other.name for other in chain.STAGES if other.together and other.command == declared.command]
 
 
 def _repair_unknown(store: RunStore, damage: Damage, done: Repair) -> None:

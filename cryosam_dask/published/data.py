@@ -85,11 +85,9 @@ def find(
     if truth is not None and (root is not None or not entries):
         raise InputError(f"{truth}: in this layout positions stand beside their tomograms; leave --truth out")
     entries = [_of_kind(entry, kind) for entry in sorted(entries, key=lambda entry: natural(entry.name))]
-    for entry, following in pairwise(entries):
-        if entry.name == following.name:
-            raise InputError(
-                f"{entry.tomogram} and {following.tomogram} are both {entry.name}; say which with --which PATTERN"
-            )
+    for a, b in pairwise(entries):
+        if a.name == b.name:
+            raise InputError(f"{a.tomogram} and {b.tomogram} are both {a.name}; say which with --which PATTERN")
     return _chosen(entries, only)
 
 

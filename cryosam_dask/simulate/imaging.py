@@ -23,7 +23,7 @@ def padding(settings: SimulationSettings) -> tuple[Shape3, Shape3]:
 def tilt_coverage(
     fz: NDArray[np.float64], fx: NDArray[np.float64], settings: SimulationSettings
 ) -> NDArray[np.float64]:
-    """The fraction, 0 to 1, of each spatial frequency (z and x, nm⁻¹) that the tilt series measures. The tilt axis is y.
+    """The share, 0 to 1, of each spatial frequency (z and x, nm⁻¹) that the tilt series measures; the tilt axis is y.
 
     A projection of a specimen of thickness D fills a slab about its central section of width 1/D (the central
     section theorem). Beyond the frequency 1/(D·step) there are gaps between the tilts; frequencies outside the tilt

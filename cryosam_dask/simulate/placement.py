@@ -56,7 +56,7 @@ def membrane_half_thickness(settings: SimulationSettings) -> float:
 def place_particles(
     settings: SimulationSettings, radii: list[float], vesicles: list[Vesicle], rng: np.random.Generator
 ) -> list[Float64]:
-    """Place the particles: for each species, centres (count, 3) in voxels (z, y, x). `radii` are bounding radii in voxels.
+    """Place particles: centres (count, 3) of each species in voxels (z, y, x). `radii` are bounding radii in voxels.
 
     Bounding spheres stay `GAP_VOXELS` away from each other, from membranes and from the volume's faces. Raises
     SettingsError when they don't fit.

@@ -170,20 +170,15 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         _write_state(store, state, propagation.to_arrays())
         return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)
     instances = propagation.instances()
-    kept = [
-        (prompt, instance)
-        for prompt, instance in zip(unit.params["prompts"], instances, strict=True)
-        if instance is not None
-    ]
+    prompted = zip(unit.params["prompts"], instances, strict=True)
+    kept = [(prompt, instance) for prompt, instance in prompted if instance is not None]
     query = settings["query"]
     references = [layout.member(query, "feature"), *settings.get("against", ())] if query else []
     vectors = [np.atleast_2d(store.read(path)) for path in references]
-    similarities = (
-        [_similarities(store, instance, query, np.concatenate(vectors)) for _, instance in kept] if query else []
-    )
-    similarity = [float(values[0]) for values in similarities] if query else [1.0] * len(kept)
+    cosines = [_similarities(store, instance, query, np.concatenate(vectors)) for _, instance in kept] if query else []
+    similarity = [float(values[0]) for values in cosines] if query else [1.0] * len(kept)
     if settings.get("against"):
-        rivals = np.array([max(values[1:]) for values in similarities], np.float32)
+        rivals = np.array([max(values[1:]) for values in cosines], np.float32)
         store.put(layout.instance_array(where, index, stored.RIVAL), rivals, ("instance",))
     stored.write(
         store,

@@ -166,10 +166,8 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
         sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
         attributes = {"segmented": len(segmented.places), "kept": len(own), "kinds": list(groups)}
         lost = int((kinds == k).sum()) - len(own)
-        notes = [
-            f"{segmented.name}: {len(own)} instances kept of {len(segmented.places)} segmented",
-            *segmented.rejected,
-        ]
+        counts = f"{segmented.name}: {len(own)} instances kept of {len(segmented.places)} segmented"
+        notes = [counts, *segmented.rejected]
         if lost:
             notes.append(f"{lost} of them left out, largely inside better ones")
         out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes))
