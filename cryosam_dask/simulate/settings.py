@@ -15,9 +15,9 @@ SHAPES: tuple[str, ...] = get_args(ShapeName)
 GAP_VOXELS = 2.0  # clearance between the bounding spheres of two particles, and to the volume's faces
 
 
-def _require(ok: bool, name: str, expected: str, found: object) -> None:
+def _require(ok: bool, name: str, expected: str, value: object) -> None:
     if not ok:
-        raise SettingsError(f"simulation setting {name}: expected {expected}, found {found!r}")
+        raise SettingsError(f"simulation setting {name}: expected {expected}, found {value!r}")
 
 
 def _is_number(value: object) -> bool:
