@@ -16,7 +16,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from cryosam_dask.version import __version__
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec

@@ -57,26 +57,26 @@ def write_simulation(
     if count is not None:
         crowd = tuple(replace(s, count=count) if s.name == chosen else s for s in settings.species)
         settings = replace(settings, species=crowd)
-    made = simulate(settings)
-    particles = made.particles if species is None else made.of(species)
-    if not made.of(chosen):
+    simulated = simulate(settings)
+    particles = simulated.particles if species is None else simulated.of(species)
+    if not simulated.of(chosen):
         raise InputError(f"no {chosen} in this simulation; there are {', '.join(s.name for s in settings.species)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, mrcfile.new(temporary, data=made.tomogram, overwrite=True) as file:
+        with replacing(path) as temporary, mrcfile.new(temporary, data=simulated.tomogram, overwrite=True) as file:
             file.voxel_size = settings.voxel_size
         if truth is not None:
             rows = [f"{p.z:.3f},{p.y:.3f},{p.x:.3f},1,{p.instance},{p.species}" for p in particles]
             write_text(truth, "\n".join(["z,y,x,score,instance,species", *rows]) + "\n")
         if labels is not None:
-            image = made.labels if species is None else made.labels_of(species)
+            image = simulated.labels if species is None else simulated.labels_of(species)
             with replacing(labels) as temporary, mrcfile.new(temporary, image.astype(np.int16), overwrite=True) as file:
                 file.voxel_size = settings.voxel_size
     except OSError as error:
         raise StoreError(f"{error.filename or path}: can't be written ({error.strerror})") from None
     diameter = next(s.diameter for s in settings.species if s.name == chosen)
     # the one nearest to the middle: far from the edges, where masks are cut
-    centres = made.centres(chosen)
+    centres = simulated.centres(chosen)
     middle = centres[np.linalg.norm(centres - np.asarray(settings.shape) / 2, axis=1).argmin()]
     click = ",".join(str(round(v)) for v in middle)
     return Simulation(path, chosen, click, diameter * 10 / settings.voxel_size)

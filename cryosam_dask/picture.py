@@ -60,7 +60,7 @@ def slices_picture(
     Raises InputError when shapes don't fit, the prompt lies outside the tomogram, or the file can't be written.
     """
     shape = _shape(tomogram, labels)
-    found, true, prompts = _points(picks, "picks"), _points(truth, "truth"), _points(prompt, "prompt")
+    pick_places, true, prompts = _points(picks, "picks"), _points(truth, "truth"), _points(prompt, "prompt")
     centre = np.round(prompts[0]).astype(int) if len(prompts) else np.array(shape) // 2
     if (centre < 0).any() or (centre >= shape).any():
         raise InputError(
@@ -78,11 +78,11 @@ def slices_picture(
         if labels is not None:
             ax.imshow(overlay(_cut(labels, panel), max(shape)), interpolation="nearest")
         _draw_planes(ax, panel, centre, shape)
-        _draw_points(ax, panel, found, true, prompts, near)
+        _draw_points(ax, panel, pick_places, true, prompts, near)
         ax.set_title(f"{AXES[panel.axis]} = {panel.at}", fontsize=8, color="0.3", pad=3, loc="left")
     if voxel_size is not None:
         _draw_scale_bar(axes[0], shape, voxel_size)
-    _draw_legend(figure, axes, found, true if truth is not None else None, prompts, near)
+    _draw_legend(figure, axes, pick_places, true if truth is not None else None, prompts, near)
     if title:
         figure.suptitle(title, x=0.5, y=1 - 0.1 / figure.get_figheight(), fontsize=10, va="top")
     return _write(figure, Path(path))
@@ -241,8 +241,8 @@ def _marker(kind: str) -> dict[str, Any]:
                      "path_effects": [withStroke(linewidth=2.8, foreground="black")]}  # fmt: skip
 
 
-def _draw_points(ax: Axes, panel: _Panel, found: Float64, true: Float64, prompts: Float64, near: float) -> None:
-    for kind, points in (("prompt", prompts), ("truth", true), ("pick", found)):
+def _draw_points(ax: Axes, panel: _Panel, picks: Float64, true: Float64, prompts: Float64, near: float) -> None:
+    for kind, points in (("prompt", prompts), ("truth", true), ("pick", picks)):
         close = points[np.abs(points[:, panel.axis] - panel.at) <= near]
         ax.plot(close[:, panel.columns], close[:, panel.rows], **_marker(kind))
 
@@ -263,7 +263,7 @@ def _draw_scale_bar(ax: Axes, shape: Shape3, voxel_size: float) -> None:
 
 
 def _draw_legend(
-    figure: Figure, axes: tuple[Axes, Axes, Axes], found: Float64, true: Float64 | None, prompts: Float64, near: float
+    figure: Figure, axes: tuple[Axes, Axes, Axes], picks: Float64, true: Float64 | None, prompts: Float64, near: float
 ) -> None:
     """The legend in the empty corner beside the planes x and y where it fits, else under the slices."""
     from matplotlib.lines import Line2D
@@ -271,8 +271,8 @@ def _draw_legend(
     entries: list[tuple[str, str]] = []
     if len(prompts):
         entries.append(("prompt", "prompt" if len(prompts) == 1 else f"prompts ({len(prompts)})"))
-    if len(found):
-        entries.append(("pick", f"picks ({len(found)} in all)"))
+    if len(picks):
+        entries.append(("pick", f"picks ({len(picks)} in all)"))
     if true is not None:
         entries.append(("truth", f"truth ({len(true)} in all)"))
     if not entries:

@@ -19,6 +19,9 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 Array = NDArray[Any]
 
+Json = dict[str, Any]
+"""An object of JSON: settings of a stage, attributes of a group, a description."""
+
 Volume = Any
 """A tomogram in an array instead of a file: `xarray.DataArray`, or an array (z, y, x) of NumPy or Dask."""
 
@@ -109,18 +112,20 @@ class Prediction(NamedTuple):
     logits: Float32
 
     @classmethod
-    def of(cls, found: Sequence[Candidates], count: int, plane: tuple[int, int], frame: tuple[int, int]) -> Prediction:
+    def of(
+        cls, candidates: Sequence[Candidates], count: int, plane: tuple[int, int], frame: tuple[int, int]
+    ) -> Prediction:
         """Candidates of B prompts at full size: masks of `plane`, logits of `frame`.
 
         A prompt with fewer than `count` = M candidates gets empty masks with score 0 for the rest.
         """
-        masks = np.zeros((len(found), count, *plane), bool)
-        scores = np.zeros((len(found), count), np.float32)
-        logits = np.zeros((len(found), count, *frame), np.float32)
-        for b, one in enumerate(found):
-            for m, score in enumerate(one.scores):
-                one.mask(m).paste(masks[b, m])
-                one.logits(m).paste(logits[b, m])
+        masks = np.zeros((len(candidates), count, *plane), bool)
+        scores = np.zeros((len(candidates), count), np.float32)
+        logits = np.zeros((len(candidates), count, *frame), np.float32)
+        for b, candidate in enumerate(candidates):
+            for m, score in enumerate(candidate.scores):
+                candidate.mask(m).paste(masks[b, m])
+                candidate.logits(m).paste(logits[b, m])
                 scores[b, m] = score
         return cls(masks, scores, logits)
 

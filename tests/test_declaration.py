@@ -18,12 +18,13 @@ from cryosam_dask.pipeline import Driver, integrity
 from cryosam_dask.report import facts
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import chain
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import open_run
+from cryosam_dask.types import Json
 
 SLAB = 10
 POWER = 2

@@ -12,7 +12,7 @@ import cryosam_dask
 ROOT = Path(cryosam_dask.__file__).parent
 
 LAYERS = [
-    {"errors", "types", "settings", "geometry"},
+    {"errors", "types", "settings", "geometry", "version"},
     {"kernels", "simulate", "evaluate"},
     {"storage"},
     {"store"},
@@ -64,8 +64,6 @@ def graph(root: Path = ROOT) -> dict[str, set[str]]:
     for module, path in paths.items():
         edges[module] = set()
         for name in imports(path):
-            if name.startswith(f"{root.name}.__"):
-                continue  # the version
             while name and name not in paths:
                 name = name.rpartition(".")[0]
             edges[module] |= {name} if name else set()
@@ -111,7 +109,7 @@ def test_imports_go_down(path: Path) -> None:
     assert part in LEVEL, f"{part} belongs to no layer"
     for name in imports(path):
         package, _, rest = name.partition(".")
-        if package != "cryosam_dask" or rest.startswith("__"):
+        if package != "cryosam_dask":
             continue
         target = rest.split(".")[0]
         assert LEVEL[target] <= LEVEL[part], f"{path.relative_to(ROOT)} imports {name} from a layer above"

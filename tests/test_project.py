@@ -11,6 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
+import cryosam_dask
+
 ROOT = Path(__file__).parent.parent
 AUTHORS = ["Zhao", "Bian", "Mu", "Uddin", "Li", "Li", "Wang", "Xu"]
 DOI = "10.1007/978-3-031-72111-3_12"
@@ -39,6 +41,10 @@ def test_the_citation_is_of_this_version_and_of_the_paper(project: dict[str, Any
     assert [author["family-names"] for author in paper["authors"]] == AUTHORS
     assert DOI in project["urls"]["Paper"]
     assert DOI in (ROOT / "docs" / "method.md").read_text()
+
+
+def test_the_package_states_the_version_of_the_project(project: dict[str, Any]) -> None:
+    assert cryosam_dask.__version__ == project["version"]
 
 
 def test_the_changes_know_this_version(project: dict[str, Any]) -> None:

@@ -124,8 +124,8 @@ def match(a: Float64, b: Float64, radius: float) -> tuple[Int64, Float64]:
     order = np.argsort(part[near["i"]], kind="stable")
     near = near[order]
     ends = np.flatnonzero(np.diff(part[near["i"]])) + 1
-    found = [_assigned(group, radius) for group in np.split(near, ends) if len(group)]
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *found])
+    matches = [_assigned(group, radius) for group in np.split(near, ends) if len(group)]
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *matches])
     return pairs, np.asarray(np.linalg.norm(a[pairs[:, 0]] - b[pairs[:, 1]], axis=1), np.float64)
 
 
@@ -146,20 +146,20 @@ def _assigned(near: Any, radius: float) -> Int64:
 def _ious(a: Bodies, b: Bodies, pairs: Int64) -> list[float]:
     """Intersection over union of the masks of pairs."""
     own, others = unread(a), unread(b)
-    found = []
+    ious = []
     for i, j in pairs:
-        one, two = own.body(int(i)), others.body(int(j))
-        common = None if one is None or two is None else geometry.intersect(one.box, two.box)
-        if one is None or two is None or common is None:
-            found.append(0.0)
+        first, second = own.body(int(i)), others.body(int(j))
+        common = None if first is None or second is None else geometry.intersect(first.box, second.box)
+        if first is None or second is None or common is None:
+            ious.append(0.0)
             continue
         parts = [
             body.mask[tuple(slice(p - s, q - s) for (p, q), (s, _) in zip(common, body.box, strict=True))]
-            for body in (one, two)
+            for body in (first, second)
         ]
         both = np.count_nonzero(parts[0] & parts[1])
-        found.append(both / (np.count_nonzero(one.mask) + np.count_nonzero(two.mask) - both))
-    return found
+        ious.append(both / (np.count_nonzero(first.mask) + np.count_nonzero(second.mask) - both))
+    return ious
 
 
 def _columns(a: pd.DataFrame, b: pd.DataFrame, pairs: Int64, distance: Float64, iou: Float64) -> dict[str, Any]:
@@ -167,24 +167,24 @@ def _columns(a: pd.DataFrame, b: pd.DataFrame, pairs: Int64, distance: Float64, 
     pairs, distance, iou = pairs[order], distance[order], iou[order]
     rest = [np.setdiff1d(np.arange(len(t)), pairs[:, i]) for i, t in enumerate((a, b))]
     nothing = [np.full(len(r), -1) for r in rest]
-    one = np.concatenate([pairs[:, 0], rest[0], nothing[1]]).astype(np.int64)
-    two = np.concatenate([pairs[:, 1], nothing[0], rest[1]]).astype(np.int64)
+    rows_a = np.concatenate([pairs[:, 0], rest[0], nothing[1]]).astype(np.int64)
+    rows_b = np.concatenate([pairs[:, 1], nothing[0], rest[1]]).astype(np.int64)
 
     def taken(table: pd.DataFrame, column: str, index: Int64, missing: Any) -> Any:
         values = np.append(table[column].to_numpy(), missing)  # the last one is for -1
         return values[index]
 
     alone = np.full(len(rest[0]) + len(rest[1]), np.nan)
-    found = {
+    columns = {
         "found_by": np.repeat(np.array(["both", "a", "b"]), [len(pairs), len(rest[0]), len(rest[1])]),
-        "instance_a": taken(a, "instance", one, 0),
-        "instance_b": taken(b, "instance", two, 0),
+        "instance_a": taken(a, "instance", rows_a, 0),
+        "instance_b": taken(b, "instance", rows_b, 0),
     }
     for axis in AXES:
-        found[axis] = np.where(one >= 0, taken(a, axis, one, np.nan), taken(b, axis, two, np.nan))
-    return found | {
-        "score_a": taken(a, "score", one, np.nan),
-        "score_b": taken(b, "score", two, np.nan),
+        columns[axis] = np.where(rows_a >= 0, taken(a, axis, rows_a, np.nan), taken(b, axis, rows_b, np.nan))
+    return columns | {
+        "score_a": taken(a, "score", rows_a, np.nan),
+        "score_b": taken(b, "score", rows_b, np.nan),
         "distance": np.concatenate([distance, alone]),
         "iou": np.concatenate([iou, alone]),
     }

@@ -56,8 +56,8 @@ class MaskPieces:
 
     def __init__(self, volume: Volume, spacing: Point) -> None:
         self.volume, self.spacing = volume, spacing
-        found = compute(_occupied, [(boxes,) for boxes in _rows_of_blocks(volume)], volume)
-        self._boxes = np.concatenate([np.zeros((0, 6), np.int64), *found])
+        tight = compute(_occupied, [(boxes,) for boxes in _rows_of_blocks(volume)], volume)
+        self._boxes = np.concatenate([np.zeros((0, 6), np.int64), *tight])
         self._reset()
 
     def _reset(self) -> None:
@@ -91,7 +91,7 @@ def _rows_of_blocks(volume: Volume) -> Iterator[list[Box]]:
 
 def _occupied(volume: Volume, boxes: list[Box]) -> NDArray[np.int64]:
     """(n, 6) tight boxes of what a mask holds in each piece of these."""
-    found = []
+    occupied = []
     for block in boxes:
         whole = inside(volume.read(block))
         if not whole.any():
@@ -100,8 +100,8 @@ def _occupied(volume: Volume, boxes: list[Box]) -> NDArray[np.int64]:
             held = whole[geometry.box_slices(part)]
             if held.any():
                 tight = geometry.shifted(geometry.shifted(geometry.bounds(held), part), block)
-                found.append([a for a, _ in tight] + [b for _, b in tight])
-    return np.array(found, np.int64).reshape(-1, 6)
+                occupied.append([a for a, _ in tight] + [b for _, b in tight])
+    return np.array(occupied, np.int64).reshape(-1, 6)
 
 
 def surface_distance(body: Body, pieces: Pieces, spacing: Point, skip: NDArray[np.int64] | None = None) -> float:
@@ -194,35 +194,35 @@ def _overlap(body: Body, pieces: Pieces, index: int) -> bool:
     return bool((body.mask[own] & pieces.held(index, common)).any())
 
 
-def _nearest(one: Float64, other: Float64, one_box: Float64, other_box: Float64, best: float) -> float:
+def _nearest(these: Float64, those: Float64, these_box: Float64, those_box: Float64, best: float) -> float:
     """The smaller of `best` and the least distance between two sets of places; boxes (2, 3) hold them."""
-    if not len(one) or not len(other):
+    if not len(these) or not len(those):
         return best
     if not math.isfinite(best):
-        best = _near_pair(one, other)
-    one = one[_reach(one, other_box) <= best * _SLACK]
-    other = other[_reach(other, one_box) <= best * _SLACK]
-    if len(one) * len(other) > _PAIRS:
-        best = min(best, _near_pair(one, other))
-        one = one[_reach(one, _around(other)) <= best * _SLACK]
-        other = other[_reach(other, _around(one)) <= best * _SLACK] if len(one) else other[:0]
-    if not len(one) or not len(other):
+        best = _near_pair(these, those)
+    these = these[_reach(these, those_box) <= best * _SLACK]
+    those = those[_reach(those, these_box) <= best * _SLACK]
+    if len(these) * len(those) > _PAIRS:
+        best = min(best, _near_pair(these, those))
+        these = these[_reach(these, _around(those)) <= best * _SLACK]
+        those = those[_reach(those, _around(these)) <= best * _SLACK] if len(these) else those[:0]
+    if not len(these) or not len(those):
         return best
-    if len(one) * len(other) <= _PAIRS:
-        return min(best, math.sqrt(cdist(one, other, "sqeuclidean").min()))
-    small, large = (one, other) if len(one) < len(other) else (other, one)
+    if len(these) * len(those) <= _PAIRS:
+        return min(best, math.sqrt(cdist(these, those, "sqeuclidean").min()))
+    small, large = (these, those) if len(these) < len(those) else (those, these)
     return min(best, float(cKDTree(large).query(small, distance_upper_bound=best * _SLACK)[0].min()))
 
 
-def _near_pair(one: Float64, other: Float64) -> float:
+def _near_pair(these: Float64, those: Float64) -> float:
     """The distance of two points, of one set each, that are near: it leaves few points to compare."""
-    place, found = one.mean(0), math.inf
-    for among in (other, one, other):
+    place, distance = these.mean(0), math.inf
+    for among in (those, these, those):
         off = among - place
         squared = np.einsum("ij,ij->i", off, off)
         at = int(squared.argmin())
-        found, place = math.sqrt(squared[at]), among[at]
-    return found
+        distance, place = math.sqrt(squared[at]), among[at]
+    return distance
 
 
 def _around(places: Float64) -> Float64:

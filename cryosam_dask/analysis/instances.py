@@ -69,10 +69,10 @@ def rows(store: RunStore, name: str) -> Rows:
     box = np.zeros((len(table), 6), np.int64)
     for number in np.unique(group):
         path = layout.instance_array(layout.instances(name), int(number), "box")
-        found, chosen = store.read(path), group == number
-        if len(found) <= member[chosen].max():
-            raise StoreError(f"{store.url}: {path} has {len(found)} rows, the picks of {name!r} ask for more")
-        box[chosen] = found[member[chosen]]
+        boxes, chosen = store.read(path), group == number
+        if len(boxes) <= member[chosen].max():
+            raise StoreError(f"{store.url}: {path} has {len(boxes)} rows, the picks of {name!r} ask for more")
+        box[chosen] = boxes[member[chosen]]
     return Rows(label, group, member, box)
 
 
@@ -87,11 +87,11 @@ class Kept:
         if key in self._arrays:
             self._arrays.move_to_end(key)
             return self._arrays[key]
-        made = self._arrays[key] = make()
-        self._bytes += made.nbytes
+        array = self._arrays[key] = make()
+        self._bytes += array.nbytes
         while self._bytes > self._limit and len(self._arrays) > 1:
             self._bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return made
+        return array
 
 
 class Bodies:
@@ -166,13 +166,13 @@ def _cut(boxes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]
     """Boxes (n, 6) cut where they are longer than `LONG`, and of which each part is, in order."""
     if not len(boxes) or (boxes[:, 3:] - boxes[:, :3]).max() <= LONG:
         return boxes, np.arange(len(boxes))
-    found, owner = [], []
+    parts, owner = [], []
     for index, whole in enumerate(boxes):
         z, y, x = (int(n) for n in whole[3:] - whole[:3])
         for part in geometry.boxes((z, y, x), (LONG,) * 3):
-            found.append(np.array([[a for a, _ in part], [b for _, b in part]]) + whole[:3])
+            parts.append(np.array([[a for a, _ in part], [b for _, b in part]]) + whole[:3])
             owner.append(index)
-    return np.array(found).reshape(-1, 6), np.array(owner)
+    return np.array(parts).reshape(-1, 6), np.array(owner)
 
 
 def boundary_of(body: Body, spacing: Point) -> Float64:
@@ -185,14 +185,14 @@ def batches(boxes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     tiles = boxes[:, :3] // TILE
     order = np.lexsort((boxes[:, 0], tiles[:, 2], tiles[:, 1], tiles[:, 0]))
     sizes = np.prod(boxes[order, 3:] - boxes[order, :3], axis=1)
-    found: list[NDArray[np.int64]] = []
+    groups: list[NDArray[np.int64]] = []
     start = total = 0
     for at, size in enumerate(sizes):
         if at > start and (total + size > BATCH_VOXELS or at - start >= BATCH_INSTANCES):
-            found.append(order[start:at])
+            groups.append(order[start:at])
             start, total = at, 0
         total += int(size)
-    return [*found, order[start:]] if len(order) else []
+    return [*groups, order[start:]] if len(order) else []
 
 
 def unread(shared: Reader) -> Reader:

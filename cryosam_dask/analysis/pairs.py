@@ -66,14 +66,14 @@ def pair_correlation(
         raise InputError(f"longest {longest!r} nm in {bins!r} bins: expected a length above 0 and 1 to {_MOST_BINS}")
     # sides of the window: the first voxel, and the one after the last
     window = np.array([(0, n) for n in store.shape] if box is None else checked_box(store, "box", box))
-    one = _places(store, chosen, window)
-    two = None if other in (None, chosen) else _places(store, single_name(store, other), window)
-    possible = len(one) * (len(one) - 1) / 2 if two is None else len(one) * len(two)
+    places = _places(store, chosen, window)
+    other_places = None if other in (None, chosen) else _places(store, single_name(store, other), window)
+    possible = len(places) * (len(places) - 1) / 2 if other_places is None else len(places) * len(other_places)
     if possible < 1:
-        found = len(one) if two is None else f"{len(one)} and {len(two)}"
-        raise InputError(f"{store.url}: {found} picks in the window make no pair")
+        counts = len(places) if other_places is None else f"{len(places)} and {len(other_places)}"
+        raise InputError(f"{store.url}: {counts} picks in the window make no pair")
     edges = np.linspace(0, longest, int(bins) + 1)
-    pairs = _counted(one, two, edges)
+    pairs = _counted(places, other_places, edges)
     sides = (window[:, 1] - window[:, 0]) * store.voxel_size / 10
     expected = possible / np.prod(sides) ** 2 * _shared(sides, edges)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -91,16 +91,16 @@ def _places(store: RunStore, name: str, window: NDArray[np.int64]) -> Float64:
     return np.asarray(voxels[held] * np.asarray(store.voxel_size) / 10, np.float64)
 
 
-def _counted(one: Float64, two: Float64 | None, edges: Float64) -> NDArray[np.int64]:
+def _counted(places: Float64, other_places: Float64 | None, edges: Float64) -> NDArray[np.int64]:
     """Pairs in each bin, by counting those up to each edge: no list of pairs is made."""
-    tree = cKDTree(one)
-    within = tree.count_neighbors(tree if two is None else cKDTree(two), edges).astype(np.int64)
+    tree = cKDTree(places)
+    within = tree.count_neighbors(tree if other_places is None else cKDTree(other_places), edges).astype(np.int64)
     counts = np.diff(within)
-    if two is not None:
+    if other_places is not None:
         counts[0] += within[0]
         return np.asarray(counts, np.int64)
     # each with itself is at distance 0, and each pair comes twice
-    counts[0] += within[0] - len(one)
+    counts[0] += within[0] - len(places)
     return np.asarray(counts // 2, np.int64)
 
 

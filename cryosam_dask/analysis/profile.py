@@ -66,7 +66,7 @@ def similarity_profile(
     rest: list[str] = [a for a in AXES if a != axis]
     planes = max(1, PLANE_CELLS // (cells.sizes[rest[0]] * cells.sizes[rest[1]]))
     cells = cells.chunk({axis: min(planes, cells.sizes[axis]), rest[0]: -1, rest[1]: -1})
-    found = xr.Dataset(
+    profile = xr.Dataset(
         {
             "mean": _planes(cells, rest, _mean),
             "quantiles": _planes(cells, rest, _quantiles, wanted),
@@ -74,17 +74,17 @@ def similarity_profile(
         },
         attrs={"run": store.url, "query": chosen, "ratio": chosen_ratio},
     )
-    found["mean"].attrs["long_name"] = "mean similarity of the plane"
-    found["quantiles"].attrs["long_name"] = "quantiles of the plane's similarity"
-    found["evaluated"].attrs["long_name"] = "share of the plane's cells that were evaluated"
-    return found
+    profile["mean"].attrs["long_name"] = "mean similarity of the plane"
+    profile["quantiles"].attrs["long_name"] = "quantiles of the plane's similarity"
+    profile["evaluated"].attrs["long_name"] = "share of the plane's cells that were evaluated"
+    return profile
 
 
 def ratios(store: RunStore, name: str) -> list[int]:
     """The ratios of which a query has a similarity map, the finest first."""
     numbers = (key[1:] for key in store.groups(layout.similarities(name)) if key.startswith("r"))
-    found = [int(number) for number in numbers if number.isdecimal()]
-    return sorted(ratio for ratio in found if layout.similarity(name, ratio) in store)
+    present = [int(number) for number in numbers if number.isdecimal()]
+    return sorted(ratio for ratio in present if layout.similarity(name, ratio) in store)
 
 
 def _query(store: RunStore, name: str | None) -> str:
@@ -102,7 +102,7 @@ def _planes(cells: xr.DataArray, over: list[str], function: Any, *arguments: Any
     import xarray as xr
 
     more = {"quantile": arguments[0]} if arguments else {}
-    made: xr.DataArray = xr.apply_ufunc(
+    reduced: xr.DataArray = xr.apply_ufunc(
         function,
         cells,
         kwargs={"wanted": arguments[0]} if arguments else {},
@@ -112,7 +112,7 @@ def _planes(cells: xr.DataArray, over: list[str], function: Any, *arguments: Any
         output_dtypes=[np.float64],
         dask_gufunc_kwargs={"output_sizes": {key: len(value) for key, value in more.items()}},
     )
-    return made.assign_coords(more).transpose(*more, ...)
+    return reduced.assign_coords(more).transpose(*more, ...)
 
 
 def _mean(values: Array) -> Array:

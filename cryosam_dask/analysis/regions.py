@@ -42,12 +42,12 @@ def slabs(run: str | Path, axis: Axis = "z", thickness: float = 20.0) -> dict[st
         raise InputError(f"thickness: expected nanometres above 0, found {thickness!r}")
     at = geometry.axis_index(axis)
     size = store.voxel_size[at] / 10
-    found = {}
+    regions = {}
     for start, stop in geometry.slabs(store.shape[at], max(1, round(thickness / size))):
         sides = [(0, n) for n in store.shape]
         sides[at] = (start, stop)
-        found[f"{axis} {start * size:g}-{stop * size:g} nm"] = (sides[0], sides[1], sides[2])
-    return found
+        regions[f"{axis} {start * size:g}-{stop * size:g} nm"] = (sides[0], sides[1], sides[2])
+    return regions
 
 
 def density(run: str | Path, regions: Any = None, *, name: str | None = None, margin: float = 0.0) -> xr.Dataset:
@@ -172,7 +172,7 @@ def _in_labels(volume: Volume, window: Box, places: Counts, filled: RunVolume) -
     numbers = np.concatenate([np.zeros(0, np.int64), *(numbers for numbers, _ in parts)])
     keys, where = np.unique(numbers, return_inverse=True)
     counts = np.zeros((len(keys), 3), np.int64)
-    np.add.at(counts, where, np.concatenate([np.zeros((0, 3), np.int64), *(found for _, found in parts)]))
+    np.add.at(counts, where, np.concatenate([np.zeros((0, 3), np.int64), *(part_counts for _, part_counts in parts)]))
     return keys, counts
 
 
@@ -194,6 +194,6 @@ def _of_block(volume: Volume, filled: RunVolume, box: Box, places: Counts) -> tu
         where = where.reshape(regions.shape)
     at: Array = where[tuple((places - [a for a, _ in box]).T)]
     kinds = (where.ravel(), where[filled.read(box) != 0], at)
-    found = np.stack([np.bincount(kind, minlength=len(numbers)) for kind in kinds], axis=1).astype(np.int64)
-    there = (numbers != 0) & (found[:, 0] > 0)
-    return numbers[there], found[there]
+    counts = np.stack([np.bincount(kind, minlength=len(numbers)) for kind in kinds], axis=1).astype(np.int64)
+    there = (numbers != 0) & (counts[:, 0] > 0)
+    return numbers[there], counts[there]

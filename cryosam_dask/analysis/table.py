@@ -128,8 +128,8 @@ def instance_table(
     columns = _together([job[0] for job in jobs], parts, list(_columns(targets, surface_neighbours)))
     columns["neighbour_distance"] = _centre_neighbours(columns, frame)
     columns |= _of_picks(table)
-    found = {key: ("instance", columns[key], {k: v for k, v in zip(("units", "long_name"), words, strict=True) if v})
-             for key, words in _described(targets, surface_neighbours).items()}  # fmt: skip
+    measured = {key: ("instance", columns[key], {k: v for k, v in zip(("units", "long_name"), words, strict=True) if v})
+                for key, words in _described(targets, surface_neighbours).items()}  # fmt: skip
     attributes = {
         "run": store.url,
         "query": chosen,
@@ -137,7 +137,7 @@ def instance_table(
         "voxel_size": list(store.voxel_size),
         "similarity_ratio": similarity[1] if similarity else 0,
     }
-    return xr.Dataset(found, {"instance": where.label}, attributes)
+    return xr.Dataset(measured, {"instance": where.label}, attributes)
 
 
 class _Frame:
@@ -157,16 +157,16 @@ def _targets(store: RunStore, name: str, given: Any) -> dict[str, Any]:
         named = list(given.items())
     else:
         named = [(None, what) for what in (given if isinstance(given, list | tuple) else [given])]
-    found = {}
+    targets = {}
     for key, what in named:
         if isinstance(what, str) and what in (name, layout.semantic_name(name)):
             raise InputError(f"distance to {what}: these are the instances themselves; see neighbour_surface_distance")
         own, volume = named_volume(store, what, "distance to")
         label = re.sub(r"\W+", "_", str(key or own))
-        if label in found:
+        if label in targets:
             raise InputError(f"distance to {label}: given twice")
-        found[label] = volume
-    return found
+        targets[label] = volume
+    return targets
 
 
 def _finest_similarity(store: RunStore, name: str) -> tuple[RunVolume, int] | None:
@@ -207,7 +207,7 @@ def _measure_batch(
     own = unread(bodies)
     others = InstancePieces(own) if surface_neighbours else None
     masks = [unread(pieces) for pieces in targets.values()]
-    found = []
+    measured = []
     for index in map(int, indices):
         body = own.body(index)
         row = _measure(body, frame, maps)
@@ -216,26 +216,26 @@ def _measure_batch(
         for pieces in masks:
             row.append(math.inf if body is None else surface_distance(body, pieces, frame.spacing))
             row.append(math.inf if body is None else point_distance(np.array(row[2:5]), pieces, frame.spacing))
-        found.append([value if math.isfinite(value) else math.nan for value in row])
-    return found
+        measured.append([value if math.isfinite(value) else math.nan for value in row])
+    return measured
 
 
 def _measure(body: Body | None, frame: _Frame, maps: tuple[Cached, int] | None) -> list[float]:
     """The columns of `_MEASURED` that concern one instance alone."""
     if body is None:
         return [0.0, 0.0] + [math.nan] * 15 + [0.0, math.nan, math.nan]
-    found = shape.moments(body.mask, frame.spacing)
-    volume = found.voxels * math.prod(frame.spacing)
-    centre = found.centre + np.array([a for a, _ in body.box])
+    moments = shape.moments(body.mask, frame.spacing)
+    volume = moments.voxels * math.prod(frame.spacing)
+    centre = moments.centre + np.array([a for a, _ in body.box])
     area = shape.surface_area(body.mask, frame.spacing)
     mean, share = (math.nan, 0.0) if maps is None else _mean_similarity(body, *maps)
     return [
-        found.voxels,
+        moments.voxels,
         volume,
         *centre,
         *geometry.to_angstrom(centre, frame.voxel_size, frame.origin),
         *((b - a) * s for (a, b), s in zip(body.box, frame.spacing, strict=True)),
-        *shape.principal_axes(found.covariance),
+        *shape.principal_axes(moments.covariance),
         shape.equivalent_diameter(volume),
         area,
         shape.sphericity(volume, area),

@@ -1,4 +1,4 @@
-"""The `cryosam` command. It parses, calls the same functions that Python users call, and prints; nothing else."""
+"""The `cryosam` command. It parses options, calls the functions of the Python interface, and prints the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: errors that the user can act on are one line, with their exit code."""
+    """Run the command. Print an error that the user can act on as one line, and exit with its code."""
     try:
         code = app(standalone_mode=False)
     except CryosamError as error:

@@ -1,4 +1,4 @@
-"""Commands that measure what a run has found."""
+"""Commands that measure the instances of a run, and compare two runs."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def table(
         bool, typer.Option("--whole", help="Measure whole masks, also where a better instance covers them.")
     ] = False,
 ) -> None:
-    """Measure each instance: size, place, shape, similarity, neighbours, distances. Without -o: CSV on the screen."""
+    """Measure the size, place, shape, similarity, neighbours and distances of each instance. Without -o, print CSV."""
     from cryosam_dask import analysis
     from cryosam_dask.analysis.files import check_path, write_table
 
     if output is not None:
         check_path(output)
-    found = analysis.instance_table(run, name, distance_to=distance_to, masks="whole" if whole else "painted")
+    instances = analysis.instance_table(run, name, distance_to=distance_to, masks="whole" if whole else "painted")
     if output is None:
-        found.to_dataframe().to_csv(sys.stdout)
+        instances.to_dataframe().to_csv(sys.stdout)
         return
-    write_table(found, output)
-    typer.echo(f"{output}: {found.sizes['instance']} instances")
+    write_table(instances, output)
+    typer.echo(f"{output}: {instances.sizes['instance']} instances")
 
 
 @app.command(
@@ -72,18 +72,18 @@ def compare(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two runs of one tomogram: what both found, what only one did, how alike scores and masks are."""
+    """Compare two runs of one tomogram: common and unmatched instances, and how alike scores and masks are."""
     from cryosam_dask import analysis
     from cryosam_dask.analysis.files import check_path, write_table
 
     if output is not None:
         check_path(output)
-    found = analysis.compare(run_a, run_b, name, name_b=other_name, radius=radius, same_content=same_content)
+    comparison = analysis.compare(run_a, run_b, name, name_b=other_name, radius=radius, same_content=same_content)
     if output is not None:
-        write_table(found, output)
+        write_table(comparison, output)
     if as_json:
-        typer.echo(json.dumps({key: None if value != value else value for key, value in found.attrs.items()}))
+        typer.echo(json.dumps({key: None if value != value else value for key, value in comparison.attrs.items()}))
         return
-    for key, value in found.attrs.items():
+    for key, value in comparison.attrs.items():
         words = f"{value:.3f}" if isinstance(value, float) else str(value)
         typer.echo(f"{key.replace('_', ' '):22} {words}")

@@ -1,4 +1,4 @@
-"""The `cryosam` program: its name, its help, and the options before a command."""
+"""The `cryosam` program: its help, and the options that come before a command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cryosam_dask import __version__
+from cryosam_dask.version import __version__
 
 app = typer.Typer(
     add_completion=False,
@@ -41,7 +41,7 @@ def _options(
 
 
 def examples(*commands: str) -> str:
-    """The end of a command's help: a line for each; the site shows them as code."""
+    """Text for the end of a command's help, with one example a line. The site shows them as code."""
     return "\n\n".join(["Examples:", *(f"    {command}" for command in commands)])
 
 

@@ -27,7 +27,7 @@ OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of
 
 @dataclass(frozen=True)
 class Course:
-    """What is run of a data set, and how far."""
+    """Which tomograms of a data set a benchmark runs, and when it stops."""
 
     tomograms: Annotated[
         str | None, typer.Option("--tomograms", metavar="N|NAME,…", help="Only the first N by name, or these.")
@@ -84,10 +84,10 @@ def empiar_10499(
         float, typer.Option("--radius", metavar="Å", help="Largest distance of a pick that counts as found.")
     ] = 125.0,
 ) -> None:
-    """The paper's Tables 1 to 3 and Figure 5, its figures beside ours.
+    """Reproduce the paper's Tables 1 to 3 and Figure 5, with the published figures beside.
 
-    The folder holds tomograms and one STAR file of ribosome positions, or is laid out as the CryoET Data Portal's
-    data set 10003 is. What is complete is not run again: the same command goes on.
+    The folder holds tomograms and one STAR file of ribosome positions, or has the layout of the CryoET Data Portal's
+    data set 10003. The same command continues an interrupted benchmark, and runs nothing again that is complete.
     """
     from cryosam_dask.published import empiar, paper
     from cryosam_dask.published.data import find
@@ -97,9 +97,9 @@ def empiar_10499(
     if truth_pixel_size is not None and not 0.1 <= truth_pixel_size <= 1000:
         raise SettingsError(f"--truth-pixel-size {truth_pixel_size:g}: expected ångström")
     chosen = paper.tables(_names(table, paper.TABLES), ablation, _counts(proposals, paper.COUNTS))
-    needed = {config.encoder for one in chosen for config in one.configs}
-    settings = {name: made for name, made in _encoders(choice, encoder or []).items() if name in needed}
-    found = find(
+    needed = {config.encoder for paper_table in chosen for config in paper_table.configs}
+    settings = {name: configured for name, configured in _encoders(choice, encoder or []).items() if name in needed}
+    entries = find(
         data,
         kind=empiar.KIND,
         truth=truth,
@@ -108,7 +108,7 @@ def empiar_10499(
         only=course.tomograms,
         out=out,
     )
-    asked = empiar.asked_for(out, found, chosen, settings, pixel_size=truth_pixel_size, **_common(course, reading))
+    asked = empiar.asked_for(out, entries, chosen, settings, pixel_size=truth_pixel_size, **_common(course, reading))
     _go(asked, course, where, lambda stopped: empiar.tabulate(asked, chosen, radius, stopped))
 
 
@@ -128,15 +128,15 @@ def czii(
         list[str] | None, typer.Option("--object", metavar="CLASS", help="Only this class. May be given again.")
     ] = None,
 ) -> None:
-    """The CZII challenge: F-beta (β = 4) of each class, from one prompt of each.
+    """Score the classes of the CZII challenge: F-beta (β = 4) of each, from one prompt of each.
 
-    The folder is the challenge's (train/static, train/overlay) or laid out as the CryoET Data Portal is.
+    The folder has the layout of the challenge (train/static, train/overlay) or of the CryoET Data Portal.
     """
     from cryosam_dask.evaluate import CZII_OBJECTS
     from cryosam_dask.published import czii as challenge
     from cryosam_dask.published.data import find
 
-    known = [one.name for one in CZII_OBJECTS]
+    known = [species.name for species in CZII_OBJECTS]
     if unknown := set(object or ()) - set(known):
         raise InputError(
             f"--object {', '.join(sorted(unknown))}: no class of the challenge; those are {', '.join(known)}"
@@ -163,18 +163,18 @@ def _go(asked: Asked, course: Course, where: Where, tabulate: Any) -> None:
     stopped = ""
     if not course.tables_only:
         stopped = run(asked, progress=Progress(), report=lambda text: say([text]), **where.options())
-    made: Outcome = tabulate(stopped)
-    typer.echo(made.text)
-    say([f"written: {', '.join(str(path) for path in made.files)}"])
-    if made.stopped:
-        say([f"stopped: {made.stopped}"])
-    if not made.complete:
+    outcome: Outcome = tabulate(stopped)
+    typer.echo(outcome.text)
+    say([f"written: {', '.join(str(path) for path in outcome.files)}"])
+    if outcome.stopped:
+        say([f"stopped: {outcome.stopped}"])
+    if not outcome.complete:
         say(["the same command again goes on with what is not complete"])
         raise typer.Exit(1)
 
 
 def _names(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(name.strip().lower() for one in given or known for name in one.split(","))
+    names = tuple(name.strip().lower() for text in given or known for name in text.split(","))
     if unknown := [name for name in names if name not in known]:
         raise SettingsError(f"--table {', '.join(unknown)}: expected {', '.join(known)}")
     return names
@@ -215,11 +215,11 @@ def _encoders(choice: Choice, given: Sequence[str]) -> dict[str, Settings]:
     named = dict(ENCODERS)
     if choice.models is not None:
         named[DEFAULT] = base
-    for one in given:
-        name, equals, model = one.partition("=")
+    for text in given:
+        name, equals, model = text.partition("=")
         known = next((k for k in ENCODERS if k.casefold() == name.strip().casefold()), None)
         if known is None or not equals or not model:
-            raise SettingsError(f"--encoder {one}: expected NAME=MODEL, NAME one of {', '.join(ENCODERS)}")
+            raise SettingsError(f"--encoder {text}: expected NAME=MODEL, NAME one of {', '.join(ENCODERS)}")
         named[known] = model.strip()
     return {
         name: choice.settings() if model == base else replace(choice, models=f"{model}+{segmenter}").settings()

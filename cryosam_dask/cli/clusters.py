@@ -31,7 +31,7 @@ def cluster(
         ),
     ] = None,
 ) -> None:
-    """Start a cluster of SLURM jobs that several commands share, and keep it until Ctrl-C.
+    """Start a cluster of SLURM jobs that several commands can use, and keep it until Ctrl-C.
 
     It prints the options with which `cryosam run` and others reach it.
     """

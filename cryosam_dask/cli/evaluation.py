@@ -1,4 +1,4 @@
-"""Commands that compare results with a truth."""
+"""The command that compares results with true positions and labels."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def _radii(text: str | None, share: float, czii: bool) -> Radius | dict[str, Rad
 
     if not 0 < share <= 100:
         raise InputError(f"--share {share:g}: expected a number above 0")
-    found: Radius | dict[str, Radius]
+    radii: Radius | dict[str, Radius]
     if text is None:
         if not czii:
             raise InputError("no radius: give --radius in voxels, or as a length (120A, 12nm)")
         if share != 1:
             raise InputError("--share is of --radius; the challenge's own radii have their share, one half")
-        return {one.name: Radius(CZII_SHARE * one.radius, "angstrom") for one in CZII_OBJECTS}
+        return {species.name: Radius(CZII_SHARE * species.radius, "angstrom") for species in CZII_OBJECTS}
     if text.lower().endswith(_RADIUS_FILES):
         import yaml
 
@@ -114,9 +114,9 @@ def _radii(text: str | None, share: float, czii: bool) -> Radius | dict[str, Rad
             document = yaml.safe_load("\n".join(read_lines(Path(text))))
         except yaml.YAMLError as error:
             raise InputError(f"{text}: not readable as YAML or JSON: {' '.join(str(error).split())}") from None
-        found = radii_of(document, text)
+        radii = radii_of(document, text)
     else:
-        found = parse_radii(text)
-    if isinstance(found, dict):
-        return {kind: one.scaled(share) for kind, one in found.items()}
-    return found.scaled(share)
+        radii = parse_radii(text)
+    if isinstance(radii, dict):
+        return {kind: radius.scaled(share) for kind, radius in radii.items()}
+    return radii.scaled(share)

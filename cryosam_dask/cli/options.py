@@ -1,4 +1,4 @@
-"""Options that commands share. A command takes a group of them as one argument: a dataclass of this module.
+"""Options that several commands have. A command takes a group of options as one argument: a dataclass of this module.
 
     @app.command()
     @with_options
@@ -52,7 +52,7 @@ WorkersOption = Annotated[
 
 @dataclass(frozen=True)
 class Choice:
-    """Models and settings."""
+    """Options that choose the models and change settings."""
 
     models: Annotated[
         str | None,
@@ -83,7 +83,7 @@ class Choice:
     ] = None
 
     def settings(self, like: Settings | None = None) -> Settings:
-        """The models' settings with all changes; `like` instead of the models', where none are given."""
+        """The settings with all changes applied: those of the models, or `like` where no models are given."""
         from cryosam_dask.pipeline import settings_for
 
         values: dict[str, Any] = {}
@@ -103,7 +103,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read the tomogram, where its file is wrong or silent."""
+    """Options that correct or complete what the tomogram's file states."""
 
     voxel_size: Annotated[
         str | None, typer.Option(metavar="Å", help="Å, instead of the file's: one number, or Z,Y,X.")
@@ -114,7 +114,7 @@ class Reading:
     ] = None
 
     def options(self) -> dict[str, Any]:
-        """As keywords of `open_tomogram`."""
+        """The options as keywords of `open_tomogram`."""
         size: float | list[float] | None = None
         if self.voxel_size is not None:
             values = numbers(self.voxel_size, "--voxel-size")
@@ -124,7 +124,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files for a scheduler that wants them; without any, Dask's own configuration counts."""
+    """PEM files for a scheduler that requires TLS. Without any, Dask's configuration applies."""
 
     tls_ca: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Authority that the scheduler's certificate is signed by.")
@@ -133,7 +133,7 @@ class Certificates:
     tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.")] = None
 
     def security(self) -> Security | None:
-        """What a connection wants of them; None if there are none."""
+        """The security settings of a connection with these files; None if no file is given."""
         if self == Certificates():
             return None
         from cryosam_dask.executors.security import security_from
@@ -143,7 +143,7 @@ class Certificates:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where units run that need no GPU."""
+    """Options that choose the workers, for commands that need no GPU."""
 
     workers: WorkersOption = None
     scheduler: Annotated[
@@ -159,7 +159,7 @@ class Workers:
     tls: Certificates = field(default_factory=Certificates)
 
     def options(self) -> dict[str, Any]:
-        """As keywords of `make_executor` and of `pipeline.run`."""
+        """The options as keywords of `make_executor` and of `pipeline.run`."""
         return {
             "workers": self.workers,
             "scheduler": self.scheduler,
@@ -171,7 +171,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Where(Workers):
-    """Where units run, and what models run on."""
+    """Options that choose the workers, and the device that models run on."""
 
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU if there is one.")] = "auto"
 
@@ -180,7 +180,7 @@ class Where(Workers):
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of `command` that is a dataclass by its fields, as options."""
+    """Give the command one option for each field of the dataclasses among its parameters."""
     signature = inspect.signature(command, eval_str=True)
     groups = {name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)}
     parameters: list[inspect.Parameter] = []
@@ -201,12 +201,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _options_of(kind: Any) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(kind, include_extras=True)
-    for one in fields(kind):
-        if is_dataclass(hints[one.name]):
-            yield from _options_of(hints[one.name])
+    for option in fields(kind):
+        if is_dataclass(hints[option.name]):
+            yield from _options_of(hints[option.name])
         else:
             yield inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
             )
 
 
@@ -215,8 +215,10 @@ def _pack(kind: Any, values: dict[str, Any]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     return kind(
         **{
-            one.name: _pack(hints[one.name], values) if is_dataclass(hints[one.name]) else values.pop(one.name)
-            for one in fields(kind)
+            option.name: _pack(hints[option.name], values)
+            if is_dataclass(hints[option.name])
+            else values.pop(option.name)
+            for option in fields(kind)
         }
     )
 
@@ -225,7 +227,7 @@ def _pack(kind: Any, values: dict[str, Any]) -> Any:
 def driver(
     out: str, where: Workers, overwrite: bool, settings: Settings | None = None, *, uses_torch: bool = True
 ) -> Iterator[Driver]:
-    """A driver of the run at `out`, with somewhere to run."""
+    """Make a driver of the run at `out`, with an executor that is closed at the end."""
     from cryosam_dask.executors.choice import make_executor
     from cryosam_dask.executors.progress import Progress
     from cryosam_dask.pipeline import Driver, uses_torch_of
@@ -236,7 +238,7 @@ def driver(
 
 
 def numbers(text: str, option: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas; `InputError` names the option."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
@@ -244,7 +246,7 @@ def numbers(text: str, option: str) -> list[float]:
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas."""
+    """Parse whole numbers separated by commas; `InputError` names the option."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -252,7 +254,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def say(notes: list[str]) -> None:
-    """What the user should know, beside the results."""
+    """Print notes for the user to stderr, which keeps stdout for the results."""
     for note in notes:
         print(note, file=sys.stderr)  # noqa: T201
 

@@ -1,4 +1,4 @@
-"""Where the user clicked, and on what: the options that say so."""
+"""The options that give prompts: points on particles, their kinds, and negative points."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POINT_FORMATS = WRITTEN_FORMATS.replace("xyz", "cryosparc, xyz")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Where the user clicked."""
+    """Options that give the points that the user clicked."""
 
     point: Annotated[
         list[str] | None,
@@ -75,17 +75,17 @@ class Prompts:
     ] = None
 
     def negatives(self) -> list[list[float]] | None:
-        """Points that are of no kind that is wanted, (z, y, x) voxels; None if there are none."""
+        """Negative points, (z, y, x) voxels; None if none are given."""
         return [_position(text, "--not") for text in self.unlike] if self.unlike else None
 
     def by_kind(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> dict[str, list[list[float]]]:
-        """The points of each kind, in the order in which kinds are named first; empty if none is. As `read`."""
-        found: dict[str, list[list[float]]] = {}
+        """Points by kind, (z, y, x) voxels, in the order of the options; may be empty. `tomogram` is as in `read`."""
+        points: dict[str, list[list[float]]] = {}
         for text in self.kind or []:
             name, equals, place = text.partition("=")
             if not equals or not name:
                 raise InputError(f"--kind {text}: expected NAME=Z,Y,X, as ribosome=92,410,388")
-            found.setdefault(name, []).append(_position(place, f"--kind {name}="))
+            points.setdefault(name, []).append(_position(place, f"--kind {name}="))
         if self.kinds is not None:
             from cryosam_dask.io.points.files import ALL
 
@@ -95,20 +95,21 @@ class Prompts:
             for name, place in zip(table["kind"], table[["z", "y", "x"]].to_numpy().tolist(), strict=True):
                 if name == "":
                     raise InputError(f"{self.kinds}: the point {','.join(f'{v:g}' for v in place)} has no kind")
-                found.setdefault(str(name), []).append(place)
-        if found and (self.point or self.points is not None):
+                points.setdefault(str(name), []).append(place)
+        if points and (self.point or self.points is not None):
             raise InputError("--kind and --kinds name what is clicked; give these or --point and --points, not both")
-        return found
+        return points
 
     def read(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
-        """All points, (z, y, x) voxels; may be empty.
+        """Points of one kind, (z, y, x) voxels; may be empty.
 
-        tomogram : gives `voxel_size`, `shape` and `tomogram_name` as `read_points` takes them; asked if there is a file
+        tomogram : called where a file of points is given; returns the keywords `voxel_size`, `shape` and
+            `tomogram_name` of `read_points`
         """
-        found = [_position(text, "--point") for text in self.point or []]
+        points = [_position(text, "--point") for text in self.point or []]
         if self.points is not None:
-            found += self._table(self.points, tomogram, self.points_kind)[["z", "y", "x"]].to_numpy().tolist()
-        return found
+            points += self._table(self.points, tomogram, self.points_kind)[["z", "y", "x"]].to_numpy().tolist()
+        return points
 
     def _table(self, path: Path, tomogram: Callable[[], dict[str, Any]] | None, kind: str | None) -> pd.DataFrame:
         """The points of a file; what had to be assumed is said. `InputError` where all are at the tomogram's corner."""
@@ -127,14 +128,14 @@ class Prompts:
         return table
 
     def required(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> list[list[float]]:
-        """All points, at least one."""
-        if found := self.read(tomogram):
-            return found
+        """Points as in `read`; `InputError` if there are none."""
+        if points := self.read(tomogram):
+            return points
         raise InputError("no point: give --point Z,Y,X on a particle (zero-based voxels), or --points FILE")
 
 
 def described(tomogram: TomogramSource | RunStore, path: str) -> dict[str, Any]:
-    """What files of points may want of a tomogram, as keywords of `read_points`."""
+    """What `read_points` needs to know of a tomogram, as keywords."""
     from cryosam_dask.io.listing import run_names
 
     return {"voxel_size": tomogram.voxel_size, "shape": tomogram.shape, "tomogram_name": run_names([path])[0]}

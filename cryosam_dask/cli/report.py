@@ -39,9 +39,9 @@ def report(
         str | None, typer.Option("--truth-format", help="Of the points, where the suffix does not tell it.")
     ] = None,
 ) -> None:
-    """Write one page about a run: slices, masks, scores, picks, timings; or about a folder of runs, a row each.
+    """Write a page about a run: slices, masks, scores, picks, timings. A folder of runs gets a row for each run.
 
-    It is one HTML file that needs nothing else and opens in any browser.
+    The page is one HTML file without other files, and opens in any browser.
     """
     from cryosam_dask.report import write_report
 

@@ -1,4 +1,4 @@
-"""Commands that look at what a run has found."""
+"""Commands that export, describe and check a run."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def export(
 
 @app.command(rich_help_panel=RESULTS)
 def info(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Say what a run is of, how far it is, and what was found."""
+    """Print a run's tomogram, its progress and its results."""
     from cryosam_dask import outputs
 
     described = outputs.describe(run)

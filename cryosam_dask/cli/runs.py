@@ -1,4 +1,4 @@
-"""Commands that make a run: the whole job, or one stage of it."""
+"""Commands that make a run: all stages, or one of them."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def run(
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Do the whole job: ingest, features, query, match, segment.
+    """Run all stages: ingest, features, query, match, segment.
 
-    Of several tomograms the one with the points is clicked, and all are searched. One that fails does not stop the
-    rest; the same command goes on with what is left. Of several kinds each voxel and pick goes to the best one.
+    Of several tomograms, the points are in one, and all are searched. A tomogram that fails does not stop the others,
+    and the same command continues with the rest. Of several kinds, each voxel and each pick gets the best one.
     """
     from cryosam_dask import pipeline
     from cryosam_dask.executors.progress import Progress
@@ -98,9 +98,9 @@ def run(
     }
     source = query_from if loans is None else loans
     if clicked is None and not listing.is_many(tomograms):
-        made = pipeline.run(tomograms[0], points, out, query=source, **common)
+        runner = pipeline.run(tomograms[0], points, out, query=source, **common)
         for kind in kinds or loans or name or [pipeline.PARTICLE]:
-            _report(made, kind)
+            _report(runner, kind)
         return
     common |= {"reference": clicked, "query_from": source, "fail_fast": fail_fast, "report": _tell}
     summary = batch.run_many(tomograms, points, out, **common)
@@ -117,9 +117,9 @@ def ingest(
     """Copy a tomogram into a store, chunked, with its resolution levels and statistics."""
     from cryosam_dask.storage.address import public
 
-    with driver(out, where, overwrite, uses_torch=False) as made:
-        made.ingest(tomogram, **reading.options())
-    say(made.notes)
+    with driver(out, where, overwrite, uses_torch=False) as runner:
+        runner.ingest(tomogram, **reading.options())
+    say(runner.notes)
     typer.echo(f"{out}: ingested {public(tomogram)}")
 
 
@@ -128,8 +128,8 @@ def ingest(
 def features(run: RunArgument, choice: Choice, where: Where, overwrite: OverwriteOption = False) -> None:
     """Encode the slices of an ingested tomogram."""
     settings = choice.settings()
-    with driver(run, where, overwrite, settings) as made:
-        made.features(settings)
+    with driver(run, where, overwrite, settings) as runner:
+        runner.features(settings)
     typer.echo(f"{run}: features of {settings.features.encoder}")
 
 
@@ -145,8 +145,8 @@ def query(
 ) -> None:
     """Segment the prompted particle(s) and pool their features into a query.
 
-    Without --models, those of the run's features. The settings given here also hold for this query's `match` and
-    `segment`. Of several kinds, each one's clicks are negative points of the others.
+    Without --models, the models of the run's features are used. The settings given here also apply to `match` and
+    `segment` of this query. Of several kinds, the points of each are negative points of the others.
     """
     from cryosam_dask.pipeline import kinds_of, models_of, settings_for
     from cryosam_dask.store.run_store import RunStore
@@ -158,33 +158,33 @@ def query(
 
     settings = choice.settings(like=settings_for(models_of(store)))
     kinds = kinds_of(prompts.by_kind(tomogram) or prompts.required(tomogram), prompts.negatives(), None, name)
-    with driver(run, where, overwrite, settings) as made, made.command(f"query {', '.join(kinds.names)}"):
-        kinds.query(made, settings)
-    say(made.notes)
+    with driver(run, where, overwrite, settings) as runner, runner.command(f"query {', '.join(kinds.names)}"):
+        kinds.query(runner, settings)
+    say(runner.notes)
     typer.echo(f"{run}: query {', '.join(kinds.names)}")
 
 
 @app.command(rich_help_panel=RUNS)
 @with_options
 def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
-    """Find the places whose features are like the query's."""
+    """Find the places whose features are similar to the query's."""
     names = _names(name)
-    with driver(run, where, overwrite, uses_torch=False) as made, made.command(f"match {', '.join(names)}"):
-        for one in names:
-            made.match(one)
-    say(made.notes)
+    with driver(run, where, overwrite, uses_torch=False) as runner, runner.command(f"match {', '.join(names)}"):
+        for kind in names:
+            runner.match(kind)
+    say(runner.notes)
     typer.echo(f"{run}: matched {', '.join(names)}")
 
 
 @app.command(rich_help_panel=RUNS)
 @with_options
 def segment(run: RunArgument, where: Where, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
-    """Segment every place that was found; write labels and picks. Of several names, kinds are told apart."""
+    """Segment the matched places, and write labels and picks. Several names are kinds that compete for each place."""
     names = _names(name)
-    with driver(run, where, overwrite) as made:
-        made.segment(names[0] if len(names) == 1 else names)
-    for one in names:
-        _report(made, one)
+    with driver(run, where, overwrite) as runner:
+        runner.segment(names[0] if len(names) == 1 else names)
+    for kind in names:
+        _report(runner, kind)
 
 
 def _names(given: list[str] | None) -> list[str]:
@@ -199,11 +199,11 @@ def _tell(row: Row, number: int, count: int) -> None:
     say([f"{number} of {count}, {row.name}{'' if begins else f': {row.in_words()}'}", *row.notes])
 
 
-def _report(made: Driver, name: str) -> None:
+def _report(runner: Driver, name: str) -> None:
     from cryosam_dask.store import picks
     from cryosam_dask.store.run_store import RunStore
 
-    say(made.notes)
-    made.notes.clear()
-    count = len(picks.read(RunStore.open(made.url), name))
-    typer.echo(f"{made.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")
+    say(runner.notes)
+    runner.notes.clear()
+    count = len(picks.read(RunStore.open(runner.url), name))
+    typer.echo(f"{runner.url}: {count} instances of {name!r} (labels/{name}, picks/{name})")

@@ -1,4 +1,4 @@
-"""Commands beside a run: what it will take, and trying things out."""
+"""Commands that plan a run, simulate a tomogram, and demonstrate the program."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def plan(
     negatives: Annotated[int, typer.Option("--negatives", metavar="N", help="Negative points (--not).")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run will take, before anything runs: units, memory, disk, planes to embed, time on N workers.
+    """Estimate what a run will take: units, memory, disk, planes to embed, time on N workers. Nothing is run.
 
-    It reads the tomogram's header only; no weights, no GPU and no store are needed.
+    Only the tomogram's header is read. No weights, GPU or store are needed.
     """
     from cryosam_dask import planning
     from cryosam_dask.io.source import open_tomogram
@@ -80,8 +80,8 @@ def plan(
     source = open_tomogram(tomogram, **reading.options())
     say(list(source.notes))
     settings = choice.settings(None if options.like is None else options.like.settings)
-    made = planning.plan_run(source, settings, options)
-    typer.echo(json.dumps(planning.to_json(made)) if as_json else planning.in_words(made))
+    estimate = planning.plan_run(source, settings, options)
+    typer.echo(json.dumps(planning.to_json(estimate)) if as_json else planning.in_words(estimate))
 
 
 @app.command(

@@ -152,14 +152,14 @@ def czii_score(
     counted = {t: kinds for t, kinds in truth.items() if any(len(_of(kinds, name)) for name in kinds)}
     count = competition_counts if matching == "competition" else one_to_one_counts
     classes = []
-    for name, one in known.items():
+    for name, species in known.items():
         parts: list[Counts] = []
         if any(len(_of(kinds, name)) for kinds in counted.values()):  # the challenge leaves out classes without truth
             for tomogram, kinds in counted.items():
-                parts.append(count(_of(found.get(tomogram, {}), name), _of(kinds, name), share * one.radius))
+                parts.append(count(_of(found.get(tomogram, {}), name), _of(kinds, name), share * species.radius))
         sums = Counts(*(sum(values) for values in zip(*parts, strict=True))) if parts else Counts(0, 0, 0)
         value = f_beta(sums.precision, sums.recall, beta)
-        classes.append(CziiClass(name, *sums, sums.precision, sums.recall, value, one.weight))
+        classes.append(CziiClass(name, *sums, sums.precision, sums.recall, value, species.weight))
     score = sum(c.f_beta * c.weight for c in classes) / total
     return CziiScore(float(score), float(beta), matching, tuple(classes))
 

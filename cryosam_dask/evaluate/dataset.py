@@ -39,7 +39,7 @@ class TomogramPicks:
 
 
 @dataclass(frozen=True)
-class Row:
+class TomogramEvaluation:
     """One kind in one tomogram."""
 
     tomogram: str
@@ -99,7 +99,7 @@ class DatasetEvaluation:
     notes : what a reader of the figures must know: tomograms without truth or without a run, and the like
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TomogramEvaluation, ...]
     kinds: tuple[KindEvaluation, ...]
     notes: tuple[str, ...] = ()
 
@@ -135,20 +135,20 @@ def evaluate_dataset(
     and as `evaluate_picks`, naming the tomogram.
     """
     radii = radius if isinstance(radius, Mapping) else None
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], TomogramEvaluation] = {}
     ranks: dict[str, list[Ranked]] = {}
     lengths: dict[str, Radius] = {}
-    for one in tomograms:
-        if (one.tomogram, one.kind) in rows:
-            raise InputError(f"{one.tomogram}: {one.kind} comes twice")
-        if radii is not None and one.kind not in radii:
-            raise InputError(f"{one.kind}: no radius given; there are radii for {', '.join(radii)}")
-        chosen = parse_radius(radii[one.kind] if radii is not None else radius)  # type: ignore[arg-type]
-        ranked = _rank(one, chosen)
-        lengths[one.kind] = chosen
-        ranks.setdefault(one.kind, []).append(ranked)
-        rows[one.tomogram, one.kind] = Row(
-            one.tomogram, one.kind, figures_of(ranked, chosen.value, chosen.unit), one.masks
+    for picks in tomograms:
+        if (picks.tomogram, picks.kind) in rows:
+            raise InputError(f"{picks.tomogram}: {picks.kind} comes twice")
+        if radii is not None and picks.kind not in radii:
+            raise InputError(f"{picks.kind}: no radius given; there are radii for {', '.join(radii)}")
+        chosen = parse_radius(radii[picks.kind] if radii is not None else radius)  # type: ignore[arg-type]
+        ranked = _rank(picks, chosen)
+        lengths[picks.kind] = chosen
+        ranks.setdefault(picks.kind, []).append(ranked)
+        rows[picks.tomogram, picks.kind] = TomogramEvaluation(
+            picks.tomogram, picks.kind, figures_of(ranked, chosen.value, chosen.unit), picks.masks
         )
     every = tuple(rows.values())
     kinds = tuple(
@@ -157,17 +157,17 @@ def evaluate_dataset(
     return DatasetEvaluation(every, kinds, tuple(notes))
 
 
-def _rank(one: TomogramPicks, radius: Radius) -> Ranked:
-    if radius.unit == "angstrom" and one.voxel_size is None:
-        raise InputError(f"{one.tomogram}: a radius of {radius} needs the tomogram's voxel size")
-    scale = one.voxel_size if radius.unit == "angstrom" else None
+def _rank(picks: TomogramPicks, radius: Radius) -> Ranked:
+    if radius.unit == "angstrom" and picks.voxel_size is None:
+        raise InputError(f"{picks.tomogram}: a radius of {radius} needs the tomogram's voxel size")
+    scale = picks.voxel_size if radius.unit == "angstrom" else None
     try:
-        return rank_picks(one.found, one.scores, one.truth, radius.value, voxel_size=scale)
+        return rank_picks(picks.found, picks.scores, picks.truth, radius.value, voxel_size=scale)
     except InputError as error:
-        raise InputError(f"{one.tomogram}: {error}") from error
+        raise InputError(f"{picks.tomogram}: {error}") from error
 
 
-def _kind(kind: str, radius: Radius, rows: Sequence[Row], parts: Sequence[Ranked]) -> KindEvaluation:
+def _kind(kind: str, radius: Radius, rows: Sequence[TomogramEvaluation], parts: Sequence[Ranked]) -> KindEvaluation:
     true = [row for row, part in zip(rows, parts, strict=True) if part.truth]
     spread = {name: summarise(getattr(row.picks, name) for row in true) for name in FIGURES}
     masks = [row.masks for row in rows if row.masks is not None]
@@ -200,6 +200,6 @@ def _intervals(parts: Sequence[Ranked]) -> dict[str, tuple[float, float]]:
 
 
 def _pooled_masks(masks: Sequence[MaskEvaluation]) -> dict[str, float]:
-    pairs, found, truth = (sum(getattr(m, name) for m in masks) for name in ("pairs", "found", "truth"))
-    pq, sq, rq = panoptic_quality(sum(m.sq * m.pairs for m in masks), pairs, found, truth)
-    return {"pq": pq, "sq": sq, "rq": rq, "pairs": pairs, "found": found, "truth": truth}
+    pairs, predicted, truth = (sum(getattr(m, name) for m in masks) for name in ("pairs", "found", "truth"))
+    pq, sq, rq = panoptic_quality(sum(m.sq * m.pairs for m in masks), pairs, predicted, truth)
+    return {"pq": pq, "sq": sq, "rq": rq, "pairs": pairs, "found": predicted, "truth": truth}

@@ -230,17 +230,17 @@ def _augment(
     """Give `pick` a partner, moving others to another of theirs where that takes it; False where it can't be."""
     came_from: dict[int, int] = {}
     waiting = [pick]
-    for one in waiting:
-        near = partners(one)
+    for holder in waiting:
+        near = partners(holder)
         free = near[owner[near] < 0]
         if len(free):
             target = int(free[0])
-            came_from[target] = one
+            came_from[target] = holder
             _move(target, pick, owner, came_from)
             return True
         for target in near.tolist():
             if target not in came_from:
-                came_from[target] = one
+                came_from[target] = holder
                 waiting.append(int(owner[target]))
     closed[list(came_from)] = True
     return False

@@ -158,9 +158,11 @@ def evaluate_semantic(labels: Any, truth_labels: Any) -> SemanticEvaluation:
     pairs, counts = _contingency(labels, truth_labels)
     classes = []
     for label in np.unique(pairs[pairs > 0]).tolist():
-        truth, found = int(counts[pairs[:, 0] == label].sum()), int(counts[pairs[:, 1] == label].sum())
+        truth, predicted = int(counts[pairs[:, 0] == label].sum()), int(counts[pairs[:, 1] == label].sum())
         both = int(counts[(pairs == label).all(axis=1)].sum())
-        classes.append(ClassOverlap(label, _iou(both, truth + found), _dice(both, truth + found), found, truth, both))
+        classes.append(
+            ClassOverlap(label, _iou(both, truth + predicted), _dice(both, truth + predicted), predicted, truth, both)
+        )
     return SemanticEvaluation(
         mean_iou=float(np.mean([c.iou for c in classes])) if classes else 1.0,
         mean_dice=float(np.mean([c.dice for c in classes])) if classes else 1.0,
@@ -174,8 +176,8 @@ def dice(mask: Any, truth: Any) -> float:
     Arrays are read box by box. Raises InputError on unequal shapes.
     """
     both = sizes = 0
-    for found, true in _blocks(mask, truth):
-        a, b = found != 0, true != 0
+    for labels, truth_labels in _blocks(mask, truth):
+        a, b = labels != 0, truth_labels != 0
         both += int(np.count_nonzero(a & b))
         sizes += int(np.count_nonzero(a)) + int(np.count_nonzero(b))
     return _dice(both, sizes)
@@ -189,17 +191,17 @@ def _dice(both: int, sizes: int) -> float:
     return 2 * both / sizes if sizes else 1.0
 
 
-def _blocks(found: Any, truth: Any) -> Iterator[tuple[Array, Array]]:
-    shape = tuple(int(n) for n in found.shape)
-    if shape != tuple(truth.shape) or len(shape) != 3:
+def _blocks(labels: Any, truth_labels: Any) -> Iterator[tuple[Array, Array]]:
+    shape = tuple(int(n) for n in labels.shape)
+    if shape != tuple(truth_labels.shape) or len(shape) != 3:
         raise InputError(
-            f"masks: expected two volumes (z, y, x) of the same shape, found {shape} and {tuple(truth.shape)}"
+            f"masks: expected two volumes (z, y, x) of the same shape, found {shape} and {tuple(truth_labels.shape)}"
         )
     if 0 in shape:
         return
     for box in boxes((shape[0], shape[1], shape[2]), _BOX):
         place = tuple(slice(start, stop) for start, stop in box)
-        yield np.asarray(found[place]), np.asarray(truth[place])
+        yield np.asarray(labels[place]), np.asarray(truth_labels[place])
 
 
 def _ids(block: Array) -> Int64:
@@ -217,8 +219,8 @@ def _ids(block: Array) -> Int64:
 def _contingency(labels: Any, truth_labels: Any) -> tuple[Int64, Int64]:
     """Pairs (true id, found id), background included, without (0, 0), and the number of voxels of each."""
     keys, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for found, true in _blocks(labels, truth_labels):
-        both = (_ids(true) << 32) | _ids(found)
+    for ids, true_ids in _blocks(labels, truth_labels):
+        both = (_ids(true_ids) << 32) | _ids(ids)
         # neighbours along x are mostly of one pair: there are fewer stretches of them to sort than voxels
         starts = np.flatnonzero(np.append(True, both[1:] != both[:-1]))
         some = both[starts] != 0

@@ -45,31 +45,31 @@ def parse_radius(value: float | str | Radius) -> Radius:
     Raises InputError for anything else, and for what isn't above 0.
     """
     if isinstance(value, Radius):
-        found = value
+        radius = value
     elif isinstance(value, str):
         match = _LENGTH.fullmatch(value.replace("\u212b", "Å"))  # the sign for ångström, beside the letter
         unit = None if match is None else _UNITS.get(match[2].casefold())
         if match is None or unit is None:
             raise InputError(f"radius {value[:80]!r}: expected voxels, or a length as in 120A or 12nm")
-        found = Radius(float(match[1]) * unit[1], unit[0])
+        radius = Radius(float(match[1]) * unit[1], unit[0])
     else:
-        found = Radius(float(value))
-    if not (math.isfinite(found.value) and found.value > 0):
-        raise InputError(f"radius: expected voxels above 0, found {found.value!r}")
-    return found
+        radius = Radius(float(value))
+    if not (math.isfinite(radius.value) and radius.value > 0):
+        raise InputError(f"radius: expected voxels above 0, found {radius.value!r}")
+    return radius
 
 
 def parse_radii(text: str) -> Radius | dict[str, Radius]:
     """`120A` as one radius, `ribosome=120A,proteasome=70A` as one for each kind."""
     if "=" not in text:
         return parse_radius(text)
-    found: dict[str, Radius] = {}
+    radii: dict[str, Radius] = {}
     for part in text.split(","):
         kind, equals, value = (piece.strip() for piece in part.partition("="))
-        if not kind or not equals or kind in found:
+        if not kind or not equals or kind in radii:
             raise InputError(f"radius {part.strip()!r}: expected KIND=RADIUS, each kind once, separated by commas")
-        found[kind] = parse_radius(value)
-    return found
+        radii[kind] = parse_radius(value)
+    return radii
 
 
 def radii_of(document: object, where: str) -> dict[str, Radius]:
@@ -84,19 +84,19 @@ def radii_of(document: object, where: str) -> dict[str, Radius]:
     if not isinstance(document, Mapping):
         raise InputError(f"{where}: expected kinds with their radii, or a copick configuration")
     if "pickable_objects" not in document:
-        found = {str(kind): parse_radius(_checked(value, f"{where}: {kind}")) for kind, value in document.items()}
+        radii = {str(kind): parse_radius(_checked(value, f"{where}: {kind}")) for kind, value in document.items()}
     else:
         objects = document["pickable_objects"]
         if not isinstance(objects, list) or not all(isinstance(o, Mapping) and "name" in o for o in objects):
             raise InputError(f"{where}: pickable_objects: expected a list of objects with names")
-        found = {
+        radii = {
             str(o["name"]): Radius(_number(o["radius"], f"{where}: {o['name']}"), "angstrom")
             for o in objects
             if o.get("radius") is not None
         }
-    if not found:
+    if not radii:
         raise InputError(f"{where}: no radii in it")
-    return found
+    return radii
 
 
 def _checked(value: object, where: str) -> float | str:

@@ -25,11 +25,12 @@ from cryosam_dask.executors.memory import PeakMemory, check_memory
 from cryosam_dask.executors.outcomes import Failed, Failure, Finished, Observer, Report, Timing, one_line
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.executors.threads import one_blas_thread
-from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult, Work
+from cryosam_dask.stages.base import Context, Stage, Unit, UnitResult, Work
 from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import marks
 from cryosam_dask.store.arrays import guarded
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Json
 
 __all__ = [
     "PATIENCE",

@@ -54,9 +54,9 @@ def iou(a: Patch, b: Patch) -> float:
     c1 = min(a.col + a.mask.shape[1], b.col + b.mask.shape[1])
     if r1 <= r0 or c1 <= c0:
         return 0.0
-    one = a.mask[r0 - a.row : r1 - a.row, c0 - a.col : c1 - a.col]
-    two = b.mask[r0 - b.row : r1 - b.row, c0 - b.col : c1 - b.col]
-    both = int(np.count_nonzero(one & two))
+    mask_a = a.mask[r0 - a.row : r1 - a.row, c0 - a.col : c1 - a.col]
+    mask_b = b.mask[r0 - b.row : r1 - b.row, c0 - b.col : c1 - b.col]
+    both = int(np.count_nonzero(mask_a & mask_b))
     return both / (a.area + b.area - both)
 
 

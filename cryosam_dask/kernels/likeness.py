@@ -200,7 +200,7 @@ def best_contrasted(
         return float(logs.mean()) + _LIKELY * abs(math.log2(contrast)) if len(logs) else 0.0
 
     tried = [(contrast, contrasted(queries, contrast, mean)) for queries in options for contrast in contrasts]
-    contrast, best = min(tried, key=lambda one: unlikeness(*one))
+    contrast, best = min(tried, key=lambda trial: unlikeness(*trial))
     return best, contrast
 
 

@@ -86,9 +86,9 @@ def _near(points: NDArray[np.float64], kept: NDArray[np.float64], radius: float)
     if not len(points) or not len(kept):
         return np.zeros(len(points), bool)
     _, nearest = cKDTree(kept).query(points, distance_upper_bound=radius * _SLACK + 1e-300)
-    found = nearest < len(kept)
+    within = nearest < len(kept)
     near = np.zeros(len(points), bool)
-    near[found] = _squared(points[found] - kept[nearest[found]]) <= radius * radius
+    near[within] = _squared(points[within] - kept[nearest[within]]) <= radius * radius
     return near
 
 

@@ -121,16 +121,16 @@ class Propagation:
             for batch in (group[i : i + count] for i in range(0, len(group), count)):
                 points = np.array([w.point for w in batch], np.float32)
                 logits = None if fresh else [w.logits for w in batch if w.logits]
-                for walker, found in zip(batch, candidates(segmenter, embedding, size, points, logits), strict=True):
-                    self._advance(walker, found, image)
+                for walker, proposed in zip(batch, candidates(segmenter, embedding, size, points, logits), strict=True):
+                    self._advance(walker, proposed, image)
 
-    def _advance(self, walker: Walker, found: Candidates, image: NDArray[np.uint8]) -> None:
-        chosen, reason = _choose(walker, found, image, self.settings)
+    def _advance(self, walker: Walker, proposed: Candidates, image: NDArray[np.uint8]) -> None:
+        chosen, reason = _choose(walker, proposed, image, self.settings)
         if chosen is None:
             walker.finish(reason)
             return
         m, patch, reference = chosen
-        point, logits = found.peak(m), found.logits(m)
+        point, logits = proposed.peak(m), proposed.logits(m)
         walker.patches.append(patch)
         if walker.direction == 0:
             walker.finish("forked")
@@ -143,11 +143,11 @@ class Propagation:
             walker.plane += walker.direction
             walker.point, walker.logits, walker.last = point, logits, patch
             moved = [walker]
-        for one in moved:
-            if not 0 <= one.plane < self.shape[AXES.index(one.axis)]:
-                one.finish("volume ends")
-            elif reference is not None and len(one.patches) >= self._reach(reference):
-                one.finish("reach")
+        for follower in moved:
+            if not 0 <= follower.plane < self.shape[AXES.index(follower.axis)]:
+                follower.finish("volume ends")
+            elif reference is not None and len(follower.patches) >= self._reach(reference):
+                follower.finish("reach")
 
     def _reach(self, start: Reference) -> int:
         return max(4, round(self.settings.max_reach * 2 * float(np.sqrt(start.area / np.pi))))
@@ -226,16 +226,16 @@ class Propagation:
 
 
 def _choose(
-    walker: Walker, found: Candidates, image: NDArray[np.uint8], settings: PropagationRules
+    walker: Walker, proposed: Candidates, image: NDArray[np.uint8], settings: PropagationRules
 ) -> tuple[tuple[int, Patch, Reference | None] | None, Reason]:
     """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was.
 
     The start's look is None under the plain rule, which has no use for it.
     """
     reason: Reason = "no candidate"
-    scores = found.scores
+    scores = proposed.scores
     for m in np.argsort(-scores, kind="stable").tolist():
-        _, row, col, mask = found.mask(m)
+        _, row, col, mask = proposed.mask(m)
         patch = Patch.crop(mask, walker.plane, float(scores[m]), row, col)
         if patch is None or (settings.max_area is not None and patch.area >= settings.max_area):
             continue

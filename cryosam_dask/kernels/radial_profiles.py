@@ -163,14 +163,14 @@ def query_template(volume: Volume, centres: NDArray[np.floating], shells: Profil
     The mask's centre of mass is nearly right, but proposals stand where a template fits best. So each centre moves
     once, by little, to the best fit of the profile around it. More rounds only wander.
     """
-    found, profiles = [], []
+    places, profiles = [], []
     for centre in np.asarray(centres, np.float64).reshape(-1, 1, 3):
         _, first = describe(volume, centre, shells)
         moved, _ = describe(volume, centre, _near_only(shells), first[0], rounds=1)
         moved, values = describe(volume, moved, shells)
-        found.append(moved[0])
+        places.append(moved[0])
         profiles.append(values[0])
-    return np.stack(found), np.mean(profiles, axis=0)
+    return np.stack(places), np.mean(profiles, axis=0)
 
 
 def _near_only(shells: Profile) -> Profile:

@@ -68,26 +68,26 @@ def export_copick(
     contents = list(dict.fromkeys(choice.contents))
     _check_copick(store, names, choice)
     in_project, targets = choice.run or _run_in(Path(project), store), {}
-    for one in names:
-        targets[one] = copick_out.open_target(
+    for query in names:
+        targets[query] = copick_out.open_target(
             Path(project),
             run=in_project,
-            object_name=choice.object or object_name(one),
+            object_name=choice.object or object_name(query),
             user=choice.user,
             session=choice.session,
             voxel_size=store.voxel_size,
             shape=store.shape,
-            radius=_radius(store, picks.read(store, one)["size"].to_numpy()),
+            radius=_radius(store, picks.read(store, query)["size"].to_numpy()),
             new_tomogram=choice.tomogram if "tomogram" in contents and not overwrite else None,
         )
     if "tomogram" in contents:
         check_own(store, targets[names[0]].tomogram(choice.tomogram))
     written = [
         path
-        for one, target in targets.items()
+        for query, target in targets.items()
         for content in contents
         if content in ("picks", "segmentation", "meshes")
-        for path in _write_copick(store, one, target, content, smooth)
+        for path in _write_copick(store, query, target, content, smooth)
     ]
     if "multilabel" in contents:
         written += _write_multilabel(store, targets)
@@ -106,10 +106,11 @@ def _check_copick(store: RunStore, names: Sequence[str], choice: CopickChoice) -
         raise InputError(f"--contents {','.join(choice.contents)}: expected some of {', '.join(CONTENTS)}")
     objects: dict[str, str] = {}
     for name in names:
-        one = copick_project.check_name("object", choice.object or object_name(name))
-        if (other := objects.setdefault(one, name)) != name:
+        copick_object = copick_project.check_name("object", choice.object or object_name(name))
+        if (other := objects.setdefault(copick_object, name)) != name:
             raise InputError(
-                f"{store.url}: {other} and {name} would both be copick's object {one}: give --name and --object of each"
+                f"{store.url}: {other} and {name} would both be copick's object {copick_object}: "
+                "give --name and --object of each"
             )
         if set(choice.contents) & {"segmentation", "multilabel", "meshes"}:
             check_painted(store, name)
@@ -129,13 +130,13 @@ def _write_copick(store: RunStore, name: str, target: copick_out.Target, content
         return [copick_out.write_segmentation(target, image_levels(store, layout.semantic_name(name)), [0, 1])]
     if not len(table):
         return []
-    found = surfaces(store, name, origin=(0.0, 0.0, 0.0), smooth=smooth)
-    return [copick_out.write_meshes(target, found)]
+    meshes = surfaces(store, name, origin=(0.0, 0.0, 0.0), smooth=smooth)
+    return [copick_out.write_meshes(target, meshes)]
 
 
 def _write_multilabel(store: RunStore, targets: dict[str, copick_out.Target]) -> list[Path]:
     """Write one segmentation of all kinds that competed, and one of each other query, with its object's label."""
-    kinds = next((found for name in targets if (found := picks.kinds(store, name))), [])
+    kinds = next((competing for name in targets if (competing := picks.kinds(store, name))), [])
     written = []
     if kinds and set(kinds) <= set(targets):
         check_painted(store, layout.KINDS)

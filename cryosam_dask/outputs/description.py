@@ -17,10 +17,10 @@ def describe(run: str | Path) -> dict[str, Any]:
     queries = {}
     for name in query_names(store):
         attributes = dict(store.group(layout.query(name)).attrs)
-        found = len(picks.read(store, name)) if name in picks.names(store) else None
+        instances = len(picks.read(store, name)) if name in picks.names(store) else None
         queries[name] = {
             "settings": attributes.get("settings"),
-            "instances": found,
+            "instances": instances,
             "from": attributes.get("from"),
             "negatives": attributes.get("negatives", []),
             "kinds": picks.kinds(store, name),

@@ -136,14 +136,14 @@ def evaluate_runs(
     points = Truth.open(truth, truth_format, unit=truth_unit, single=len(urls) == 1)
     queries = _queries(radius, name)
     labels = None if truth_labels is None else LabelFiles.open(truth_labels, single=len(urls) == len(queries) == 1)
-    found = _Found(points, labels, queries, named=isinstance(radius, Mapping), single=len(urls) == 1)
-    stores = found.opened(urls)
-    result = evaluate_dataset(found.of_runs(stores), radius)
+    collected = _RunPicks(points, labels, queries, named=isinstance(radius, Mapping), single=len(urls) == 1)
+    stores = collected.opened(urls)
+    result = evaluate_dataset(collected.of_runs(stores), radius)
     points.check_any()
     if not result.rows:
-        raise InputError("; ".join([f"{truth}: nothing to compare with", *found.notes()[:3]]))
-    dataset = DatasetEvaluation(result.rows, result.kinds, tuple(found.notes()))
-    return RunsEvaluation(dataset, found.czii_score() if czii else None)
+        raise InputError("; ".join([f"{truth}: nothing to compare with", *collected.notes()[:3]]))
+    dataset = DatasetEvaluation(result.rows, result.kinds, tuple(collected.notes()))
+    return RunsEvaluation(dataset, collected.czii_score() if czii else None)
 
 
 def find_runs(runs: str | Path | Sequence[str | Path]) -> list[str]:
@@ -155,10 +155,10 @@ def find_runs(runs: str | Path | Sequence[str | Path]) -> list[str]:
     url = str(runs).rstrip("/")
     if RunStore.exists(url):
         return [url]
-    found = [one for one in _listed(url) if one.endswith(".zarr") and RunStore.exists(one)]
-    if not found:
+    urls = [entry for entry in _listed(url) if entry.endswith(".zarr") and RunStore.exists(entry)]
+    if not urls:
         raise InputError(f"{url}: no run, and no folder with runs (NAME.zarr) in it")
-    return found
+    return urls
 
 
 def _listed(url: str) -> list[str]:
@@ -184,7 +184,7 @@ def _queries(radius: Radii, name: str | None) -> dict[str | None, str | None]:
 
 
 @dataclass
-class _Found:
+class _RunPicks:
     """Picks of runs with their truths, one by one, and what was left out of them."""
 
     truth: Truth
@@ -224,7 +224,7 @@ class _Found:
             if (other := taken.setdefault(tomogram.name, store.url)) != store.url:
                 raise InputError(f"{store.url} and {other}: both are called {tomogram.name}")
             for kind, query in self.queries.items():
-                yield from self._one(store, tomogram, kind, query)
+                yield from self._of_kind(store, tomogram, kind, query)
         self.said += [f"runs of one tomogram, each counted: {', '.join(n)}" for n in inputs.values() if len(n) > 1]
 
     def notes(self) -> list[str]:
@@ -234,16 +234,18 @@ class _Found:
 
     def czii_score(self) -> CziiScore:
         """The challenge's score of its classes among the kinds, in the tomograms that have a run and a truth."""
-        names = {one.name for one in CZII_OBJECTS}
-        found, truth = (
+        names = {species.name for species in CZII_OBJECTS}
+        picked, truth = (
             {tomogram: {k: v for k, v in kinds.items() if k in names} for tomogram, kinds in side.items()}
             for side in (self.positions["found"], self.positions["truth"])
         )
         if not any(truth.values()):
             raise InputError(f"CZII: none of its classes among the kinds; they are {', '.join(sorted(names))}")
-        return czii_score(found, truth)
+        return czii_score(picked, truth)
 
-    def _one(self, store: RunStore, tomogram: Tomogram, kind: str | None, query: str | None) -> Iterator[TomogramPicks]:
+    def _of_kind(
+        self, store: RunStore, tomogram: Tomogram, kind: str | None, query: str | None
+    ) -> Iterator[TomogramPicks]:
         known = picks.names(store)
         if query is None and known:
             query = single_name(store, None)

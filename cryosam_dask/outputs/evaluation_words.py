@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cryosam_dask.evaluate import CziiScore, DatasetEvaluation
-from cryosam_dask.evaluate.dataset import MASK_FIGURES, KindEvaluation, Row
+from cryosam_dask.evaluate.dataset import MASK_FIGURES, KindEvaluation, TomogramEvaluation
 from cryosam_dask.outputs.evaluation import RunsEvaluation
 
 _SHORT = {
@@ -58,11 +58,11 @@ def _table(dataset: DatasetEvaluation) -> list[str]:
     return [head + ("    PQ    Dice" if masked else ""), *(_row(row, wide, kinds) for row in dataset.rows)]
 
 
-def _row(row: Row, wide: int, kinds: int) -> str:
-    found = row.picks
-    counts = f"{found.true_positives:6} {found.false_positives:6} {found.false_negatives:6}"
-    line = f"{row.tomogram:{wide}}  {row.kind:{kinds}}  {counts}  {found.precision:.3f}     {found.recall:.3f}   "
-    line += f"{found.f1:.3f} {found.average_precision:.3f}"
+def _row(row: TomogramEvaluation, wide: int, kinds: int) -> str:
+    figures = row.picks
+    counts = f"{figures.true_positives:6} {figures.false_positives:6} {figures.false_negatives:6}"
+    line = f"{row.tomogram:{wide}}  {row.kind:{kinds}}  {counts}  {figures.precision:.3f}     {figures.recall:.3f}   "
+    line += f"{figures.f1:.3f} {figures.average_precision:.3f}"
     return line if row.masks is None else f"{line} {row.masks.pq:.3f} {row.masks.dice:.3f}"
 
 
@@ -92,7 +92,7 @@ def _kind(kind: KindEvaluation) -> list[str]:
 
 def _czii(score: CziiScore) -> list[str]:
     lines = [f"CZII score {score.score:.4f} (F-beta, β = {score.beta:g}, {score.matching} counting)"]
-    for one in score.classes:
-        counts = f"hits {one.true_positives}, false {one.false_positives}, missed {one.false_negatives}"
-        lines.append(f"  {one.name:20} {one.f_beta:.4f}  weight {one.weight:g}  {counts}")
+    for kind in score.classes:
+        counts = f"hits {kind.true_positives}, false {kind.false_positives}, missed {kind.false_negatives}"
+        lines.append(f"  {kind.name:20} {kind.f_beta:.4f}  weight {kind.weight:g}  {counts}")
     return lines

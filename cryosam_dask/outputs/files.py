@@ -127,11 +127,11 @@ def _write_picks(
     names, notes = _names(str(run), runs, chosen_format, tomogram, tomograms)
     parts: list[tuple[pd.DataFrame, Frame]] = []
     without = []
-    for one, tomogram_name in zip(runs or [str(run)], names, strict=True):
-        store = RunStore.open(one)
+    for url, tomogram_name in zip(runs or [str(run)], names, strict=True):
+        store = RunStore.open(url)
         check_own(store, path)
         if joint and name is not None and name not in picks.names(store):
-            without.append(PurePosixPath(one).stem)
+            without.append(PurePosixPath(url).stem)
             continue
         chosen = single_name(store, name)
         frame = Frame(

@@ -57,8 +57,8 @@ def write_labels(store: RunStore, name: str, path: Path, format: str, what: What
         write_tiff_labels(path, levels[0], max_id=largest, voxel_size=store.voxel_size)
         return
     blocks = (geometry.box_slices(box) for box in geometry.boxes(store.shape, layout.INGEST_BOX))
-    found = ((block, levels[0].read(block)) for block in blocks)
-    write_mrc_labels(path, store.shape, found, max_id=largest, voxel_size=store.voxel_size, origin=store.origin)
+    contents = ((block, levels[0].read(block)) for block in blocks)
+    write_mrc_labels(path, store.shape, contents, max_id=largest, voxel_size=store.voxel_size, origin=store.origin)
 
 
 def _described(store: RunStore, name: str, what: What) -> dict[int, dict[str, Any]]:
@@ -72,12 +72,12 @@ def write_meshes(
     store: RunStore, name: str, path: Path, format: str, *, smooth: float = 0.0, overwrite: bool = False
 ) -> int:
     """Write a surface for each instance: a GLB scene, one PLY, or a folder of PLY. Return how many were written."""
-    found = surfaces(store, name, origin=store.origin, smooth=smooth)
+    meshes = surfaces(store, name, origin=store.origin, smooth=smooth)
     if format == "glb":
-        return write_glb(path, found)
+        return write_glb(path, meshes)
     if path.suffix.lower() in MESH_FORMATS["ply"]:
-        return write_ply(path, found)
-    return write_ply_folder(path, found, overwrite=overwrite)
+        return write_ply(path, meshes)
+    return write_ply_folder(path, meshes, overwrite=overwrite)
 
 
 def surfaces(store: RunStore, name: str, *, origin: Point, smooth: float = 0.0) -> Iterator[Surface]:
@@ -104,12 +104,12 @@ def surfaces(store: RunStore, name: str, *, origin: Point, smooth: float = 0.0) 
 
 def kinds_name(store: RunStore, name: str | None = None) -> str:
     """The named query, which must be one of the kinds that competed, or any of these; InputError if there is none."""
-    found = [one for one in picks.names(store) if picks.kinds(store, one)]
-    if not found:
+    competing = [query for query in picks.names(store) if picks.kinds(store, query)]
+    if not competing:
         raise InputError(f"{store.url}: no kinds were told apart in this run")
-    if name not in (None, *found):
-        raise InputError(f"{store.url}: {name!r} was not told apart from others; there are: {', '.join(found)}")
-    return name or found[0]
+    if name not in (None, *competing):
+        raise InputError(f"{store.url}: {name!r} was not told apart from others; there are: {', '.join(competing)}")
+    return name or competing[0]
 
 
 def image_levels(store: RunStore, image: str) -> list[Level]:

@@ -53,16 +53,16 @@ def name_many(runs: Sequence[str], asked: Asked, tomograms: Path | None) -> tupl
 
 def asked_names(asked: Asked, own: Sequence[str]) -> dict[str, str]:
     """Own name → the name that is asked for; InputError for what is no such pair, or of no run."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for run, name in _all_pairs(asked):
         meant = matching(run, own)
         if len(meant) != 1 or not name:
             there = ", ".join(map(shown, own[:5])) + (", …" if len(own) > 5 else "")
             what = "an empty name" if len(meant) == 1 else "several runs are called" if meant else "no run is called"
             raise InputError(f"--tomogram: {what}: {shown(run)}; there are: {there}")
-        if found.setdefault(meant[0], name) != name:
-            raise InputError(f"--tomogram: two names of {shown(run)}: {shown(found[meant[0]])} and {shown(name)}")
-    return found
+        if names.setdefault(meant[0], name) != name:
+            raise InputError(f"--tomogram: two names of {shown(run)}: {shown(names[meant[0]])} and {shown(name)}")
+    return names
 
 
 def _written(

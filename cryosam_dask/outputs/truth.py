@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOMOGRAM = "tomogram"
-KINDS = ("kind", "species")
+KIND_COLUMNS = ("kind", "species")
 """Columns that tell tomograms and kinds of particles apart in a file of several; `cryosam simulate` writes species."""
 
 
@@ -47,16 +47,16 @@ class Tomogram:
 
     def file_of(self, files: Sequence[Path], folder: Path, kind: Kind) -> Path | None:
         """Which of the files under a folder is of a kind in this tomogram; see `truth_files.file_of`."""
-        found = file_of(files, folder, self.keys, self.name, kind)
-        return found or file_of(files, folder, self.series, self.name, kind)
+        path = file_of(files, folder, self.keys, self.name, kind)
+        return path or file_of(files, folder, self.series, self.name, kind)
 
 
 def tomogram_of(store: RunStore) -> Tomogram:
     """The tomogram of a run. It goes by the run's name and by what its input's path calls it."""
     name = stem_of(re.split(r"[/\\]", store.url.rstrip("/"))[-1])
     names = {name, *_named_by(str(store.info.get("input", {}).get("path", "")))}
-    keys = frozenset(key.casefold() for one in names for key in (one, stem_of(one)))
-    series = frozenset(plain_name(one).casefold() for one in names)
+    keys = frozenset(key.casefold() for called in names for key in (called, stem_of(called)))
+    series = frozenset(plain_name(called).casefold() for called in names)
     return Tomogram(name, keys, store.shape, store.voxel_size, series)
 
 
@@ -65,7 +65,7 @@ def _named_by(path: str) -> set[str]:
     parts = [part for part in re.split(r"[/\\]", path) if part]
     for place, part in enumerate(parts):
         if re.fullmatch(r"VoxelSpacing\d+(\.\d+)?", part):
-            above = [one for one in parts[:place] if one != "Reconstructions"]  # the portal's RUN/Reconstructions/…
+            above = [part for part in parts[:place] if part != "Reconstructions"]  # the portal's RUN/Reconstructions/…
             return set(above[-1:])
     return {run_name(path) or run_names([path])[0]} if parts else set()
 
@@ -226,16 +226,16 @@ class Truth:
 def _match(names: Sequence[str], tomogram: Tomogram, path: Path) -> str | None:
     """Which of a file's names of tomograms is this one's: with or without folder and suffixes, or else that of its tilt
     series, or else its number."""
-    found: list[str] = []
+    matches: list[str] = []
     for name in names:
         last = re.split(r"[/\\]", name)[-1]
-        if {one.casefold() for one in (name, last, stem_of(last))} & tomogram.keys:
-            found.append(name)
-    found = found or [name for name in names if plain_name(name).casefold() in tomogram.series]
-    found = found or [name for name in names if any(by_number(name, key) for key in tomogram.keys)]
-    if len(found) > 1:
-        raise InputError(f"{path}: {' and '.join(map(shown, found[:3]))} could both be {tomogram.name}")
-    return found[0] if found else None
+        if {form.casefold() for form in (name, last, stem_of(last))} & tomogram.keys:
+            matches.append(name)
+    matches = matches or [name for name in names if plain_name(name).casefold() in tomogram.series]
+    matches = matches or [name for name in names if any(by_number(name, key) for key in tomogram.keys)]
+    if len(matches) > 1:
+        raise InputError(f"{path}: {' and '.join(map(shown, matches[:3]))} could both be {tomogram.name}")
+    return matches[0] if matches else None
 
 
 def _of_kind(table: pd.DataFrame, path: Path, kind: Kind) -> pd.DataFrame | None:
@@ -243,7 +243,7 @@ def _of_kind(table: pd.DataFrame, path: Path, kind: Kind) -> pd.DataFrame | None
 
     InputError where that is not clear: no other kind is looked for, and the file has several, or not the named one.
     """
-    column = next((column for column in KINDS if column in table.columns), None)
+    column = next((column for column in KIND_COLUMNS if column in table.columns), None)
     if column is None:
         return table
     kinds = table[column].astype(str)

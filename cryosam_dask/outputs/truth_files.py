@@ -54,17 +54,17 @@ def truth_files(truth: str | Path, format: str | None) -> tuple[Path, tuple[Path
         raise InputError(f"{public(str(truth))}: true positions are read from local files: copy them here first")
     place = Path(local_path(truth)).expanduser()
     if place.is_dir():
-        found = _kept(place, (path for _, paths in files_under(place) for path in paths), format)
-        if not found:
+        files = _kept(place, (path for _, paths in files_under(place) for path in paths), format)
+        if not files:
             raise InputError(f"{place}: no files of points in this folder ({', '.join(suffixes())})")
-        return place, found
+        return place, files
     if not place.exists() and _WILD & set(str(place)):
         fixed = next(i for i, part in enumerate(place.parts) if _WILD & set(part))
         folder = Path(*place.parts[:fixed])
-        found = _kept(folder, folder.glob(str(Path(*place.parts[fixed:]))), format)
-        if not found:
+        files = _kept(folder, folder.glob(str(Path(*place.parts[fixed:]))), format)
+        if not files:
             raise InputError(f"{place}: no files of points of such names ({', '.join(suffixes())})")
-        return folder, found
+        return folder, files
     if not place.exists():
         raise InputError(f"{place}: no such file or folder")
     if format is None and place.suffix.lower() not in suffixes():
@@ -83,7 +83,7 @@ def suffixes() -> list[str]:
 def _kept(folder: Path, paths: Iterable[Path], format: str | None) -> tuple[Path, ...]:
     chosen = None if format is None else FORMATS.get(format.lower())
     known = tuple(suffixes() if chosen is None else chosen.suffixes or chosen.among)
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if path.suffix.lower() not in known or not path.is_file():
             continue
@@ -91,10 +91,10 @@ def _kept(folder: Path, paths: Iterable[Path], format: str | None) -> tuple[Path
             continue
         if format is None and not looks_like_points(path):
             continue
-        found.append(path)
-        if len(found) > _MOST_FILES:
+        files.append(path)
+        if len(files) > _MOST_FILES:
             raise InputError(f"{folder}: more than {_MOST_FILES} files of points: name the folder of the truth alone")
-    return tuple(sorted(found))
+    return tuple(sorted(files))
 
 
 def file_of(files: Sequence[Path], folder: Path, keys: frozenset[str], name: str, kind: Kind) -> Path | None:
@@ -114,14 +114,14 @@ def file_of(files: Sequence[Path], folder: Path, keys: frozenset[str], name: str
             exact.append(path)
         elif kind.alone and (stem in keys and not folders if kind.named else stem in keys or keys & set(folders)):
             loose.append(path)
-    found = exact or loose
-    if len(found) > 1:
-        listed = ", ".join(shown(str(path.relative_to(folder))) for path in found[:3])
+    candidates = exact or loose
+    if len(candidates) > 1:
+        listed = ", ".join(shown(str(path.relative_to(folder))) for path in candidates[:3])
         raise InputError(
-            f"{folder}: {len(found)} files could be the truth of {kind.name} in {name} "
-            f"({listed}{', …' if len(found) > 3 else ''}): name the kind, or the files by a pattern"
+            f"{folder}: {len(candidates)} files could be the truth of {kind.name} in {name} "
+            f"({listed}{', …' if len(candidates) > 3 else ''}): name the kind, or the files by a pattern"
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def names_one_of(path: Path, folder: Path, keys: frozenset[str]) -> bool:

@@ -33,8 +33,8 @@ class _Sliced:
         return self.source.shape
 
     def __getitem__(self, block: Block) -> Array:
-        found = self.source.read(block)
-        return found.view(np.uint8) if found.dtype == np.int8 else found  # ids are not negative: 8-bit MRC has no sign
+        ids = self.source.read(block)
+        return ids.view(np.uint8) if ids.dtype == np.int8 else ids  # ids are not negative: 8-bit MRC has no sign
 
 
 def compare_labels(store: RunStore, query: str, path: str | Path) -> tuple[MaskEvaluation, list[str]]:
@@ -88,12 +88,12 @@ class LabelFiles:
 
         InputError where one file would be those of several, and for a folder without images.
         """
-        found = _label_files(path)
-        if not found and not single:
+        files = _label_files(path)
+        if not files and not single:
             raise InputError(
                 f"{path}: labels of one tomogram and kind, and there are several runs or kinds: give a folder of labels"
             )
-        return cls(str(path) if not found else str(Path(local_path(path)).expanduser()), found)
+        return cls(str(path) if not files else str(Path(local_path(path)).expanduser()), files)
 
     def of(self, tomogram: Tomogram, kind: Kind) -> str | Path | None:
         """The labels of a kind in a tomogram, None where there are none."""
@@ -107,10 +107,10 @@ def _label_files(path: str | Path) -> tuple[Path, ...]:
     place = Path(local_path(path)).expanduser() if is_local(str(path)) else None
     if place is None or not place.is_dir() or place.suffix == ".zarr" or _is_zarr(place):
         return ()
-    found = sorted(entry for entry in _entries(place) if not entry.name.startswith(".") and _is_image(entry))
-    if not found:
+    images = sorted(entry for entry in _entries(place) if not entry.name.startswith(".") and _is_image(entry))
+    if not images:
         raise InputError(f"{place}: no images in this folder, expected labels ({', '.join(SUFFIXES)}, .zarr)")
-    return tuple(found)
+    return tuple(images)
 
 
 def _is_zarr(folder: Path) -> bool:
@@ -123,10 +123,10 @@ def _is_image(entry: Path) -> bool:
 
 def _entries(folder: Path) -> list[Path]:
     """Files and images in a folder and in the folders in it."""
-    found: list[Path] = []
+    entries: list[Path] = []
     for entry in folder.iterdir():
         if entry.is_dir() and entry.suffix != ".zarr" and not _is_zarr(entry):
-            found += _entries(entry)
+            entries += _entries(entry)
         else:
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries

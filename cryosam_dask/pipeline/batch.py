@@ -173,7 +173,7 @@ class _Batch:
         start = time.perf_counter()
         try:
             before = self._queries_of(row, kinds)
-            if before is None or self._found(row, kinds.lent(before)) is None:
+            if before is None or self._instances(row, kinds.lent(before)) is None:
                 self._tell(row, 1)
                 driver = self._drive(row.run)
                 with driver.command(f"query {', '.join(kinds.names)}"):
@@ -216,9 +216,9 @@ class _Batch:
         row = self._rows[index]
         # one that can't be read fails when its turn comes
         with contextlib.suppress(CryosamError, OSError):
-            found = self._found(row, kinds)
-            if found is not None:
-                self._rows[index] = replace(row, status="skipped", instances=found, seconds=0.0)
+            count = self._instances(row, kinds)
+            if count is not None:
+                self._rows[index] = replace(row, status="skipped", instances=count, seconds=0.0)
                 self._tell(self._rows[index], index + 1)
                 return True
         return False
@@ -245,7 +245,7 @@ class _Batch:
             for name, request in requests.items():
                 driver.store.group(layout.query(name)).attrs[COMPLETE] = request
         seconds = row.seconds + time.perf_counter() - start
-        instances = self._found(row, kinds)
+        instances = self._instances(row, kinds)
         return replace(
             row, status="done", instances=instances, seconds=seconds, notes=(*row.notes, *driver.notes), error=""
         )
@@ -276,11 +276,11 @@ class _Batch:
         others: dict[str, Any] = {"kinds": digests} if kinds.several else {}
         return {name: fingerprint(asked | {"query": digest} | others) for name, digest in digests.items()}
 
-    def _found(self, row: Row, kinds: Kinds) -> int | None:
+    def _instances(self, row: Row, kinds: Kinds) -> int | None:
         """How many instances a run has that is complete for these kinds; None if it is not."""
         if not RunStore.exists(row.run):
             return None
-        store, found = RunStore.open(row.run), 0
+        store, count = RunStore.open(row.run), 0
         if kinds.several and not marks.all_done(store, label.stage_name(layout.KINDS)):
             return None
         for name, request in self._requests(row, kinds).items():
@@ -289,8 +289,8 @@ class _Batch:
                 return None
             if not marks.all_done(store, label.stage_name(name)):
                 return None
-            found += int(str(store.group(layout.picks(name)).attrs["kept"]))
-        return found
+            count += int(str(store.group(layout.picks(name)).attrs["kept"]))
+        return count
 
     def _failed(self, row: Row, error: Exception, start: float) -> Row:
         """The row of a tomogram that failed. The traceback of what is not an error for users is kept in a file."""
@@ -325,9 +325,9 @@ def why_stop(error: Exception, broken: int, fail_fast: bool) -> str:
         return "the first failure ends it, as asked"
     if isinstance(error, DeviceError | ModelError):
         return "the models can't run, and so on no other tomogram"
-    if any(isinstance(one, ConnectionLostError) for one in _chain(error)):
+    if any(isinstance(cause, ConnectionLostError) for cause in _chain(error)):
         return "the scheduler is gone"
-    if any(_is_full(one) for one in _chain(error)):
+    if any(_is_full(cause) for cause in _chain(error)):
         return "results can't be written, and so of no other tomogram"
     if broken >= BROKEN:
         return f"{broken} tomograms in a row failed on the workers"
@@ -350,8 +350,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             yield from _chain(error.__context__)
 
 
-def _same(one: str, other: str) -> bool:
+def _same(address: str, other: str) -> bool:
     """Whether two addresses are of the same folder."""
-    if is_local(one) and is_local(other):
-        return Path(local_path(one)).expanduser().resolve() == Path(local_path(other)).expanduser().resolve()
-    return one.rstrip("/") == other.rstrip("/")
+    if is_local(address) and is_local(other):
+        return Path(local_path(address)).expanduser().resolve() == Path(local_path(other)).expanduser().resolve()
+    return address.rstrip("/") == other.rstrip("/")

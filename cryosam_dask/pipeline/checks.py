@@ -30,7 +30,7 @@ def queried(store: RunStore, name: str) -> Settings:
     ingested(store)
     where = layout.query(check_name(name))
     if where not in store or not marks.all_done(store, query.stage_name(name)):
-        finished = [one for one in query_names(store) if marks.all_done(store, query.stage_name(one))]
+        finished = [other for other in query_names(store) if marks.all_done(store, query.stage_name(other))]
         known = ", ".join(finished) or "none yet"
         raise StoreError(f"{store.url}: no query called {name!r} (there are: {known}); run `cryosam query` first")
     settings = store.group(where).attrs.get("settings")

@@ -274,7 +274,10 @@ class Driver(Runner):
     def _paint(self, chosen: Sequence[select.Selection], upstream: str, kinds: Sequence[str] = ()) -> None:
         """Write picks and labels of the chosen instances; with several kinds also the image of all kinds."""
         store = self.store
-        stages = [label.plan(store, one.name, one.boxes, one.sources, upstream, kinds) for one in chosen]
+        stages = [
+            label.plan(store, selection.name, selection.boxes, selection.sources, upstream, kinds)
+            for selection in chosen
+        ]
         if kinds:
             stages.append(label.plan(store, layout.KINDS, *select.combined(list(chosen)), upstream, kinds))
         for stage in stages:  # before any picks are replaced
@@ -285,11 +288,11 @@ class Driver(Runner):
         for stage in stages:  # labels that belong to other picks are not done
             if self._stale(stage):
                 store.delete(layout.marks(stage.name))
-        for one in chosen:
-            for note in one.notes:
+        for selection in chosen:
+            for note in selection.notes:
                 self.note(note)
-            one.write(store)
-        for stage, image in zip(stages, [*(one.name for one in chosen), layout.KINDS], strict=False):
+            selection.write(store)
+        for stage, image in zip(stages, [*(selection.name for selection in chosen), layout.KINDS], strict=False):
             self._named(stage, lambda name=image: label.prepare(store, name, kinds))  # type: ignore[misc]
 
     def _ready(self, name: str, settings: Settings) -> tuple[RunStore, Settings]:

@@ -152,11 +152,11 @@ def find_damage(
 
 def check_complete(store: RunStore) -> None:
     """`StoreError` if a chunk that a finished unit wrote is gone or empty. Files are listed, not read."""
-    found = list(itertools.islice(find_damage(store, content=False), SHOWN + 1))
-    if found:
-        more = " and more" if len(found) > SHOWN else ""
+    damages = list(itertools.islice(find_damage(store, content=False), SHOWN + 1))
+    if damages:
+        more = " and more" if len(damages) > SHOWN else ""
         raise StoreError(
-            f"{store.url}: {'; '.join(d.words for d in found[:SHOWN])}{more}; "
+            f"{store.url}: {'; '.join(d.words for d in damages[:SHOWN])}{more}; "
             f"`cryosam verify {store.url} --repair` and then the same command make it again"
         )
 
@@ -260,28 +260,28 @@ class _Array:
 
 def _done(store: RunStore) -> dict[str, Bool]:
     """Which units of each stage are done. A stage whose marks can't be opened has begun, and none is known to be."""
-    found: dict[str, Bool] = {}
+    done: dict[str, Bool] = {}
     for path, size in store.files(layout.MARKS):
         folder, _, name = path.rpartition("/")
         if name == METADATA and size:
             try:
                 stage = folder.removeprefix(layout.marks(""))
-                found[stage] = marks.done(store, stage)
+                done[stage] = marks.done(store, stage)
             except (StoreError, IndexError):
                 continue
-    return found
+    return done
 
 
 def _listing(store: RunStore) -> Iterator[tuple[str, dict[Index | None, int]]]:
     """All arrays and groups with the bytes of their chunks, and of their metadata under None; group by group."""
     for top in store.names():
-        found: dict[str, dict[Index | None, int]] = {}
+        by_array: dict[str, dict[Index | None, int]] = {}
         for path, size in store.files(top):
             if (chunk := chunk_of(path)) is not None:
-                found.setdefault(chunk[0], {})[chunk[1]] = size
+                by_array.setdefault(chunk[0], {})[chunk[1]] = size
             elif path.rpartition("/")[2] == METADATA:
-                found.setdefault(path.rpartition("/")[0], {})[None] = size
-        yield from sorted((path, sizes) for path, sizes in found.items() if path)
+                by_array.setdefault(path.rpartition("/")[0], {})[None] = size
+        yield from sorted((path, sizes) for path, sizes in by_array.items() if path)
 
 
 def _repair(store: RunStore, damage: Damage, done: Repair, units: set[tuple[str, int]]) -> None:
@@ -322,7 +322,7 @@ def _laid_out_with(stage: str) -> list[str]:
     declared = chain.declaration_of(stage)
     if declared is None or not declared.together:
         return [stage]
-    return [one.name for one in chain.STAGES if one.together and one.command == declared.command]
+    return [other.name for other in chain.STAGES if other.together and other.command == declared.command]
 
 
 def _repair_unknown(store: RunStore, damage: Damage, done: Repair) -> None:

@@ -122,8 +122,8 @@ def kinds_of(
     if isinstance(points, Mapping):
         if names is not None:
             raise InputError(f"names {', '.join(names)}: points by name have their names already")
-        clicked = {str(kind): _listed(found) for kind, found in points.items()}
-        if empty := [kind for kind, found in clicked.items() if not found]:
+        clicked = {str(kind): _listed(places) for kind, places in points.items()}
+        if empty := [kind for kind, places in clicked.items() if not places]:
             raise InputError(f"no points of {', '.join(empty)}")
         return _checked(Kinds(clicked, negatives=unwanted))
     if names is not None and len(names) != 1:
@@ -144,15 +144,15 @@ def take(query: Source | Sequence[Source] | Mapping[str, Loan], names: Sequence[
     renamed = names if names is not None and all(alone) else None
     if renamed is not None and len(renamed) != len(sources):
         raise InputError(f"{len(renamed)} names of {len(sources)} files of queries: give one for each, or none")
-    found: list[Loan] = []
+    loans: list[Loan] = []
     for i, source in enumerate(sources):
         if isinstance(source, Loan) or query_file.is_file(source):
             loan = source if isinstance(source, Loan) else query_file.read(source)
-            found.append(loan if renamed is None else query_file.renamed(loan, renamed[i]))
+            loans.append(loan if renamed is None else query_file.renamed(loan, renamed[i]))
         else:
-            found += [lent(source, name) for name in names or [PARTICLE]]
+            loans += [lent(source, name) for name in names or [PARTICLE]]
     out: dict[str, Loan] = {}
-    for loan in found:
+    for loan in loans:
         if loan.name in out:
             raise InputError(
                 f"{loan.url}: there are two queries called {loan.name!r}; take both from files (`cryosam export --what "
@@ -168,12 +168,14 @@ def _listed(points: Points | None) -> list[list[float]]:
         table: Any = points
         points = table[list(AXES)].to_numpy()
     try:
-        found = np.array([] if points is None else points, np.float64, ndmin=2)
+        positions = np.array([] if points is None else points, np.float64, ndmin=2)
     except (TypeError, ValueError):
         raise InputError(f"points {str(points)[:60]}: expected numbers Z,Y,X") from None
-    if found.size and (found.ndim != 2 or found.shape[1] != 3):
-        raise InputError(f"points of shape {found.shape}: expected three numbers Z,Y,X for each of one or more points")
-    return [[float(v) for v in point] for point in found.reshape(-1, 3)]
+    if positions.size and (positions.ndim != 2 or positions.shape[1] != 3):
+        raise InputError(
+            f"points of shape {positions.shape}: expected three numbers Z,Y,X for each of one or more points"
+        )
+    return [[float(v) for v in point] for point in positions.reshape(-1, 3)]
 
 
 def _checked(kinds: Kinds) -> Kinds:

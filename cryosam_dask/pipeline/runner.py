@@ -15,7 +15,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import CryosamError, StoreError
 from cryosam_dask.executors.base import Execution, Executor, Timing, execute, one_line, unfinished
 from cryosam_dask.executors.outcomes import Failure
@@ -29,6 +28,7 @@ from cryosam_dask.store import layout, marks
 from cryosam_dask.store.journal import Journal, StageEntry
 from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -245,8 +245,8 @@ class Runner:
             )
 
     def _differs(self, stage: Stage) -> bool:
-        found = marks.found_stage(self.store, stage.name)
-        return found is not None and found["fingerprint"] != stage.fingerprint
+        record = marks.found_stage(self.store, stage.name)
+        return record is not None and record["fingerprint"] != stage.fingerprint
 
     def _remove(self) -> None:
         RunStore.remove(self.url)
@@ -259,7 +259,7 @@ class Runner:
 
 
 def stage_fingerprint(store: RunStore, stage: str) -> str:
-    found = marks.found_stage(store, stage)
-    if found is None:
+    record = marks.found_stage(store, stage)
+    if record is None:
         raise StoreError(f"{store.url}: {stage} has not run yet; run `cryosam {stage.partition('/')[0]}` first")
-    return str(found["fingerprint"])
+    return str(record["fingerprint"])

@@ -56,9 +56,9 @@ class Row:
         """One line without the tomogram's name."""
         if self.status == "failed":
             return f"failed: {self.error}"
-        found = "" if self.instances is None else f", {self.instances} instances"
+        instances = "" if self.instances is None else f", {self.instances} instances"
         took = f", {self.seconds:.0f} s" if self.status == "done" else ""
-        return f"{_WORDS[self.status]}{found}{took}"
+        return f"{_WORDS[self.status]}{instances}{took}"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Summary:
         lines = [f"{row.name:{wide}}  {row.in_words()}" for row in self.rows]
         counts = Counter[str](row.status for row in self.rows)
         parts = [f"{counts[status]} {words}" for status, words in _WORDS.items() if counts[status]]
-        found = sum(row.instances or 0 for row in self.rows)
+        instances = sum(row.instances or 0 for row in self.rows)
         many = "1 tomogram" if len(self.rows) == 1 else f"{len(self.rows)} tomograms"
-        lines.append(f"{many}: {', '.join(parts)}; {found} instances")
+        lines.append(f"{many}: {', '.join(parts)}; {instances} instances")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}")
         if self.exit_code:

@@ -68,8 +68,8 @@ class _Header:
 
 
 def _settings(store: RunStore, name: str) -> Settings | None:
-    found = store.group(layout.query(name)).attrs.get("settings")
-    return None if found is None else Settings.model_validate(found)
+    settings = store.group(layout.query(name)).attrs.get("settings")
+    return None if settings is None else Settings.model_validate(settings)
 
 
 def _diameter(store: RunStore, name: str) -> float:

@@ -122,8 +122,8 @@ class Planner:
     def _plan(self, declared: Declaration, stage: Stage, times: float = 1.0) -> None:
         """A stage by the cost that it declares for its units. Kinds and ratios count together."""
         if declared.cost is not None:
-            found = [declared.cost(self, unit) for unit in stage.units]
-            self._add(declared.name, stage, [cost._replace(seconds=times * cost.seconds) for cost in found])
+            costs = [declared.cost(self, unit) for unit in stage.units]
+            self._add(declared.name, stage, [cost._replace(seconds=times * cost.seconds) for cost in costs])
 
     def _driver(self, name: str, seconds: float) -> None:
         """What the driver does itself."""

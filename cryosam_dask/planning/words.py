@@ -56,10 +56,10 @@ def _stages(plan: Plan) -> Table:
 
 def _stored(plan: Plan) -> Table:
     table = _table("stored", "bytes", "compressed, about", "chunks")
-    for one in plan.stored:
-        table.add_row(one.kind, decimal(one.bytes), decimal(one.compressed), f"{one.chunks:,}")
-    total, compressed = (sum(getattr(one, name) for one in plan.stored) for name in ("bytes", "compressed"))
-    table.add_row("all", decimal(total), decimal(compressed), f"{sum(one.chunks for one in plan.stored):,}")
+    for array in plan.stored:
+        table.add_row(array.kind, decimal(array.bytes), decimal(array.compressed), f"{array.chunks:,}")
+    total, compressed = (sum(getattr(array, name) for array in plan.stored) for name in ("bytes", "compressed"))
+    table.add_row("all", decimal(total), decimal(compressed), f"{sum(array.chunks for array in plan.stored):,}")
     return table
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.evaluate import CZII_OBJECTS, competition_counts, czii_score, f_beta, summarise
 from cryosam_dask.evaluate.czii import CZII_BETA, CZII_SHARE
@@ -26,6 +25,7 @@ from cryosam_dask.published.records import Record, make_folder
 from cryosam_dask.published.times import minutes
 from cryosam_dask.published.words import grid, percent, spread
 from cryosam_dask.settings import Settings
+from cryosam_dask.version import __version__
 
 PORTAL_NAMES = {
     "ferritin-complex": "apo-ferritin",
@@ -46,7 +46,7 @@ def with_classes(entries: Sequence[Entry], only: Sequence[str] = ()) -> list[Ent
 
     only : some of the classes, none: all; a tomogram that has none of them is left out
     """
-    known = {one.name for one in CZII_OBJECTS}
+    known = {species.name for species in CZII_OBJECTS}
     wanted = set(only) or known
     out = []
     for entry in entries:
@@ -75,7 +75,7 @@ def asked_for(
     """One configuration for each share of the annotations that are prompts (None: one prompt), for each class."""
     configs = [Config(share=share) for share in dict.fromkeys(shares)]
     there = {kind for entry in entries for kind in entry.truths}
-    kinds = tuple(one.name for one in CZII_OBJECTS if one.name in there)
+    kinds = tuple(species.name for species in CZII_OBJECTS if species.name in there)
     return Asked(out, entries, kinds, lambda index: configs, {DEFAULT: settings}, **options)
 
 
@@ -83,11 +83,11 @@ def tabulate(asked: Asked, shares: Sequence[float | None], stopped: str = "") ->
     """Write and return the table from what is recorded: `czii.md`, `czii.json`."""
     tables, data, complete = [], {}, True
     for share in dict.fromkeys(shares):
-        rows, found, whole = _of_share(asked, share)
+        rows, results, whole = _of_share(asked, share)
         complete &= whole
-        lines = [f"## CZII classes, {prompts_in_words(share)}", grid(HEAD, rows), *found.pop("words")]
+        lines = [f"## CZII classes, {prompts_in_words(share)}", grid(HEAD, rows), *results.pop("words")]
         tables.append("\n\n".join(lines))
-        data[Config(share=share).key] = found
+        data[Config(share=share).key] = results
     notes = footnotes(asked)
     text = "\n\n".join([*tables, "## Protocol", "\n".join(f"- {note}" for note in notes)])
     files = (asked.out / "czii.md", asked.out / "czii.json")
@@ -105,25 +105,28 @@ def _of_share(asked: Asked, share: float | None) -> tuple[list[list[str]], dict[
     places = [(entry.name, kind) for entry in asked.entries for kind in (entry.truths or asked.kinds)]
     records = {place: record for place in places if (record := asked.record(*place, config)) is not None}
     done = {place: record for place, record in records.items() if record.status == "done"}
-    found, truth = _positions(asked, done)
-    score = czii_score(found, truth) if done else None
+    picked, truth = _positions(asked, done)
+    score = czii_score(picked, truth) if done else None
     rows, values = [], []
-    for index, one in enumerate(CZII_OBJECTS):
-        total = sum(kind == one.name for _, kind in places)
-        names = [tomogram for tomogram, kind in done if kind == one.name]
+    for index, species in enumerate(CZII_OBJECTS):
+        total = sum(kind == species.name for _, kind in places)
+        names = [tomogram for tomogram, kind in done if kind == species.name]
         if not total:
             continue
-        counted = [competition_counts(found[n][one.name], truth[n][one.name], CZII_SHARE * one.radius) for n in names]
+        counted = [
+            competition_counts(picked[n][species.name], truth[n][species.name], CZII_SHARE * species.radius)
+            for n in names
+        ]
         each = summarise(f_beta(c.precision, c.recall, CZII_BETA) for c in counted)
-        took = summarise(minutes(done[n, one.name].seconds) for n in names)
+        took = summarise(minutes(done[n, species.name].seconds) for n in names)
         figures = ["-"] * 3
         if score is not None and names:
             of_all = score.classes[index]
             figures = [f"{100 * value:.1f}" for value in (of_all.precision, of_all.recall, of_all.f_beta)]
-        about = [one.name, prompts_in_words(share), f"{len(names)} of {total}", f"{CZII_SHARE * one.radius:g}"]
-        rows.append([*about, *figures, percent(each), spread(took, 1), f"{one.weight:g}"])
+        about = [species.name, prompts_in_words(share), f"{len(names)} of {total}", f"{CZII_SHARE * species.radius:g}"]
+        rows.append([*about, *figures, percent(each), spread(took, 1), f"{species.weight:g}"])
         measured = {"f4_of_tomograms": each.to_dict(), "minutes": took.to_dict()}
-        values.append({"name": one.name, "tomograms": names, **measured})
+        values.append({"name": species.name, "tomograms": names, **measured})
     complete = len(done) == len(places) and bool(done)
     errors = (f"{name} failed, {kind}: {r.error}" for (name, kind), r in records.items() if r.status == "failed")
     words = list(dict.fromkeys(errors))
@@ -136,14 +139,14 @@ def _of_share(asked: Asked, share: float | None) -> tuple[list[list[str]], dict[
 
 def _positions(asked: Asked, done: Mapping[tuple[str, str], Record]) -> tuple[Positions, Positions]:
     """Picks and annotations of what is complete, {tomogram: {class: (n, 3) Å}}."""
-    found: Positions = {}
+    picked: Positions = {}
     truth: Positions = {}
     for (tomogram, kind), record in done.items():
         size = np.asarray(record.voxel_size, float)
         table = asked.records.picks(record)
-        found.setdefault(tomogram, {})[kind] = table[["z", "y", "x"]].to_numpy(float) * size
+        picked.setdefault(tomogram, {})[kind] = table[["z", "y", "x"]].to_numpy(float) * size
         truth.setdefault(tomogram, {})[kind] = np.asarray(record.truth, float).reshape(-1, 3) * size
-    return found, truth
+    return picked, truth
 
 
 def footnotes(asked: Asked) -> list[str]:

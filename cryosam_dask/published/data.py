@@ -85,9 +85,9 @@ def find(
     if truth is not None and (root is not None or not entries):
         raise InputError(f"{truth}: in this layout positions stand beside their tomograms; leave --truth out")
     entries = [_of_kind(entry, kind) for entry in sorted(entries, key=lambda entry: natural(entry.name))]
-    for one, two in pairwise(entries):
-        if one.name == two.name:
-            raise InputError(f"{one.tomogram} and {two.tomogram} are both {one.name}; say which with --which PATTERN")
+    for a, b in pairwise(entries):
+        if a.name == b.name:
+            raise InputError(f"{a.tomogram} and {b.tomogram} are both {a.name}; say which with --which PATTERN")
     return _chosen(entries, only)
 
 
@@ -97,8 +97,8 @@ def _of_kind(entry: Entry, kind: str | None) -> Entry:
         return entry
     if set(entry.truths) == {""}:
         return replace(entry, truths={kind: entry.truths[""]})
-    found = [name for name in entry.truths if kind.casefold() in name.casefold()]
-    exact = [name for name in found if name.casefold() == kind.casefold()] or found
+    kinds = [name for name in entry.truths if kind.casefold() in name.casefold()]
+    exact = [name for name in kinds if name.casefold() == kind.casefold()] or kinds
     if len(exact) == 1:
         return replace(entry, truths={kind: entry.truths[exact[0]]})
     there = _some(sorted(entry.truths)) or "none"
@@ -115,10 +115,10 @@ def _chosen(entries: list[Entry], only: str | None) -> list[Entry]:
         return entries[: int(only)]
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     known = [entry.name for entry in entries]
-    found = {name: [e for e in entries if e.name in matching(name, known)] for name in wanted}
-    if missing := [name for name, some in found.items() if not some]:
+    matches = {name: [e for e in entries if e.name in matching(name, known)] for name in wanted}
+    if missing := [name for name, some in matches.items() if not some]:
         raise InputError(f"--tomograms: no {_some(missing)} among {_some([e.name for e in entries])}")
-    keep = {e.name for some in found.values() for e in some}
+    keep = {e.name for some in matches.values() for e in some}
     return [e for e in entries if e.name in keep]
 
 
@@ -146,8 +146,8 @@ def _czii(root: Path, which: str | None) -> list[Entry]:
 
 def _portal_runs(data: Path) -> list[Path]:
     """Folders of runs: in `data` or in the folders of data sets in it."""
-    found = {path.parent for depth in ("*", "*/*") for path in data.glob(f"{depth}/Reconstructions") if path.is_dir()}
-    return sorted(found)
+    runs = {path.parent for depth in ("*", "*/*") for path in data.glob(f"{depth}/Reconstructions") if path.is_dir()}
+    return sorted(runs)
 
 
 def _portal(runs: Sequence[Path], which: str | None) -> list[Entry]:
@@ -172,14 +172,14 @@ def _portal(runs: Sequence[Path], which: str | None) -> list[Entry]:
 def _one_image(name: str, images: Iterable[Path], which: str | None) -> Entry:
     """The entry of a run of which one tomogram is meant."""
     all_of_it = sorted(images, key=lambda path: natural(str(path)))
-    found = all_of_it if which is None else [path for path in all_of_it if fnmatch.fnmatch(str(path), which)]
-    if len(found) == 1:
-        return Entry(name, str(found[0]))
-    if not found:
+    chosen = all_of_it if which is None else [path for path in all_of_it if fnmatch.fnmatch(str(path), which)]
+    if len(chosen) == 1:
+        return Entry(name, str(chosen[0]))
+    if not chosen:
         there = f"; there are {_some([str(p) for p in all_of_it])}" if all_of_it else ""
         return Entry(name, "", error=f"no tomogram{f' matches {which}' if which else ''}{there}")
-    shown = _some([str(path) for path in found])
-    return Entry(name, "", error=f"{len(found)} tomograms ({shown}); say which with --which PATTERN")
+    shown = _some([str(path) for path in chosen])
+    return Entry(name, "", error=f"{len(chosen)} tomograms ({shown}); say which with --which PATTERN")
 
 
 def _with_truths(entry: Entry, named: Sequence[tuple[str, Path]], format: str, where: str) -> Entry:
@@ -236,11 +236,11 @@ def _of_one_star(tomograms: Sequence[Path], star: Path, format: str | None) -> l
         if not names and len(tomograms) == 1:
             entries.append(Entry(name, str(path), {"": Truth(star, format)}))
             continue
-        found = same_tomogram(path.name, names)
-        if len(found) == 1:
-            entries.append(Entry(name, str(path), {"": Truth(star, format, found[0])}))
+        rows = same_tomogram(path.name, names)
+        if len(rows) == 1:
+            entries.append(Entry(name, str(path), {"": Truth(star, format, rows[0])}))
         else:
-            what = f"several names of {star} may be its ({_some(found)})" if found else f"{star} has no rows of it"
+            what = f"several names of {star} may be its ({_some(rows)})" if rows else f"{star} has no rows of it"
             entries.append(Entry(name, str(path), error=f"{what} (names there: {_some(names) or 'none'})"))
     if not any(entry.truths for entry in entries):
         shown = _some([entry.name for entry in entries])
@@ -253,10 +253,10 @@ def _tomograms(data: Path, which: str | None, out: Path | None) -> list[str]:
     places: dict[Path, list[str]] = {}
     for folder, _ in files_under(data, out):
         try:
-            found = find_tomograms([folder])
+            paths = find_tomograms([folder])
         except InputError:
             continue
-        kept = [path for path in found if which is None or fnmatch.fnmatch(path, which)]
+        kept = [path for path in paths if which is None or fnmatch.fnmatch(path, which)]
         if kept:
             places[folder] = kept
         if folder == data and kept:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.published.data import Entry
@@ -21,6 +20,7 @@ from cryosam_dask.published.records import make_folder
 from cryosam_dask.published.scores import RADIUS, Result, results_of
 from cryosam_dask.published.words import table_in_words
 from cryosam_dask.settings import Settings
+from cryosam_dask.version import __version__
 
 KIND = "ribosome"
 

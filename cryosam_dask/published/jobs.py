@@ -58,20 +58,20 @@ class Asked:
 
         Of a tomogram that can't be read now, only the former is known.
         """
-        found = self.records.read(tomogram, kind, config.key)
-        if found is None or found.recipe != self.recipe(config):
+        stored = self.records.read(tomogram, kind, config.key)
+        if stored is None or stored.recipe != self.recipe(config):
             return None
-        return found if self._requests.get((tomogram, kind, config.key), found.request) == found.request else None
+        return stored if self._requests.get((tomogram, kind, config.key), stored.request) == stored.request else None
 
     @cached_property
     def _requests(self) -> dict[tuple[str, str, str], str]:
         """The requests of all jobs of the tomograms that can be read, by tomogram, kind and configuration."""
-        found: dict[tuple[str, str, str], str] = {}
+        requests: dict[tuple[str, str, str], str] = {}
         for index, entry in enumerate(self.entries):
             with contextlib.suppress(CryosamError, OSError):
                 for job in jobs_of(self, entry, self.configs(index)):
-                    found[entry.name, job.kind, job.config.key] = job.request
-        return found
+                    requests[entry.name, job.kind, job.config.key] = job.request
+        return requests
 
     def recipe(self, config: Config) -> str:
         """Fingerprint of all that a configuration is made with besides the tomogram and its positions."""
@@ -151,10 +151,12 @@ def jobs_of(asked: Asked, entry: Entry, configs: Sequence[Config]) -> list[Job]:
     source = open_tomogram(entry.tomogram, **asked.reading)
     content = ingest.plan(source, entry.tomogram, {}).fingerprint
     size = [float(v) for v in source.voxel_size]
-    found = {kind: read_positions(truth, source, asked.pixel_size) for kind, truth in entry.truths.items()}
-    made = [_job(asked, entry, content, size, kind, found[kind], config) for kind in found for config in configs]
+    positions = {kind: read_positions(truth, source, asked.pixel_size) for kind, truth in entry.truths.items()}
+    jobs = [
+        _job(asked, entry, content, size, kind, positions[kind], config) for kind in positions for config in configs
+    ]
     order = list(dict.fromkeys(config.encoder for config in configs))
-    return sorted(made, key=lambda job: (order.index(job.config.encoder), job.kind))
+    return sorted(jobs, key=lambda job: (order.index(job.config.encoder), job.kind))
 
 
 def _job(

@@ -185,8 +185,8 @@ def count_in_words(count: int) -> str:
 
 def tables(names: tuple[str, ...], limit: int | None = ABLATION, counts: tuple[int, ...] = COUNTS) -> list[Table]:
     """The tables of these names: 1, 2, 3, fig5; in the paper's order."""
-    made = {"1": table_1(), "2": table_2(limit), "3": table_3(limit), "fig5": figure_5(limit, counts)}
-    return [table for name, table in made.items() if name in names]
+    every = {"1": table_1(), "2": table_2(limit), "3": table_3(limit), "fig5": figure_5(limit, counts)}
+    return [table for name, table in every.items() if name in names]
 
 
 TABLES = ("1", "2", "3", "fig5")

@@ -68,8 +68,8 @@ class Records:
     def read(self, tomogram: str, kind: str, config: str) -> Record | None:
         """The record of a configuration; None where there is none that can be read, and it is made again."""
         try:
-            found = json.loads(self._file(tomogram, kind, config, ".json").read_text(encoding="utf-8"))
-            return Record(**found)
+            values = json.loads(self._file(tomogram, kind, config, ".json").read_text(encoding="utf-8"))
+            return Record(**values)
         except (OSError, ValueError, TypeError):
             return None
 

@@ -46,20 +46,20 @@ def score_of(records: Records, record: Record, radius: float, count: int | None 
     """The figures of a finished configuration. radius : Å; count : which K, of a run with several."""
     size = np.asarray(record.voxel_size, float)
     table = records.picks(record, count)
-    found = table[["z", "y", "x"]].to_numpy(float) * size
+    picks = table[["z", "y", "x"]].to_numpy(float) * size
     truth = np.asarray(record.truth, float).reshape(-1, 3) * size
-    result = evaluate_picks(found, table["score"].to_numpy(float), truth, radius)
+    result = evaluate_picks(picks, table["score"].to_numpy(float), truth, radius)
     rest = np.delete(truth, record.prompted, axis=0)
     unprompted = None
     if len(rest):
-        unprompted = evaluate_picks(found, table["score"].to_numpy(float), rest, radius).recall
+        unprompted = evaluate_picks(picks, table["score"].to_numpy(float), rest, radius).recall
     return Score(
         record.tomogram,
         result.precision,
         result.recall,
         result.f1,
         unprompted,
-        len(found),
+        len(picks),
         len(truth),
         len(record.prompted),
         minutes(record.seconds),
@@ -131,9 +131,9 @@ def _result(line: Line, asked: Asked, tomograms: Sequence[str], kind: str, radiu
 
 def failures(results: Iterable[Result]) -> dict[str, list[str]]:
     """Tomograms that failed with their errors, each error once."""
-    found: dict[str, list[str]] = {}
+    errors: dict[str, list[str]] = {}
     for result in results:
         for name, error in result.failed:
-            if error not in found.setdefault(name, []):
-                found[name].append(error)
-    return found
+            if error not in errors.setdefault(name, []):
+                errors[name].append(error)
+    return errors

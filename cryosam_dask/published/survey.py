@@ -23,14 +23,14 @@ def survey(asked: Asked) -> str:
             if entry.error:
                 raise CryosamError(entry.error)
             source = open_tomogram(entry.tomogram, **asked.reading)
-            found = {kind: read_positions(t, source, asked.pixel_size) for kind, t in entry.truths.items()}
+            annotated = {kind: read_positions(t, source, asked.pixel_size) for kind, t in entry.truths.items()}
         except (CryosamError, OSError) as error:
             rows.append((entry.name, "-", "-", "can't be used", count))
             notes.append(f"{entry.name}: {error}")
             continue
         shape = " × ".join(str(n) for n in source.shape)
         size = " × ".join(f"{v:g}" for v in dict.fromkeys(source.voxel_size))
-        counts = ", ".join(f"{kind} {len(positions.points)}" for kind, positions in found.items())
+        counts = ", ".join(f"{kind} {len(positions.points)}" for kind, positions in annotated.items())
         rows.append((entry.name, shape, size, counts, count))
-        notes += [f"{entry.name}: {note}" for positions in found.values() for note in positions.notes]
+        notes += [f"{entry.name}: {note}" for positions in annotated.values() for note in positions.notes]
     return "\n".join([grid(HEAD, rows), *notes])

@@ -58,16 +58,18 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def percent(found: Summary) -> str:
+def percent(figures: Summary) -> str:
     """Mean ± deviation in percent."""
-    return spread(found, 1, 100)
+    return spread(figures, 1, 100)
 
 
-def spread(found: Summary, digits: int, factor: float = 1) -> str:
+def spread(figures: Summary, digits: int, factor: float = 1) -> str:
     """Mean ± sample deviation; `-` without any value."""
-    if found.mean is None:
+    if figures.mean is None:
         return "-"
-    return f"{factor * found.mean:.{digits}f}" + ("" if found.std is None else f" ± {factor * found.std:.{digits}f}")
+    return f"{factor * figures.mean:.{digits}f}" + (
+        "" if figures.std is None else f" ± {factor * figures.std:.{digits}f}"
+    )
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -115,8 +115,8 @@ class _Work:
             self._ready = True
 
     def _is_done(self, job: Job) -> bool:
-        found = self._records.read(job.entry.name, job.kind, job.config.key)
-        return found is not None and found.status == "done" and found.request == job.request
+        record = self._records.read(job.entry.name, job.kind, job.config.key)
+        return record is not None and record.status == "done" and record.request == job.request
 
     def _tomogram(self, place: str, todo: Sequence[Job]) -> str:
         """Run some configurations of a tomogram. Returns why the rest of all is not worth trying."""
@@ -170,9 +170,9 @@ class _Work:
         if job.config.counts:
             # numbered by K: one file for all
             parts = [first_picks(store, job.called, job.matched, k).assign(k=k) for k in job.config.counts]
-            found = pd.concat(parts, ignore_index=True)
+            picks = pd.concat(parts, ignore_index=True)
         else:
-            found = all_picks(store, job.called)
+            picks = all_picks(store, job.called)
         seconds, device, executor = seconds_of(store, job.asked, job.called)
         record = Record(
             tomogram=job.entry.name,
@@ -192,7 +192,7 @@ class _Work:
             executor=executor,
             notes=[*job.notes, *notes],
         )
-        return record, found
+        return record, picks
 
     def _all_failed(self, entry: Entry, configs: Iterable[Config], error: Exception) -> None:
         """Write down a tomogram that can't be read. What is complete stays: it may only be out of reach."""

@@ -13,7 +13,8 @@ from cryosam_dask.report.reading import attempt
 from cryosam_dask.stages import chain
 from cryosam_dask.storage.address import public
 from cryosam_dask.store import journal
-from cryosam_dask.store.run_store import Json, RunStore
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Json
 
 MOST_COMMANDS = 30
 """How many of the latest commands are listed."""
@@ -93,7 +94,7 @@ class Facts:
     @property
     def unfinished(self) -> tuple[Progress, ...]:
         """Stages that have begun and are not done, without those that never run all of their units."""
-        sparse = {one.name for one in chain.STAGES if one.sparse}
+        sparse = {stage.name for stage in chain.STAGES if stage.sparse}
         return tuple(p for p in self.progress if p.done < p.units and p.name not in sparse)
 
     @property
@@ -159,7 +160,7 @@ def kind_of(name: str) -> str:
 
 
 def _words(kind: str) -> str:
-    return next((one.words for one in chain.STAGES if one.name == kind and one.words), kind)
+    return next((stage.words for stage in chain.STAGES if stage.name == kind and stage.words), kind)
 
 
 def _stage_time(kind: str, parts: list[Json], longest: float) -> StageTime:

@@ -76,14 +76,16 @@ def maps(store: RunStore, name: str, settings: MatchSettings, z: float) -> Maps 
                 read.append(_read(store, this, settings.tau_sim, z))
             except StoreError:  # not finished
                 break
-    seen = [image[np.isfinite(image)] for one in read for image in (one.slice, one.highest) if image is not None]
+    seen = [
+        image[np.isfinite(image)] for reading in read for image in (reading.slice, reading.highest) if image is not None
+    ]
     values = np.concatenate([np.zeros(0), *seen])
     if not values.size:
         return None
     low, high = (float(v) for v in np.percentile(values, (1, 99.8)))
     high = max(high, low + 1e-3)
     bar = _picture(np.linspace(low, high, 256, dtype=np.float32)[None].repeat(8, 0), low, high, "Scale of colours")
-    return Maps(tuple(_shown(store, one, low, high) for one in read), low, high, settings.tau_sim, bar)
+    return Maps(tuple(_shown(store, reading, low, high) for reading in read), low, high, settings.tau_sim, bar)
 
 
 def _read(store: RunStore, this: match.Pass, tau: float, z: float) -> _Read:
@@ -102,12 +104,12 @@ def _read(store: RunStore, this: match.Pass, tau: float, z: float) -> _Read:
         np.fmax(part, np.fmax.reduce(values, axis=0), out=part)
     if np.isnan(highest).all():
         return _Read(this.ratio, at * this.ratio, np.asarray(array[at]), highest, None, "No cell was looked at.")
-    found = match.survey(store, this, tau)
+    survey = match.survey(store, this, tau)
     try:
-        note = match.check_kept(found, this.ratio, tau) or ""
+        note = match.check_kept(survey, this.ratio, tau) or ""
     except InputError as error:
         note = str(error)
-    return _Read(this.ratio, at * this.ratio, np.asarray(array[at]), _reduced(highest, step), found, note)
+    return _Read(this.ratio, at * this.ratio, np.asarray(array[at]), _reduced(highest, step), survey, note)
 
 
 def _reduced(values: Float32, step: int) -> Float32:
@@ -121,19 +123,19 @@ def _reduced(values: Float32, step: int) -> Float32:
     return out
 
 
-def _shown(store: RunStore, one: _Read, low: float, high: float) -> Ratio:
-    what = f"Similarity with the query on cells of {one.ratio}³ voxels"
-    highest = None if one.highest is None else _picture(one.highest, low, high, f"{what}, the highest along z")
+def _shown(store: RunStore, reading: _Read, low: float, high: float) -> Ratio:
+    what = f"Similarity with the query on cells of {reading.ratio}³ voxels"
+    highest = None if reading.highest is None else _picture(reading.highest, low, high, f"{what}, the highest along z")
     return Ratio(
-        one.ratio,
-        one.at,
-        _picture(one.slice, low, high, f"{what}, slice z = {one.at}"),
+        reading.ratio,
+        reading.at,
+        _picture(reading.slice, low, high, f"{what}, slice z = {reading.at}"),
         highest,
-        None if one.found is None else one.found.evaluated,
-        math.prod(-(-n // one.ratio) for n in store.shape),
-        None if one.found is None else one.found.reached,
-        "" if one.found is None else one.found.words,
-        one.note,
+        None if reading.found is None else reading.found.evaluated,
+        math.prod(-(-n // reading.ratio) for n in store.shape),
+        None if reading.found is None else reading.found.reached,
+        "" if reading.found is None else reading.found.words,
+        reading.note,
     )
 
 

@@ -102,9 +102,9 @@ def _models(store: RunStore, facts: Facts, query: Query, settings: Settings, cit
 
 def _segmenter_weights(store: RunStore, name: str) -> str:
     for role in (segment.PROMPTS, segment.PROPOSALS):
-        found = marks.found_stage(store, role.stage_name(name))
-        if found is not None:
-            return str(found["settings"]["propagation"].get("weights", ""))
+        record = marks.found_stage(store, role.stage_name(name))
+        if record is not None:
+            return str(record["settings"]["propagation"].get("weights", ""))
     return ""
 
 
@@ -207,18 +207,20 @@ def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:
 
 
 def _instances(query: Query, settings: Settings) -> str:
-    found = query.found
-    if found is None:
+    instances = query.found
+    if instances is None:
         return ""
-    of = f" of {found.segmented} segmented" if found.segmented is not None else ""
-    volume = "" if found.median_volume is None else f"; the median volume is {words.short(found.median_volume)} nm³"
+    of = f" of {instances.segmented} segmented" if instances.segmented is not None else ""
+    volume = (
+        "" if instances.median_volume is None else f"; the median volume is {words.short(instances.median_volume)} nm³"
+    )
     others = (
         f" Of instances of different kinds at one place ({', '.join((query.name, *query.kinds))}) the best was kept."
         if query.kinds
         else ""
     )
     return (
-        f"{found.kept} instances{of} were kept, leaving out {_rejected(query, settings.match)}those with more than "
+        f"{instances.kept} instances{of} were kept, leaving out {_rejected(query, settings.match)}those with more than "
         f"{settings.label.overlap:.0%} of their voxels in a better one{volume}.{others}"
     )
 

@@ -33,7 +33,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One run; fields that can't be read are None, and `error` says why."""
 
     name: str
@@ -55,34 +55,34 @@ class Total:
     spread: float
 
 
-def rows(runs: Sequence[str], name: str | None) -> tuple[list[Row], list[Total]]:
+def rows(runs: Sequence[str], name: str | None) -> tuple[list[RunRow], list[Total]]:
     """A row for each run, in the order given, and a total for each query; `name` : of one query alone."""
     names = [name] if name is not None else _names(runs)
     side = int(min(COVER, max(48.0, (MOST_PIXELS / max(len(runs), 1)) ** 0.5)))
-    made = [_row(run, names, side) for run in runs]
-    return made, [_total(one, [row.found[i] for row in made if row.found]) for i, one in enumerate(names)]
+    table = [_row(run, names, side) for run in runs]
+    return table, [_total(query, [row.found[i] for row in table if row.found]) for i, query in enumerate(names)]
 
 
 def _names(runs: Sequence[str]) -> list[str]:
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for run in runs:
         try:
-            found |= dict.fromkeys(query_names(RunStore.open(run)))
+            names |= dict.fromkeys(query_names(RunStore.open(run)))
         except BROKEN:
             continue
-    return sorted(found)
+    return sorted(names)
 
 
-def _row(run: str, names: Sequence[str], side: int) -> Row:
+def _row(run: str, names: Sequence[str], side: int) -> RunRow:
     stem = run.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
     try:
         store = RunStore.open(run)
         about = facts(store)
-        found = tuple(_found(store, name) for name in names)
+        instances = tuple(_found(store, name) for name in names)
         state = "unfinished" if about.unfinished or not about.progress else "complete"
-        row = Row(stem, state, about.seconds, found=found)
+        row = RunRow(stem, state, about.seconds, found=instances)
     except BROKEN as error:
-        return Row(stem, "unreadable", error=_line(error))
+        return RunRow(stem, "unreadable", error=_line(error))
     try:
         return replace(row, cover=_cover(store, names, side))
     except BROKEN as error:
@@ -120,7 +120,7 @@ def _cover(store: RunStore, names: Sequence[str], side: int) -> Picture:
     return images.webp(np.asarray(picture.convert("RGB")), f"Slice z = {at}")
 
 
-def _total(name: str, found: Sequence[Found | None]) -> Total:
-    counts = [one.count for one in found if one is not None]
+def _total(name: str, results: Sequence[Found | None]) -> Total:
+    counts = [result.count for result in results if result is not None]
     spread = float(np.std(counts, ddof=1)) if len(counts) > 1 else 0.0
     return Total(name, len(counts), sum(counts), float(np.mean(counts)) if counts else 0.0, spread)

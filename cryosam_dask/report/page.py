@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.outputs.evaluation import find_runs
@@ -31,6 +30,7 @@ from cryosam_dask.storage.address import is_local, public
 from cryosam_dask.storage.filesystem import local_path
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
+from cryosam_dask.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -101,15 +101,15 @@ def overview(folder: str, runs: Sequence[str], name: str | None) -> str:
     """The page about many runs as text."""
     from cryosam_dask.report.overview import rows
 
-    made, totals = rows(runs, name)
+    table, totals = rows(runs, name)
     where = str(Path(local_path(folder)).expanduser().resolve()) if is_local(folder) else public(folder)
     return render(
         "overview.html",
         "",
         folder=where.rstrip("/").rpartition("/")[2] or where,
-        rows=made,
+        rows=table,
         totals=totals,
-        seconds=sum(row.seconds for row in made),
+        seconds=sum(row.seconds for row in table),
     )
 
 
@@ -119,11 +119,11 @@ def page(store: RunStore, names: Sequence[str], truth: Against | None = None) ->
     problems = list(about.problems)
     budget = Budget.of(len(names))
     queries = [
-        query(store, one, index, COLOURS[(index - 1) % len(COLOURS)], budget, truth, len(names) == 1)
-        for index, one in enumerate(names, 1)
+        query(store, name, index, COLOURS[(index - 1) % len(COLOURS)], budget, truth, len(names) == 1)
+        for index, name in enumerate(names, 1)
     ]
-    if truth is not None and not any(one.evaluated for one in queries):
-        why = [problem for one in queries for problem in one.problems if problem.startswith("truth: ")]
+    if truth is not None and not any(section.evaluated for section in queries):
+        why = [problem for section in queries for problem in section.problems if problem.startswith("truth: ")]
         raise InputError(
             why[0].removeprefix("truth: ") if why else f"{store.url}: no picks to compare with a truth yet"
         )
@@ -157,13 +157,13 @@ def rules_of(slides: Sequence[Panel], queries: Sequence[Query]) -> str:
     rules = _forms("gallery", slides)
     for panel in slides[:1]:
         rules.append(f"#gallery.live figure{{max-width:{TALLEST * panel.width / panel.height:.0f}px}}")
-    for one in queries:
-        rules += _forms(f"q{one.index}", one.panels)
-        if one.panels:
-            z, x, _ = one.panels
+    for section in queries:
+        rules += _forms(f"q{section.index}", section.panels)
+        if section.panels:
+            z, x, _ = section.panels
             width, height = z.width + x.width, z.height + x.width
             rules.append(
-                f"#q{one.index}{{grid-template-columns:{z.width:.6g}fr {x.width:.6g}fr;"
+                f"#q{section.index}{{grid-template-columns:{z.width:.6g}fr {x.width:.6g}fr;"
                 f"max-width:{TALLEST * width / height:.0f}px}}"
             )
     return "\n".join(rules)
@@ -203,13 +203,18 @@ def _digest(text: str) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("cryosam_dask.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": words.duration, "bytes": words.size, "number": words.number, "short": words.short}
-    made.filters |= {"percent": words.percent}
-    return made
+    environment.filters |= {
+        "duration": words.duration,
+        "bytes": words.size,
+        "number": words.number,
+        "short": words.short,
+        "percent": words.percent,
+    }
+    return environment

@@ -71,8 +71,8 @@ def _members(store: RunStore, where: str) -> Iterator[tuple[int, int, int, int]]
     for folder in store.groups(where):
         number = folder.removeprefix("group")
         if number != folder and number.isdecimal():
-            found = stored.read_measured(store, layout.group(where, int(number)))
-            for index, (prompt, size) in enumerate(zip(found.prompt, found.size, strict=True)):
+            measured = stored.read_measured(store, layout.group(where, int(number)))
+            for index, (prompt, size) in enumerate(zip(measured.prompt, measured.size, strict=True)):
                 yield int(number), index, int(prompt), int(size)
 
 

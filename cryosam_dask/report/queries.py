@@ -30,7 +30,7 @@ SHEET = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class PickRow:
     """A pick in the page's table; lengths in nm where they are not in voxels."""
 
     instance: int
@@ -57,7 +57,7 @@ class Found:
     """
 
     places: NDArray[np.float64]
-    rows: tuple[Row, ...]
+    rows: tuple[PickRow, ...]
     segmented: int | None
     median_volume: float | None
     download: tuple[str, str]
@@ -171,8 +171,8 @@ def _finite(points: NDArray[np.float64] | None) -> NDArray[np.float64]:
 
 def _settings(store: RunStore, name: str) -> Settings | None:
     where = layout.query(name)
-    found = store.group(where).attrs.get("settings") if where in store else None
-    return Settings.model_validate(found) if isinstance(found, dict) else None
+    settings = store.group(where).attrs.get("settings") if where in store else None
+    return Settings.model_validate(settings) if isinstance(settings, dict) else None
 
 
 def _points(store: RunStore, name: str) -> NDArray[np.float64]:
@@ -207,7 +207,7 @@ def _found(store: RunStore, name: str, table: pd.DataFrame, budget: Budget, prob
     voxel = float(np.prod(store.voxel_size)) / 1000
     volumes = table["size"].to_numpy(float) * voxel
     rows = tuple(
-        Row(int(r.instance), r.z, r.y, r.x, r.score, int(r.size_), v, r.similarity, r.quality, bool(r.prompted))
+        PickRow(int(r.instance), r.z, r.y, r.x, r.score, int(r.size_), v, r.similarity, r.quality, bool(r.prompted))
         for r, v in zip(
             table.head(budget.rows).rename(columns={"size": "size_"}).itertuples(index=False), volumes, strict=False
         )

@@ -38,8 +38,8 @@ def scores(store: RunStore, name: str, settings: Settings | None) -> Scores | No
     attributes = dict(store.group(where).attrs)
     given, radius = int(str(attributes.get("given"))), float(str(attributes.get("nms_radius")))
     chosen = np.asarray(store.read(layout.proposal_array(name, "scores")), float)[given:]
-    found, cut = _candidates(store, name, settings, radius)
-    values = found if len(found) else chosen
+    candidates, cut = _candidates(store, name, settings, radius)
+    values = candidates if len(candidates) else chosen
     lowest = cut.threshold if cut is not None else float(chosen.min()) if len(chosen) else None
     # the stored ones are in single precision
     kept = np.zeros(len(values), bool) if lowest is None else values >= lowest - 1e-6
@@ -70,10 +70,10 @@ def _candidates(
     else:
         this = match.passes(name, settings.match)[-1]
         limit = 4 * settings.match.count if isinstance(settings.match.count, int) else None
-        found = match.survey(store, this, settings.match.tau_sim)
-        if limit is None and found.reached > MOST_CELLS:
+        survey = match.survey(store, this, settings.match.tau_sim)
+        if limit is None and survey.reached > MOST_CELLS:
             return np.empty(0), None
-        points, similarity = propose.survivors(store, this, found, radius, limit)
+        points, similarity = propose.survivors(store, this, survey, radius, limit)
         values = similarity.astype(float)
     values = values[peaks.non_maximum_suppression(points, values, radius)]
     if settings.match.count != "auto":

@@ -1,4 +1,4 @@
-"""Simulated cryo-ET tomograms with known truth: what is where, and which voxels belong to it."""
+"""Simulates cryo-ET tomograms with known truth: positions, species and masks of the particles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LEAFLET_DENSITY = np.float32(0.7)  # to the solvent, relative to that of a prot
 
 
 class Particle(NamedTuple):
-    """A particle of the truth: its mask's centre of mass in voxels, its label, its species."""
+    """A particle of the truth: the centre of mass of its mask in voxels (z, y, x), its label and its species."""
 
     z: float
     y: float
@@ -49,7 +49,7 @@ class SimulatedTomogram:
     labels : int32, instance ids of the particles from 1, in the order of `particles`; 0 elsewhere
     semantic : uint8, 1 + the species' position in the settings; the last number is membrane; 0 is solvent
     particles : one entry for each particle
-    settings : what it was made with
+    settings : those that the tomogram was simulated with
     """
 
     tomogram: Float32
@@ -81,10 +81,10 @@ class SimulatedTomogram:
 def simulate(settings: SimulationSettings | None = None) -> SimulatedTomogram:
     """Simulate a tomogram.
 
-    Particles stand at random, not touching, in rotations uniform on SO(3); their density is seen through the
-    tilt range and the contrast transfer function, and noise is added at the signal-to-noise ratio asked for
-    (see `SimulationSettings.snr`). Masks come from each particle's own density, before any of that. Raises
-    SettingsError when the particles don't fit in the volume.
+    Particles get random positions without contact, and rotations uniform on SO(3). The tilt range and the contrast
+    transfer function filter their density, and noise is added at the signal-to-noise ratio of the settings
+    (see `SimulationSettings.snr`). Masks are computed from the density before that filter. Raises SettingsError when
+    the particles don't fit in the volume.
     """
     settings = settings or SimulationSettings()
     # separate streams: another snr keeps the layout, another count keeps the noise

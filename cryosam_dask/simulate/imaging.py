@@ -1,4 +1,4 @@
-"""What the microscope does to a density: tilt coverage, contrast transfer and noise, in 3D Fourier space."""
+"""Models the microscope: tilt coverage, contrast transfer and noise of a density, in 3D Fourier space."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def padding(settings: SimulationSettings) -> tuple[Shape3, Shape3]:
 def tilt_coverage(
     fz: NDArray[np.float64], fx: NDArray[np.float64], settings: SimulationSettings
 ) -> NDArray[np.float64]:
-    """How much of each spatial frequency (nm⁻¹, z and x; the tilt axis is y) the tilt series measures, 0 to 1.
+    """The share, 0 to 1, of each spatial frequency (z and x, nm⁻¹) that the tilt series measures; the tilt axis is y.
 
     A projection of a specimen of thickness D fills a slab about its central section of width 1/D (the central
-    section theorem): beyond the frequency 1/(D·step) gaps open between tilts, and outside the tilt range lies
-    the missing wedge.
+    section theorem). Beyond the frequency 1/(D·step) there are gaps between the tilts; frequencies outside the tilt
+    range are the missing wedge.
     """
     thickness = settings.shape[0] * settings.voxel_size / 10
     low, high = settings.tilt_range
@@ -57,8 +57,8 @@ def contrast_transfer(frequency: Float32, settings: SimulationSettings) -> Float
 def image(density: Float32, settings: SimulationSettings, rng: np.random.Generator) -> tuple[Float32, Float32]:
     """The noise-free signal and the noise of a padded density, cut to the tomogram's shape.
 
-    The noise is white noise seen through the same tilt coverage; shot noise has no contrast transfer. It is
-    scaled so that var(signal) / var(noise) = `settings.snr`; with `snr=None` it is zero.
+    The noise is white noise, filtered by the same tilt coverage. It gets no contrast transfer, as shot noise has none.
+    It is scaled so that var(signal) / var(noise) = `settings.snr`; with `snr=None` it is zero.
     """
     _, offset = padding(settings)
     inside = tuple(slice(o, o + n) for o, n in zip(offset, settings.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Where particles and membranes stand: random, apart from each other, inside the volume."""
+"""Random positions of particles and membranes that do not touch each other."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Vesicle:
 
 
 def place_vesicles(settings: SimulationSettings, rng: np.random.Generator) -> list[Vesicle]:
-    """Vesicles of 20 to 45 nm radius, less in a small volume, centred in or near it; they don't touch each other."""
+    """Place vesicles of 20 to 45 nm radius (less in a small volume) that don't touch, centred in or near the volume."""
     shape = np.asarray(settings.shape, dtype=float)
     nm = 10 / settings.voxel_size
     clearance = 2 * (_MEMBRANE_HALF_NM * nm + GAP_VOXELS)
     largest = min(45.0 * nm, 0.45 * float(shape[1:].min()))
-    found: list[Vesicle] = []
+    vesicles: list[Vesicle] = []
     for _ in range(_TRIES):
-        if len(found) == settings.membranes:
+        if len(vesicles) == settings.membranes:
             break
         radius = float(rng.uniform(min(20.0 * nm, 0.7 * largest), largest))
         centre = rng.uniform(-0.3 * radius, shape - 1 + 0.3 * radius)
-        if all(np.linalg.norm(centre - v.centre) > radius + v.radius + clearance for v in found):
-            found.append(Vesicle((float(centre[0]), float(centre[1]), float(centre[2])), radius))
-    if len(found) < settings.membranes:
+        if all(np.linalg.norm(centre - v.centre) > radius + v.radius + clearance for v in vesicles):
+            vesicles.append(Vesicle((float(centre[0]), float(centre[1]), float(centre[2])), radius))
+    if len(vesicles) < settings.membranes:
         raise SettingsError(
-            f"simulation: only {len(found)} of {settings.membranes} membranes fit in {settings.shape} voxels; "
+            f"simulation: only {len(vesicles)} of {settings.membranes} membranes fit in {settings.shape} voxels; "
             "ask for fewer membranes or a larger shape"
         )
-    return found
+    return vesicles
 
 
 def membrane_half_thickness(settings: SimulationSettings) -> float:
@@ -56,9 +56,9 @@ def membrane_half_thickness(settings: SimulationSettings) -> float:
 def place_particles(
     settings: SimulationSettings, radii: list[float], vesicles: list[Vesicle], rng: np.random.Generator
 ) -> list[Float64]:
-    """Centres (count, 3) in voxels for each species, with bounding radii `radii` in voxels.
+    """Place particles: centres (count, 3) of each species in voxels (z, y, x). `radii` are bounding radii in voxels.
 
-    Bounding spheres keep `GAP_VOXELS` from each other, from membranes and from the volume's faces. Raises
+    Bounding spheres stay `GAP_VOXELS` away from each other, from membranes and from the volume's faces. Raises
     SettingsError when they don't fit.
     """
     centres: list[Float64] = [np.zeros((s.count, 3)) for s in settings.species]

@@ -1,4 +1,4 @@
-"""What a simulated tomogram is made of: frozen, checked and JSON-able."""
+"""Settings of a simulated tomogram: frozen, checked, and writable as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SHAPES: tuple[str, ...] = get_args(ShapeName)
 GAP_VOXELS = 2.0  # clearance between the bounding spheres of two particles, and to the volume's faces
 
 
-def _require(ok: bool, name: str, expected: str, found: object) -> None:
+def _require(ok: bool, name: str, expected: str, value: object) -> None:
     if not ok:
-        raise SettingsError(f"simulation setting {name}: expected {expected}, found {found!r}")
+        raise SettingsError(f"simulation setting {name}: expected {expected}, found {value!r}")
 
 
 def _is_number(value: object) -> bool:
@@ -34,12 +34,12 @@ class Species:
 
     Attributes
     ----------
-    name : what the particle table calls it
+    name : of the species in the table of particles
     shape : "ribosome" (two irregular lobes), "barrel" (four stacked rings with a channel), "tetramer" (four
         compact lobes) or "globule" (one ellipsoid)
-    diameter : nanometres, of the sphere about its centre of mass that just holds it
-    count : how many are placed
-    density : its contrast to the solvent, relative to that of a protein
+    diameter : nanometres, of the smallest sphere about the centre of mass that encloses the particle
+    count : number of particles
+    density : contrast to the solvent, relative to that of a protein
     """
 
     name: str
@@ -79,7 +79,7 @@ class SimulationSettings:
     ----------
     shape : (z, y, x) voxels
     voxel_size : ångström
-    seed : of everything random; `snr` and the optics don't change where particles stand
+    seed : of all random numbers; `snr` and the optics don't change the positions of particles
     snr : variance of the noise-free signal (after missing wedge and contrast transfer) over the variance of
         the noise, both over the whole volume; None adds no noise
     species : kinds of particles; by default three targets of different size and shape and small distractors
@@ -160,7 +160,7 @@ class SimulationSettings:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `json.dumps` takes; `from_dict` gives the settings back."""
+        """The settings as plain values for `json.dumps`; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
@@ -187,8 +187,9 @@ def _species(value: Species | Mapping[str, Any]) -> Species:
 def preset(name: str, **changes: Any) -> SimulationSettings:
     """Settings by name, with changes.
 
-    "default": 96×192×192 voxels, three targets among small distractors and membranes. "large": the same crowd in
-    128×256×256. "ribosome", "proteasome", "tetramer": one target alone among the small distractors, quick.
+    "default" has 96×192×192 voxels, with three target species among small distractors and membranes. "large" has the
+    same species in 128×256×256. "ribosome", "proteasome" and "tetramer" are quick: they have one target species among
+    the distractors.
     """
     presets: dict[str, dict[str, Any]] = {"default": {}, "large": {"shape": (128, 256, 256)}}
     presets |= {s.name: {"species": (s, *DISTRACTORS)} for s in TARGETS}

@@ -1,4 +1,4 @@
-"""Particle densities from geometry: each shape is a signed distance, negative inside, with a fixed inner texture."""
+"""Densities of particles, computed from signed distances (negative inside) and a fixed inner texture."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Template:
     """One particle on a cubic grid of odd side, its mask's centre of mass at the middle voxel.
 
     density : (n, n, n) float32, 0 in the solvent, about `Species.density` inside
-    occupancy : (n, n, n) float32, 0 outside to 1 inside of the outline that a person would draw (channels and
-        clefts too narrow to see are inside); the outline is at 0.5
+    occupancy : (n, n, n) float32, 0 outside and 1 inside of the outline that an annotator would draw, and 0.5 on it;
+        channels and clefts that are too narrow to see count as inside
     radius : voxels, of the bounding sphere
     """
 
@@ -101,7 +101,7 @@ def _texture(shape: str, nanometres: Float64) -> Float64:
 
 
 def template(species: Species, voxel_size: float) -> Template:
-    """The species sampled at `voxel_size` ångström."""
+    """Sample the density and the mask of a species on voxels of `voxel_size` ångström."""
     voxel = voxel_size / 10
     radius = species.diameter / 2 / voxel
     half = int(np.ceil(radius)) + 3  # room for the soft edge, and one voxel for a shift of the centre

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cryosam_dask.store.run_store import RunStore
-
-Json = dict[str, Any]
+from cryosam_dask.types import Json
 
 BESIDES = 4 << 20
 """Bytes that any unit takes besides its own arrays: chunks that are being decoded or encoded, buffers, metadata, and

@@ -26,12 +26,12 @@ from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import MatchSettings, Settings
 from cryosam_dask.stages import features, negative, query, segment
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
-from cryosam_dask.types import Array, Point
+from cryosam_dask.types import Array, Json, Point
 
 logger = logging.getLogger(__name__)
 
@@ -154,16 +154,16 @@ def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
             f"{loan.url}: query {loan.name!r} was made with other settings ({printable('; '.join(differing))}); "
             "use the same settings, or make the query again with these"
         )
-    if (found := len(loan.params["feature"])) != (expected := 3 * encoder_info(settings.features.encoder).channels):
+    if (length := len(loan.params["feature"])) != (expected := 3 * encoder_info(settings.features.encoder).channels):
         raise StoreError(
-            f"{loan.url}: the feature of query {loan.name!r} has {found} numbers, expected {expected} from "
+            f"{loan.url}: the feature of query {loan.name!r} has {length} numbers, expected {expected} from "
             f"{settings.features.encoder}; take the query again from the run that it was made in"
         )
 
 
 def searched_otherwise(loan: Loan, settings: Settings) -> list[str]:
     """The differing settings of the search, which `check` allows to differ."""
-    theirs, ours = (one.model_dump(mode="json", include={"match", "label"}) for one in (loan.settings, settings))
+    theirs, ours = (chosen.model_dump(mode="json", include={"match", "label"}) for chosen in (loan.settings, settings))
     return marks.differences(theirs, ours)
 
 
@@ -185,16 +185,16 @@ def check_origin(store: RunStore, name: str, loan: Loan) -> None:
     """`StoreError` if the query of that name was prompted here, or borrowed from another run or from a changed one."""
     if marks.found_stage(store, query.stage_name(name)) is None:
         return
-    found = origin(store, name)
+    known = origin(store, name)
     way_out = "use another --name or --out, or --overwrite"
-    if found is None:
+    if known is None:
         raise StoreError(f"{store.url}: query {name!r} was made from points in this tomogram; {way_out}")
-    if found["digest"] == loan.origin["digest"]:
+    if known["digest"] == loan.origin["digest"]:
         return
-    if found["tomogram"] == loan.origin["tomogram"]:
+    if known["tomogram"] == loan.origin["tomogram"]:
         raise StoreError(f"{loan.url}: query {loan.name!r} has changed since {store.url} was made with it; {way_out}")
     raise StoreError(
-        f"{store.url}: query {name!r} is from {found['tomogram']}, not from {loan.origin['tomogram']}; {way_out}"
+        f"{store.url}: query {name!r} is from {known['tomogram']}, not from {loan.origin['tomogram']}; {way_out}"
     )
 
 
@@ -205,8 +205,8 @@ def origin(store: RunStore, name: str) -> Json | None:
 
 
 def _origin(attributes: Mapping[str, Any]) -> Json | None:
-    found = attributes.get(FROM)
-    return dict(found) if isinstance(found, dict) else None
+    source = attributes.get(FROM)
+    return dict(source) if isinstance(source, dict) else None
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
@@ -225,11 +225,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         dims = ("shell",) if values.ndim == 1 else ("instance", "shell")
         described = {"radius": unit.params["radius"], "contrasts": list(CONTRASTS)} if array == "profiles" else None
         store.put(layout.query_array(name, array), values, dims, described)
-    if found := unit.params.get("negative_features"):
-        values = np.asarray(found, np.float32)
+    if negatives := unit.params.get("negative_features"):
+        values = np.asarray(negatives, np.float32)
         store.put(layout.query_array(name, "negative_features"), values, ("negative", "channel"))
-    if settings["rank"] == "profile" and (found := unit.params.get("negative_profiles")):
-        values = _scaled(np.asarray(found), statistics["mean"], statistics["std"], back=True)
+    if settings["rank"] == "profile" and (negatives := unit.params.get("negative_profiles")):
+        values = _scaled(np.asarray(negatives), statistics["mean"], statistics["std"], back=True)
         store.put(layout.query_array(name, "negative_profiles"), values, ("negative_place", "shell"))
     store.put(layout.query_array(name, "feature"), feature, ("channel",))
     return None
@@ -244,10 +244,10 @@ def _scaled(profiles: Array, mean: float, std: float, back: bool = False) -> Flo
 def _weights(donor: RunStore, name: str) -> dict[str, str]:
     """Identities of the models' weights, as far as the donor's marks have them: a borrowed query segmented nothing."""
     out = {}
-    if found := marks.found_stage(donor, features.NAME):
-        out["features"] = str(found["settings"]["weights"])
-    if found := marks.found_stage(donor, segment.PROMPTS.stage_name(name)):
-        out["propagation"] = str(found["settings"]["propagation"]["weights"])
+    if record := marks.found_stage(donor, features.NAME):
+        out["features"] = str(record["settings"]["weights"])
+    if record := marks.found_stage(donor, segment.PROMPTS.stage_name(name)):
+        out["propagation"] = str(record["settings"]["propagation"]["weights"])
     return out
 
 

@@ -52,28 +52,28 @@ STAGES: tuple[Declaration, ...] = (
 
 def declaration_of(stage: str) -> Declaration | None:
     """The declaration that a stage's name ("match/ribosome/r16") belongs to; None for an unknown stage."""
-    return next((one for one in STAGES if one.is_of(stage)), None)
+    return next((declaration for declaration in STAGES if declaration.is_of(stage)), None)
 
 
 def named(name: str) -> Declaration:
     """The declaration of that name ("match")."""
-    return next(one for one in STAGES if one.name == name)
+    return next(stage for stage in STAGES if stage.name == name)
 
 
 def followers(name: str) -> list[Declaration]:
     """The stages that are made from the one of that name, directly or indirectly, in the order of a run."""
     stale = {name}
     after = []
-    for one in STAGES:
-        if stale & set(one.made_from):
-            stale.add(one.name)
-            after.append(one)
+    for stage in STAGES:
+        if stale & set(stage.made_from):
+            stale.add(stage.name)
+            after.append(stage)
     return after
 
 
 def made_alone(command: Command, per: str) -> list[Declaration]:
     """The stages of a command that need nothing but their declarations; they are made after its other stages."""
-    return [one for one in STAGES if one.plan is not None and one.command == command and one.per == per]
+    return [stage for stage in STAGES if stage.plan is not None and stage.command == command and stage.per == per]
 
 
 def forget(store: RunStore, query: str, *, after: str, itself: bool = False) -> None:
@@ -82,12 +82,12 @@ def forget(store: RunStore, query: str, *, after: str, itself: bool = False) -> 
     Arrays are removed before marks, and the marks that show a query to be stale last. If this is interrupted, the query
     is still stale, and the next command removes the rest.
     """
-    stale = [one for one in [*([named(after)] if itself else []), *followers(after)] if one.per != "run"]
-    for one in reversed(stale):
-        for path in one.places(store, query):
+    stale = [stage for stage in [*([named(after)] if itself else []), *followers(after)] if stage.per != "run"]
+    for stage in reversed(stale):
+        for path in stage.places(store, query):
             store.delete(path)
-    for one in reversed(stale):
-        store.delete(one.marks(query))
+    for stage in reversed(stale):
+        store.delete(stage.marks(query))
 
 
 def forget_features(store: RunStore) -> None:
@@ -95,12 +95,12 @@ def forget_features(store: RunStore) -> None:
 
     The marks of the features are removed last, since they show the volume to be stale.
     """
-    stale = [one for one in [standardize.STAGE, *followers(standardize.NAME)] if one.per == "run"]
-    for one in stale:
-        for path in one.places(store, ""):
+    stale = [stage for stage in [standardize.STAGE, *followers(standardize.NAME)] if stage.per == "run"]
+    for stage in stale:
+        for path in stage.places(store, ""):
             store.delete(path)
-    for one in sorted(stale, key=lambda one: one.name == features.NAME):
-        store.delete(one.marks())
+    for stage in sorted(stale, key=lambda stage: stage.name == features.NAME):
+        store.delete(stage.marks())
 
 
 def upstream(store: RunStore, declared: Declaration, query: str = "") -> str:
@@ -140,5 +140,5 @@ def progress(store: RunStore) -> dict[str, tuple[int, int]]:
 def in_order(names: Iterator[str] | list[str] | set[str]) -> list[str]:
     """Names of declarations in the order of a run; unknown names come last."""
     given = set(names)
-    known = [one.name for one in STAGES if one.name in given]
+    known = [stage.name for stage in STAGES if stage.name in given]
     return [*known, *sorted(given - set(known))]

@@ -14,12 +14,12 @@ import numpy as np
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages.base import Json, Stage, Unit
+from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.stages.cost import Bench, Cost
 from cryosam_dask.store import layout
 from cryosam_dask.store.arrays import Index, RunArray
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Shape3
+from cryosam_dask.types import Json, Shape3
 
 Kind = Literal["stage", "unit", "driver", "coordinates", "state"]
 Command = Literal["ingest", "features", "query", "match", "segment"]

@@ -10,14 +10,14 @@ from cryosam_dask import geometry
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, features
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import CELL, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of
 from cryosam_dask.store import layout, marks, ome
 from cryosam_dask.store.arrays import grid
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Shape3
+from cryosam_dask.types import AXES, Json, Shape3
 
 NAME = "features-dense"
 

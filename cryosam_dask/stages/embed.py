@@ -19,13 +19,13 @@ from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.info import SegmenterInfo
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Shape3
+from cryosam_dask.types import AXES, Axis, Json, Shape3
 
 NAME = "embeddings"
 BUNDLE = 8
@@ -105,8 +105,8 @@ def _bundles(planes: Iterable[Plane], most: int) -> Iterator[tuple[Axis, list[in
         axis = geometry.axis_index(plane[0])
         return axis, plane[1] // layout.CHUNK[axis]
 
-    for (axis, _), found in itertools.groupby(sorted(set(planes), key=lambda p: (row(p), p[1])), row):
-        indices = [index for _, index in found]
+    for (axis, _), row_planes in itertools.groupby(sorted(set(planes), key=lambda p: (row(p), p[1])), row):
+        indices = [index for _, index in row_planes]
         count = -(-len(indices) // most)
         for part in np.array_split(indices, count):
             yield AXES[axis], part.tolist()

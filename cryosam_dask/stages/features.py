@@ -17,7 +17,7 @@ from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, tiling
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult, Work
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult, Work
 from cryosam_dask.stages.cost import Bench, Cost, cost, size
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf
 from cryosam_dask.stages.sampling import Sample
@@ -25,7 +25,7 @@ from cryosam_dask.stages.slabs import Slab
 from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Float32, Shape3, SliceEncoder
+from cryosam_dask.types import AXES, Axis, Float32, Json, Shape3, SliceEncoder
 
 NAME = "features"
 TOKEN = 0.08e-6

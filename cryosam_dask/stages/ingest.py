@@ -18,21 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from cryosam_dask import __version__, geometry
+from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.omezarr import ZarrSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.kernels import images
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, by_image_box
 from cryosam_dask.storage.address import is_local, public
 from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array
+from cryosam_dask.types import Array, Json
+from cryosam_dask.version import __version__
 
 NAME = "ingest"
 MOST_TOGETHER = 1 << 29
@@ -164,8 +165,8 @@ def prepare(store: RunStore, source: TomogramSource) -> None:
 def is_of(store: RunStore, source: TomogramSource) -> bool:
     """Whether a run was made from this source; the name of the file does not matter."""
     known, own = store.info, {**_content(source), "voxel_size": source.voxel_size, "origin": source.origin}
-    found = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name", "sha256")}
-    described = {**found, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
+    content = {key: value for key, value in known.get("input", {}).items() if key not in ("path", "name", "sha256")}
+    described = {**content, "voxel_size": known.get("voxel_size"), "origin": known.get("origin")}
     return bool(json.loads(json.dumps(described)) == json.loads(json.dumps(own)))
 
 

@@ -24,10 +24,10 @@ from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.geometry import Box, box_slices
 from cryosam_dask.io.arrays import ArraySource, checked, cut
 from cryosam_dask.stages import ingest
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array, Shape3
+from cryosam_dask.types import Array, Json, Shape3
 
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 """Values of Dask's `Delayed`, computed where units run."""
@@ -156,11 +156,11 @@ def _same_places(store: RunStore, source: ArraySource, boxes: list[tuple[int, Bo
         except StoreError:
             continue
     values = compute([source.array[box_slices(box)] for box in written]) if written else []
-    for (box, found), value in zip(written.items(), values, strict=True):
+    for (box, stored), value in zip(written.items(), values, strict=True):
         shape = tuple(b - a for a, b in box)
         given = ingest.as_stored(checked(value, shape, source.dtype, source.name))
-        spread = _CLOSE * float(np.std(found, dtype=np.float64)) if found.dtype.kind == "f" else 0.0
-        if not np.allclose(given, found, rtol=0, atol=spread):
+        spread = _CLOSE * float(np.std(stored, dtype=np.float64)) if stored.dtype.kind == "f" else 0.0
+        if not np.allclose(given, stored, rtol=0, atol=spread):
             return False
     return True
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import LEVELS, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_image_box
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks, ome, picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array, Shape3
+from cryosam_dask.types import Array, Json, Shape3
 
 PAINTED: Shape3 = (32, 256, 1024)
 """Voxels that are in memory at a time."""
@@ -152,8 +152,8 @@ def _paint(painted: Array, low: list[int], level: int, masks: stored.Masks, sour
 
 def kinds_of(store: RunStore) -> list[str]:
     """The kinds that the image of all kinds shows; none where there is no such image."""
-    found = marks.found_stage(store, stage_name(layout.KINDS)) or {}
-    return list(found.get("settings", {}).get("kinds", ()))
+    record = marks.found_stage(store, stage_name(layout.KINDS)) or {}
+    return list(record.get("settings", {}).get("kinds", ()))
 
 
 def places_of_kinds(store: RunStore, query: str) -> Iterable[str]:

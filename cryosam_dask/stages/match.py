@@ -19,14 +19,14 @@ from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import CELL, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of, by_box
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.arrays import grid as chunk_grid
 from cryosam_dask.store.feature_volume import TILE, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Bool, Float32, Shape3
+from cryosam_dask.types import AXES, Axis, Bool, Float32, Json, Shape3
 
 CELLS: Shape3 = (64, 128, 128)
 """Cells in a unit, at most, and in a chunk of the similarity."""
@@ -215,16 +215,16 @@ def parts(store: RunStore, this: Pass) -> Iterator[tuple[Box, Float32]]:
         yield box, np.asarray(array[geometry.box_slices(box)])
 
 
-def check_kept(found: Survey, ratio: int, tau_sim: float) -> str | None:
+def check_kept(survey: Survey, ratio: int, tau_sim: float) -> str | None:
     """`InputError` if no cell reached the threshold. Return a sentence of warning if all did, else None."""
-    if found.reached == 0:
+    if survey.reached == 0:
         raise InputError(
-            f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {found.words}; "
+            f"no cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g}: {survey.words}; "
             "set match.tau_sim lower, or click on another particle"
         )
-    if found.reached == found.evaluated and found.evaluated > 1:
+    if survey.reached == survey.evaluated and survey.evaluated > 1:
         return (
-            f"every cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g} ({found.words}): it filters nothing; "
+            f"every cell of ratio {ratio} reaches match.tau_sim = {tau_sim:g} ({survey.words}): it filters nothing; "
             "set it higher, or match.center"
         )
     return None

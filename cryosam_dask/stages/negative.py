@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import likeness, radial_profiles
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import query, rank
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult, fingerprint
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult, fingerprint
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Bool
+from cryosam_dask.types import Bool, Json
 
 Float64 = NDArray[np.float64]
 
@@ -80,12 +80,12 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     places: list[Float64] = []
     segmented: set[int] = set()
     for group in range(unit.params["groups"]):
-        found = stored.read(store, layout.group(where, group))
-        for i, prompt in enumerate(found.prompt):
-            mask, box = found.mask(i), stored.as_box(found.box[i])
-            features.append(volume.pool_block(mask, box) / found.size[i])
+        instances = stored.read(store, layout.group(where, group))
+        for i, prompt in enumerate(instances.prompt):
+            mask, box = instances.mask(i), stored.as_box(instances.box[i])
+            features.append(volume.pool_block(mask, box) / instances.size[i])
             if settings["rank"] == "profile":
-                places.append(_described(store, name, _places(mask, found.box[i, :3]), mask, found.box[i, :3]))
+                places.append(_described(store, name, _places(mask, instances.box[i, :3]), mask, instances.box[i, :3]))
             segmented.add(int(prompt))
     missing = [i for i in range(len(points)) if i not in segmented]
     if settings["rank"] == "profile":
@@ -104,8 +104,8 @@ def _places(mask: Bool, low: NDArray[np.int64]) -> Float64:
     """Voxels (n, 3) of a mask on a grid that leaves about `PLACES` of them; its box begins at `low`."""
     step = max(STEP, int(np.ceil((np.count_nonzero(mask) / PLACES) ** (1 / 3))))
     inside = np.argwhere(mask[::step, ::step, ::step])
-    found = inside * step if len(inside) else np.argwhere(mask)[:1]
-    return np.asarray(found + low, np.float64)
+    voxels = inside * step if len(inside) else np.argwhere(mask)[:1]
+    return np.asarray(voxels + low, np.float64)
 
 
 def _described(
@@ -147,8 +147,8 @@ def joined(store: RunStore, name: str, upstream: str) -> str:
 
 def read_points(store: RunStore, name: str) -> list[list[float]]:
     """The points that were given in this tomogram, (z, y, x) voxels; none before the stage has run."""
-    found = marks.found_stage(store, stage_name(name))
-    return [] if found is None else [[float(v) for v in point] for point in found["settings"]["points"]]
+    record = marks.found_stage(store, stage_name(name))
+    return [] if record is None else [[float(v) for v in point] for point in record["settings"]["points"]]
 
 
 def feature_arrays(store: RunStore, name: str) -> list[str]:
@@ -159,13 +159,13 @@ def feature_arrays(store: RunStore, name: str) -> list[str]:
 
 def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
     """Profiles (k, P) of all negative examples; borrowed ones at the contrast that the query was found to have here."""
-    found = [_none(store, name)]
+    examples = [_none(store, name)]
     if (path := layout.query_array(name, "negative_profiles")) in store:
         borrowed = np.asarray(store.read(path), float)
-        found.append(likeness.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
+        examples.append(likeness.contrasted(borrowed, contrast, float(store.info["statistics"]["mean"])))
     if (path := layout.negative_array(name, "profiles")) in store:
-        found.append(np.asarray(store.read(path), float))
-    return np.concatenate(found)
+        examples.append(np.asarray(store.read(path), float))
+    return np.concatenate(examples)
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:

@@ -16,7 +16,7 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.stages import match
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of
 from cryosam_dask.stages.match import Pass
@@ -24,7 +24,7 @@ from cryosam_dask.store import layout
 from cryosam_dask.store.arrays import grid as chunk_grid
 from cryosam_dask.store.feature_volume import PIECE_BYTES, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Bool, Shape3
+from cryosam_dask.types import AXES, Axis, Bool, Json, Shape3
 
 UNIT_BYTES = 128 << 20
 """Latents in a unit, where a single slab has not more: units of a second or so."""

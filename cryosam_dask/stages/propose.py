@@ -54,13 +54,13 @@ class Candidates:
     rejected: int = 0
 
 
-def candidates(store: RunStore, this: Pass, found: Survey, settings: MatchSettings) -> Candidates:
+def candidates(store: RunStore, this: Pass, survey: Survey, settings: MatchSettings) -> Candidates:
     """The candidates by similarity: a shortlist if they are to be ranked by profiles, else the best K, or all."""
     radius = suppression_radius(store, this.name, settings)
     limit = None if settings.count == "auto" else settings.count
     if ranks(settings):
         limit = shortlist_length(store.shape)
-    points, similarity = survivors(store, this, found, radius, limit)
+    points, similarity = survivors(store, this, survey, radius, limit)
     return Candidates(points, similarity.astype(float), radius)
 
 
@@ -90,14 +90,14 @@ def shortlist_length(shape: Shape3) -> int:
     return max(SHORTLIST, int(SHORTLIST_DENSITY * math.prod(shape)))
 
 
-def survivors(store: RunStore, this: Pass, found: Survey, radius: float, limit: int | None) -> tuple[Float64, Float32]:
+def survivors(store: RunStore, this: Pass, survey: Survey, radius: float, limit: int | None) -> tuple[Float64, Float32]:
     """The best `limit` cells (None: all) that reach the threshold and have no better one within `radius`.
 
     Returns points (n, 3) in voxels and scores (n,), best first. Cells are taken in bands of falling similarity, each
     by a pass over the array, so that memory does not grow with the tomogram but by what is kept.
     """
     points, scores = np.empty((0, 3)), np.empty(0, np.float32)
-    for low, high in _bands(found):
+    for low, high in _bands(survey):
         if limit is not None and len(points) >= limit:
             break
         centers, values = _cells(store, this, low, high)
@@ -107,13 +107,13 @@ def survivors(store: RunStore, this: Pass, found: Survey, radius: float, limit: 
     return points, scores
 
 
-def _bands(found: Survey) -> list[tuple[np.float32, np.float32]]:
+def _bands(survey: Survey) -> list[tuple[np.float32, np.float32]]:
     """Half-open intervals of similarity, falling, from above its maximum to the threshold, of about `BAND` cells."""
-    bands, high, inside = [], len(found.counts), 0
-    for step in range(len(found.counts) - 1, -1, -1):
-        inside += int(found.counts[step])
+    bands, high, inside = [], len(survey.counts), 0
+    for step in range(len(survey.counts) - 1, -1, -1):
+        inside += int(survey.counts[step])
         if inside >= BAND or (step == 0 and inside):
-            bands.append((found.edges[step], found.edges[high]))
+            bands.append((survey.edges[step], survey.edges[high]))
             high, inside = step, 0
     return bands
 

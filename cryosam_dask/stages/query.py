@@ -14,14 +14,14 @@ from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array
+from cryosam_dask.types import AXES, Array, Json
 
 TYPICAL = 24
 """Side of a particle's box in voxels: 25 nm at 10 Å."""
@@ -81,8 +81,8 @@ def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
     for group in range(groups):
         # not there yet, or not written to its end: its unit runs again
         with contextlib.suppress(StoreError):
-            found = stored.read_measured(store, layout.group(where, group))
-            boxes += [stored.as_box(box) for box in found.box]
+            measured = stored.read_measured(store, layout.group(where, group))
+            boxes += [stored.as_box(box) for box in measured.box]
     z, y, x = ((0, min(TYPICAL, n)) for n in store.shape)
     return boxes or [(z, y, x)]
 
@@ -97,13 +97,13 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     centres: list[Array] = []
     segmented: list[int] = []
     for group in range(unit.params["groups"]):
-        found = stored.read(store, layout.group(where, group))
-        for i in range(len(found.prompt)):
-            mask = found.mask(i)
-            total += volume.pool_block(mask, stored.as_box(found.box[i]))
-            centres.append(center_of_mass(found.box[i], mask))
-            sizes.append(int(found.size[i]))
-            segmented.append(int(found.prompt[i]))
+        instances = stored.read(store, layout.group(where, group))
+        for i in range(len(instances.prompt)):
+            mask = instances.mask(i)
+            total += volume.pool_block(mask, stored.as_box(instances.box[i]))
+            centres.append(center_of_mass(instances.box[i], mask))
+            sizes.append(int(instances.size[i]))
+            segmented.append(int(instances.prompt[i]))
     missing = [point for i, point in enumerate(settings["points"]) if i not in segmented]
     if not sizes:
         raise InputError(

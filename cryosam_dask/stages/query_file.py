@@ -18,17 +18,17 @@ from typing import Any, NoReturn
 import numpy as np
 from pydantic import ValidationError
 
-from cryosam_dask import __version__
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.atomic import write_text
 from cryosam_dask.io.frame import printable
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages.base import Json
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.storage.address import is_local, public, scrub
 from cryosam_dask.storage.filesystem import filesystem, local_path
 from cryosam_dask.store.run_store import check_name
+from cryosam_dask.types import Json
+from cryosam_dask.version import __version__
 
 FORMAT, VERSION = "cryosam_dask query", 1
 SUFFIX = ".json"
@@ -188,12 +188,12 @@ def _is_radius(value: Any) -> bool:
 
 def _array(url: str, key: str, values: Any, dimensions: int) -> Any:
     try:
-        found = np.asarray(values, np.float64)
+        array = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
         _refuse(url, f"{key} is not made of numbers")
-    if found.ndim != dimensions or not found.size or not np.isfinite(found).all():
+    if array.ndim != dimensions or not array.size or not np.isfinite(array).all():
         _refuse(url, f"{key} is not made of finite numbers in {dimensions} dimensions")
-    return found
+    return array
 
 
 def _digest(about: Json) -> str:

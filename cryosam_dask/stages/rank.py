@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.kernels import likeness, radial_profiles
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_number
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Shape3
+from cryosam_dask.types import Json, Shape3
 
 BLOCK = 96
 """Side of the blocks that places are grouped by, in voxels."""

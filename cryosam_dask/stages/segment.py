@@ -25,7 +25,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
-from cryosam_dask.stages.base import BESIDES, Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
 from cryosam_dask.stages.embed import Plane, mark_of
@@ -33,7 +33,7 @@ from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array, Point, Shape3
+from cryosam_dask.types import AXES, Array, Json, Point, Shape3
 
 TURN = 1e-3
 """Seconds per plane that a group comes to: finding and opening its chunk."""
@@ -169,29 +169,30 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     if waiting:
         _write_state(store, state, propagation.to_arrays())
         return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)
-    found = propagation.instances()
-    kept = [(prompt, one) for prompt, one in zip(unit.params["prompts"], found, strict=True) if one is not None]
+    instances = propagation.instances()
+    prompted = zip(unit.params["prompts"], instances, strict=True)
+    kept = [(prompt, instance) for prompt, instance in prompted if instance is not None]
     query = settings["query"]
     references = [layout.member(query, "feature"), *settings.get("against", ())] if query else []
     vectors = [np.atleast_2d(store.read(path)) for path in references]
-    similarities = [_similarities(store, one, query, np.concatenate(vectors)) for _, one in kept] if query else []
-    similarity = [float(values[0]) for values in similarities] if query else [1.0] * len(kept)
+    cosines = [_similarities(store, instance, query, np.concatenate(vectors)) for _, instance in kept] if query else []
+    similarity = [float(values[0]) for values in cosines] if query else [1.0] * len(kept)
     if settings.get("against"):
-        rivals = np.array([max(values[1:]) for values in similarities], np.float32)
+        rivals = np.array([max(values[1:]) for values in cosines], np.float32)
         store.put(layout.instance_array(where, index, stored.RIVAL), rivals, ("instance",))
     stored.write(
         store,
         layout.group(where, index),
         stored.collect(
             [prompt for prompt, _ in kept],
-            [one.box for _, one in kept],
-            [one.mask for _, one in kept],
-            [one.score for _, one in kept],
+            [instance.box for _, instance in kept],
+            [instance.mask for _, instance in kept],
+            [instance.score for _, instance in kept],
             similarity,
         ),
     )
     store.delete(state)
-    return UnitResult({"found": len(kept), "lost": len(found) - len(kept)})
+    return UnitResult({"found": len(kept), "lost": len(instances) - len(kept)})
 
 
 def _advance(

@@ -65,7 +65,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Segmented:
     """All instances of one query, and which of them may be kept.
 
     places : (group, index in the group) of each; score : between instances of any query with the same settings
@@ -101,26 +101,26 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
 
     first : of all prompts only so many, the clicked ones and then the best proposals: what a smaller K gives
     """
-    found = _find(store, name, groups, settings)
-    inside, measured = found.fitting, found.measured
+    segmented = _find(store, name, groups, settings)
+    inside, measured = segmented.fitting, segmented.measured
     if first is not None:
         inside = inside[measured.prompt[inside] < first]
     kept = inside[
         merging.distinct(
             measured.box[inside],
             measured.size[inside],
-            found.rank[inside],
-            lambda i: found.mask(int(inside[i])),
+            segmented.rank[inside],
+            lambda i: segmented.mask(int(inside[i])),
             settings.label.overlap,
         )
     ]
-    kept = kept[np.argsort(-found.score[kept], kind="stable")]
+    kept = kept[np.argsort(-segmented.score[kept], kind="stable")]
     order = kept[::-1]
     labels = range(len(kept), 0, -1)
-    painted: list[Source] = [(*found.places[i], n) for i, n in zip(order, labels, strict=True)]
-    attributes = {"segmented": len(found.places), "kept": len(kept)}
-    notes = [f"{len(kept)} instances kept of {len(found.places)} segmented", *found.rejected]
-    return Selection(name, _table(found, kept), attributes, measured.box[order], painted, notes)
+    painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, labels, strict=True)]
+    attributes = {"segmented": len(segmented.places), "kept": len(kept)}
+    notes = [f"{len(kept)} instances kept of {len(segmented.places)} segmented", *segmented.rejected]
+    return Selection(name, _table(segmented, kept), attributes, measured.box[order], painted, notes)
 
 
 def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, Settings]) -> list[Selection]:
@@ -133,13 +133,13 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     groups : of each kind, in the order in which kinds are numbered from 1
     """
     every = [_find(store, name, count, settings[name], len(groups)) for name, count in groups.items()]
-    kinds = np.concatenate([np.full(len(found.fitting), k) for k, found in enumerate(every)])
-    index = np.concatenate([found.fitting for found in every])
-    boxes = np.concatenate([found.measured.box[found.fitting] for found in every])
-    sizes = np.concatenate([found.measured.size[found.fitting] for found in every])
-    score = np.concatenate([found.score[found.fitting] for found in every])
-    rank = np.concatenate([found.rank[found.fitting] for found in every])
-    overlap = np.array([found.settings.label.overlap for found in every])[kinds]
+    kinds = np.concatenate([np.full(len(segmented.fitting), k) for k, segmented in enumerate(every)])
+    index = np.concatenate([segmented.fitting for segmented in every])
+    boxes = np.concatenate([segmented.measured.box[segmented.fitting] for segmented in every])
+    sizes = np.concatenate([segmented.measured.size[segmented.fitting] for segmented in every])
+    score = np.concatenate([segmented.score[segmented.fitting] for segmented in every])
+    rank = np.concatenate([segmented.rank[segmented.fitting] for segmented in every])
+    overlap = np.array([segmented.settings.label.overlap for segmented in every])[kinds]
     second = np.zeros(len(kinds), np.int64)
     runner_up = np.zeros(len(kinds), np.float32)
 
@@ -157,37 +157,38 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
         numbers[own] = np.arange(1, len(own) + 1)
     order = kept[::-1]
     out = []
-    for k, found in enumerate(every):
+    for k, segmented in enumerate(every):
         own = kept[kinds[kept] == k]
-        table = _table(found, index[own])
+        table = _table(segmented, index[own])
         table["second"] = second[own]
         table["margin"] = (score[own] - runner_up[own]).astype(np.float32)
         shown = order[(kinds[order] == k) | _touch(boxes[order], boxes[own])]
         sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
-        attributes = {"segmented": len(found.places), "kept": len(own), "kinds": list(groups)}
+        attributes = {"segmented": len(segmented.places), "kept": len(own), "kinds": list(groups)}
         lost = int((kinds == k).sum()) - len(own)
-        notes = [f"{found.name}: {len(own)} instances kept of {len(found.places)} segmented", *found.rejected]
+        counts = f"{segmented.name}: {len(own)} instances kept of {len(segmented.places)} segmented"
+        notes = [counts, *segmented.rejected]
         if lost:
             notes.append(f"{lost} of them left out, largely inside better ones")
-        out.append(Selection(found.name, table, attributes, boxes[shown], sources, notes))
+        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes))
     return out
 
 
 def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Source]]:
     """Boxes and sources of all kinds' instances, worst first, each with the number of its kind as its label."""
     boxes, sources, keys = [], [], []
-    for number, one in enumerate(selections, 1):
-        own = [i for i, source in enumerate(one.sources) if len(source) == 3]
-        boxes.append(one.boxes[own])
-        sources += [(*one.sources[i][:2], number, one.name) for i in own]
-        worst_first = one.table["score"].to_numpy()[::-1]
+    for number, selection in enumerate(selections, 1):
+        own = [i for i, source in enumerate(selection.sources) if len(source) == 3]
+        boxes.append(selection.boxes[own])
+        sources += [(*selection.sources[i][:2], number, selection.name) for i in own]
+        worst_first = selection.table["score"].to_numpy()[::-1]
         keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), worst_first]))
     order = np.lexsort(np.concatenate(keys, axis=1))  # of equals, in the order in which `compete` has them painted
     return np.concatenate(boxes)[order], [sources[i] for i in order]
 
 
-def _source(found: _Found, i: int, number: int, own: bool) -> Source:
-    return (*found.places[i], number) if own else (*found.places[i], 0, found.name)
+def _source(segmented: _Segmented, i: int, number: int, own: bool) -> Source:
+    return (*segmented.places[i], number) if own else (*segmented.places[i], 0, segmented.name)
 
 
 def _touch(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -198,7 +199,7 @@ def _touch(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bo
     return out
 
 
-def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: int = 1) -> _Found:
+def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: int = 1) -> _Segmented:
     """All instances of a query, and which may be kept."""
     where = layout.instances(name)
     parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)] or [_NONE]
@@ -231,40 +232,40 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
             if store.group(layout.proposals(name)).attrs.get(propose.FULL):
                 best = f"the best {settings.match.count} places (match.count)"
                 rejected.append(f"they were among {best}; with more, others may be found")
-    return _Found(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
+    return _Segmented(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
 
 
 def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:
     """Similarity of each instance to the most similar negative; −∞ where the query has none."""
-    found = [np.full(len(part.prompt), -np.inf, np.float32) for part in parts]
-    for group, values in enumerate(found):
+    rivals = [np.full(len(part.prompt), -np.inf, np.float32) for part in parts]
+    for group, values in enumerate(rivals):
         path = layout.instance_array(where, group, stored.RIVAL)
         if len(values) and path in store:
-            found[group] = store.read(path)
-    return np.concatenate(found)
+            rivals[group] = store.read(path)
+    return np.concatenate(rivals)
 
 
-def _table(found: _Found, kept: NDArray[np.intp]) -> pd.DataFrame:
+def _table(segmented: _Segmented, kept: NDArray[np.intp]) -> pd.DataFrame:
     """The picks: kept instances, best first."""
     import pandas as pd
 
-    measured = found.measured
+    measured = segmented.measured
     centers = np.empty((len(kept), 3))
     for n in np.argsort(kept):  # group by group
-        centers[n] = merging.center_of_mass(measured.box[kept[n]], found.mask(int(kept[n])))
+        centers[n] = merging.center_of_mass(measured.box[kept[n]], segmented.mask(int(kept[n])))
     return pd.DataFrame(
         {
             "z": centers[:, 0],
             "y": centers[:, 1],
             "x": centers[:, 2],
-            "score": found.score[kept],
+            "score": segmented.score[kept],
             "instance": np.arange(1, len(kept) + 1),
             "size": measured.size[kept],
             "similarity": measured.similarity[kept],
             "quality": measured.quality[kept],
-            "prompted": found.prompted[kept].astype(np.uint8),
-            "group": np.array([found.places[i][0] for i in kept], np.int64),
-            "member": np.array([found.places[i][1] for i in kept], np.int64),
+            "prompted": segmented.prompted[kept].astype(np.uint8),
+            "group": np.array([segmented.places[i][0] for i in kept], np.int64),
+            "member": np.array([segmented.places[i][1] for i in kept], np.int64),
         }
     )
 

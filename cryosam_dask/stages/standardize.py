@@ -14,12 +14,12 @@ from cryosam_dask.kernels.standardization import Moments, fit_standardization
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, features, tiling
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, always
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Shape3
+from cryosam_dask.types import AXES, Axis, Json, Shape3
 
 NAME = "features-standardization"
 SAMPLES = 12
@@ -51,10 +51,10 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
     moments = Moments(encoder.channels, mixed=chosen.standardize == "whiten")
     for index in where.tolist():
-        one = range(index, index + 1)
+        plane = range(index, index + 1)
         for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
-            sample = features.read_piece(store, axis, one, chosen.thickness, piece)
-            for tokens in features.encoded(encoder, sample, piece, one, chosen):
+            sample = features.read_piece(store, axis, plane, chosen.thickness, piece)
+            for tokens in features.encoded(encoder, sample, piece, plane, chosen):
                 moments.add(tokens)
     mean, matrix = fit_standardization(moments, chosen.standardize)
     store.put(

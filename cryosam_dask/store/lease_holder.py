@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import psutil
 
-from cryosam_dask import __version__
+from cryosam_dask.version import __version__
 
 _FIRST_TIME_SPACE = "time:[4026531834]"
 """What Linux calls the clocks since boot of all processes that were not given others."""

@@ -23,9 +23,8 @@ from cryosam_dask.storage.filesystem import filesystem, zarr_store
 from cryosam_dask.storage.remote import as_known
 from cryosam_dask.store import layout
 from cryosam_dask.store.arrays import RunArray, about_to_write, check_kind
-from cryosam_dask.types import Array
+from cryosam_dask.types import Array, Json
 
-Json = dict[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from cryosam_dask.executors import DaskExecutor, LocalWorkers, SerialExecutor, UserClient, execute
-from cryosam_dask.stages.base import Context, Json, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Stage, Unit, UnitResult
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Json
 
 
 def tick(context: Context, settings: Json, unit: Unit) -> UnitResult:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.stages.base import Context, Json, Region, Stage, Unit, UnitResult
+from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Json
 
 ARRAY = "toy/squares"
 WIDTH = 4
