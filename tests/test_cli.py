@@ -290,11 +290,17 @@ def test_a_second_verbose_command_of_a_process_logs_each_line_once(
         assert "Logging error" not in err
 
 
-def test_help_lists_the_formats_that_there_are() -> None:
-    """The texts are not made of the table, which would be imported for each help."""
-    from cryosam_dask.cli import prompts
-    from cryosam_dask.io.points.files import FORMATS
+def test_a_wrong_format_or_suffix_lists_all(cryosam, tmp_path) -> None:
+    """As the help says, which does not: it would have to load the readers."""
+    from cryosam_dask.io.points import FORMATS
 
-    assert ", ".join(FORMATS) == prompts.POINT_FORMATS
-    assert ", ".join(name for name, kind in FORMATS.items() if kind.encode) == prompts.WRITTEN_FORMATS
-    assert ", ".join(suffix for kind in FORMATS.values() for suffix in kind.suffixes) == prompts.POINT_SUFFIXES
+    tomogram = tmp_path / "t.npy"
+    np.save(tomogram, np.zeros((8, 8, 8), np.float32))
+    (tmp_path / "p.pdf").write_text("1 2 3\n")
+    run = ("run", tomogram, "--voxel-size", 10, "--out", tmp_path / "r.zarr", "--points", tmp_path / "p.pdf")
+    code, _, err = cryosam(*run)
+    assert code == 2
+    assert all(suffix in err for known in FORMATS.values() for suffix in known.suffixes)
+    code, _, err = cryosam(*run, "--points-format", "pdf")
+    assert code == 2
+    assert all(name in err for name in FORMATS)

@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from cryosam_dask.io.frame import TomogramSource
     from cryosam_dask.store.run_store import RunStore
 
-# As in `io.points.FORMATS`, which is not imported for a help text; a test compares them.
-POINT_SUFFIXES = (
-    ".csv, .star, .mod, .json, .ndjson, .jsonl, .tbl, .em, .xml, .cbox, .cs, .coords, .txt, .xyz, .parquet, .pq"
-)
-WRITTEN_FORMATS = (
-    "csv, star, relion4, relion5, warp, imod, copick, ndjson, dynamo, em, stopgap, pytom, eman2, cryolo, xyz, parquet"
-)
-POINT_FORMATS = WRITTEN_FORMATS.replace("xyz", "cryosparc, xyz")
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -38,11 +29,14 @@ class Prompts:
     ] = None
     points: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=f"More points: a file {POINT_SUFFIXES}."),
+        typer.Option(metavar="FILE", help="More points: .csv, .star, .mod, .json, .txt …; another suffix lists all."),
     ] = None
     points_format: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help=f"Of the file, where its suffix does not tell it: {POINT_FORMATS}."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Of the file, where its suffix does not tell it, as relion5, warp, xyz; a wrong name lists them all.",
+        ),
     ] = None
     points_unit: Annotated[
         str | None, typer.Option(metavar="voxel|angstrom", help="Of positions as plain text (xyz); else voxels.")

@@ -11,7 +11,6 @@ import typer
 
 from cryosam_dask.cli.app import RESULTS, app, examples
 from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption, say, with_options
-from cryosam_dask.cli.prompts import WRITTEN_FORMATS
 
 if TYPE_CHECKING:
     from cryosam_dask.outputs.labels import What
@@ -60,7 +59,7 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help=f"Picks: {WRITTEN_FORMATS}. "
+            help="Picks: csv, star, relion5, warp, imod, copick …; a wrong name lists them all. "
             "Labels: mrc, tiff, ome-zarr, ome-zarr-0.4, copick. Meshes: glb, ply. Else by the suffix.",
         ),
     ] = None,

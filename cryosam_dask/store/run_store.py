@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.storage.address import check_store
+from cryosam_dask.storage.disk import flush, remove_tree, walk
 from cryosam_dask.storage.filesystem import filesystem, zarr_store
 from cryosam_dask.storage.remote import as_known
 from cryosam_dask.store import layout
@@ -166,7 +165,7 @@ class RunStore:
     def files(self, path: str = "") -> Iterator[tuple[str, int]]:
         """List all files under a group or an array: paths in the store and sizes in bytes, without links."""
         if self._folder is not None:
-            yield from _walk(self._folder, path)
+            yield from walk(self._folder, path)
             return
         files, root = filesystem(self.url)
         try:
@@ -310,7 +309,7 @@ class RunStore:
         self._open.clear()
         self._check_place(path, last=False)
         if self._folder is not None:
-            _remove_tree(self._folder / path)
+            remove_tree(self._folder / path)
         elif isinstance(self.root.store, MemoryStore):
             with contextlib.suppress(KeyError):
                 del self.root[path]
@@ -353,15 +352,8 @@ class RunStore:
 
     def _flush(self) -> None:
         """Force the root's metadata to the disk: without it nothing else can be found after a power failure."""
-        if self._folder is None or not hasattr(os, "O_DIRECTORY"):
-            return
-        for path in (self._folder / "zarr.json", self._folder):
-            with contextlib.suppress(OSError):
-                number = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(number)
-                finally:
-                    os.close(number)
+        if self._folder is not None:
+            flush(self._folder / "zarr.json", self._folder)
 
 
 def _check_free(url: str) -> None:
@@ -379,29 +371,6 @@ def _check_free(url: str) -> None:
 
 def _root(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
     return zarr.open_group(zarr_store(url, read_only=mode == "r"), mode=mode, zarr_format=3)
-
-
-def _walk(folder: Path, path: str) -> Iterator[tuple[str, int]]:
-    try:
-        with os.scandir(folder / path) as entries:
-            children = sorted(entries, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in children:
-        here = f"{path}/{entry.name}" if path else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder, here)
-        elif entry.is_file(follow_symlinks=False):
-            yield here, entry.stat(follow_symlinks=False).st_size
-
-
-def _remove_tree(path: Path) -> None:
-    """Delete a file, a link, or a folder with all in it; links in it are not followed."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _first_line(error: BaseException) -> str:
