@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.geometry import one_side
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import local_path
 from cryosam_dask.types import AXES, Array, Point, Shape3
 
 Block = tuple[slice, slice, slice]

@@ -13,8 +13,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick_project
 from cryosam_dask.io.frame import as_path, is_folder
 from cryosam_dask.io.source import BESIDE, SUFFIXES, inside
-from cryosam_dask.storage.address import is_local, public
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import is_local, local_path, public
 from cryosam_dask.store.run_store import RunStore
 
 LIST_SUFFIX = ".txt"

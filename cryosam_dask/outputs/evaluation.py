@@ -28,8 +28,8 @@ from cryosam_dask.outputs.results import single_name
 from cryosam_dask.outputs.truth import Tomogram, Truth, tomogram_of
 from cryosam_dask.outputs.truth_files import Kind
 from cryosam_dask.outputs.truth_labels import LabelFiles, compare_labels
-from cryosam_dask.storage.address import is_local
-from cryosam_dask.storage.filesystem import filesystem, local_path
+from cryosam_dask.storage.address import is_local, local_path
+from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES

@@ -8,8 +8,7 @@ from pathlib import Path
 from cryosam_dask.errors import CryosamError, InputError, StoreError
 from cryosam_dask.io import copick_project
 from cryosam_dask.stages import label
-from cryosam_dask.storage.address import is_local
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import is_local, local_path
 from cryosam_dask.store import marks, picks
 from cryosam_dask.store.run_store import RunStore
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.frame import shown
 from cryosam_dask.io.points.files import FORMATS, PICK_FORMATS, looks_like_points
-from cryosam_dask.storage.address import is_local, public
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import is_local, local_path, public
 
 _SEPARATORS = "_-."
 _PORTAL = re.compile(r"-\d+(\.\d+)*_(oriented)?point$", re.IGNORECASE)

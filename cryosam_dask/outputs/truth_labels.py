@@ -15,8 +15,7 @@ from cryosam_dask.io.source import SUFFIXES, open_tomogram
 from cryosam_dask.outputs.results import check_painted
 from cryosam_dask.outputs.truth import Tomogram
 from cryosam_dask.outputs.truth_files import Kind
-from cryosam_dask.storage.address import is_local
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import is_local, local_path
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Shape3

@@ -31,8 +31,7 @@ from cryosam_dask.pipeline.summary import Row, Summary, join_picks, put_text
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow, ingest, label, negative
 from cryosam_dask.stages.base import fingerprint
-from cryosam_dask.storage.address import is_local, public
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import is_local, local_path, public
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 

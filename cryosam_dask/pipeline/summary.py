@@ -20,8 +20,8 @@ from cryosam_dask.io.points import Frame, Part
 from cryosam_dask.io.points import csv as csv_points
 from cryosam_dask.io.points.files import encode_picks
 from cryosam_dask.io.points.names import check_name, series_names
-from cryosam_dask.storage.address import is_local, public
-from cryosam_dask.storage.filesystem import filesystem, local_path
+from cryosam_dask.storage.address import is_local, local_path, public
+from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.store import picks
 from cryosam_dask.store.run_store import RunStore
 

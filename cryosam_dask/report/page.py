@@ -26,8 +26,7 @@ from cryosam_dask.report.images import Panel, Points
 from cryosam_dask.report.methods import methods
 from cryosam_dask.report.queries import Budget, Query, query
 from cryosam_dask.report.reading import attempt
-from cryosam_dask.storage.address import is_local, public
-from cryosam_dask.storage.filesystem import local_path
+from cryosam_dask.storage.address import is_local, local_path, public
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 from cryosam_dask.version import __version__

@@ -24,8 +24,8 @@ from cryosam_dask.io.frame import printable
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.borrow import Loan
-from cryosam_dask.storage.address import is_local, public, scrub
-from cryosam_dask.storage.filesystem import filesystem, local_path
+from cryosam_dask.storage.address import is_local, local_path, public, scrub
+from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.store.run_store import check_name
 from cryosam_dask.types import Json
 from cryosam_dask.version import __version__

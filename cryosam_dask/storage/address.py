@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cryosam_dask.errors import CryosamError, StoreError
 
@@ -86,3 +86,9 @@ def _secrets() -> list[str]:
         secrets += [str(value) for name, value in options.items() if _SECRET_NAME.search(name) or name == "key"]
     # the longest first: one may be a part of another
     return sorted((value for value in secrets if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def local_path(url: str | Path) -> str:
+    """A local address as a path: `file://` is taken off."""
+    text = str(url)
+    return unquote(urlsplit(text).path) if text.startswith("file://") else text

@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote, urlsplit
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from cryosam_dask.errors import CryosamError, StoreError
 from cryosam_dask.storage import errors as faults
-from cryosam_dask.storage.address import check_address, is_local, public
+from cryosam_dask.storage.address import check_address, is_local, local_path, public
+from cryosam_dask.storage.options import connection_options
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -37,7 +37,6 @@ PATIENCE = 120.0
 """Seconds that an operation is tried again while storage fails, unless `CRYOSAM_STORAGE_PATIENCE` says otherwise."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
-_CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 30
 _FIRST_CONTACT = 3.0  # seconds that storage which never answered is tried
 _REQUEST_ATTEMPTS = 2  # of s3fs, close together, for each request: one operation may make many, as long listings do
 _LISTED = 5  # seconds after which waiting is worth a warning
@@ -83,12 +82,6 @@ def look(url: str, count: int) -> tuple[bytes, int, str]:
     size = int(info["size"])
     version = next((str(info[name]) for name in ("ETag", "etag", "md5Hash", "mtime") if info.get(name)), "")
     return bytes(files.cat_file(path, start=0, end=min(count, size))) if size else b"", size, version
-
-
-def local_path(url: str | Path) -> str:
-    """A local address as a path: `file://` is taken off."""
-    text = str(url)
-    return unquote(urlsplit(text).path) if text.startswith("file://") else text
 
 
 def expect(url: str | Path) -> None:
@@ -362,7 +355,9 @@ def _connection(kind: Any, url: str, place: str) -> AsyncFileSystem:
     with _lock:
         if key not in _connections:
             nobody = {"anon": True} if place in _anonymous else {}
-            connection = kind(**kind._get_kwargs_from_urls(url), **_options(kind), **nobody, skip_instance_cache=True)
+            connection = kind(
+                **kind._get_kwargs_from_urls(url), **connection_options(kind), **nobody, skip_instance_cache=True
+            )
             if not connection.async_impl:
                 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
@@ -371,29 +366,6 @@ def _connection(kind: Any, url: str, place: str) -> AsyncFileSystem:
                 connection.retries = _REQUEST_ATTEMPTS
             _connections[key] = connection
         return _connections[key]
-
-
-def _options(kind: Any) -> dict[str, Any]:
-    """How to connect, besides what fsspec's configuration and the environment say, which comes first."""
-    protocols = kind.protocol if isinstance(kind.protocol, tuple | list) else (kind.protocol,)
-    own: dict[str, Any] = {}
-    for name in protocols:
-        own.update(fsspec.config.conf.get(name, {}))
-    if "s3" in protocols:
-        config = {
-            "connect_timeout": _CONNECT_TIMEOUT,
-            "read_timeout": _READ_TIMEOUT,
-            "retries": {"mode": "standard", "total_max_attempts": 1},  # one owner of the patience, or waits multiply
-            **own.get("config_kwargs", {}),
-        }
-        # with one request at a time for an object its size need not be asked for before it is read
-        return {"use_listings_cache": False, "max_concurrency": own.get("max_concurrency", 1), "config_kwargs": config}
-    if "http" in protocols:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
-        return {"client_kwargs": {"timeout": timeout, **own.get("client_kwargs", {})}}
-    return {"use_listings_cache": False}
 
 
 def _place(url: str) -> str:

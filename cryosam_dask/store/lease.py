@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from cryosam_dask.errors import StoreError
-from cryosam_dask.storage.address import is_local
-from cryosam_dask.storage.filesystem import filesystem, local_path
+from cryosam_dask.storage.address import is_local, local_path
+from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.store.lease_holder import Holder, held_here, same_lease
 from cryosam_dask.store.lease_local import LocalFile
 from cryosam_dask.store.lease_remote import RemoteFile
