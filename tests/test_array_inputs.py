@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -364,14 +365,13 @@ def test_an_array_on_a_cluster_is_used_there_and_nowhere_else(
             ingest(held, tmp_path / out)
 
 
-def kills_its_worker_once(block: Array, flag: str = "") -> Array:
-    if block.size and not Path(flag).exists():
-        Path(flag).touch()
-        os._exit(1)
-    return block
-
-
 def test_a_lost_worker_costs_its_tasks_only(voxels: Array, from_file: Path, client: Any, tmp_path: Path) -> None:
+    def kills_its_worker_once(block: Array, flag: str = "") -> Array:  # here, so that it travels by value
+        if block.size and not Path(flag).exists():
+            Path(flag).touch()
+            os._exit(1)
+        return block
+
     array = da.from_array(voxels, chunks=(32, -1, 90))
     deadly = array.map_blocks(
         kills_its_worker_once, flag=str(tmp_path / "died"), dtype="f4", meta=np.empty((0, 0, 0), "f4")
@@ -379,6 +379,20 @@ def test_a_lost_worker_costs_its_tasks_only(voxels: Array, from_file: Path, clie
     ingest(labelled(deadly), tmp_path / "run.zarr", DaskExecutor(UserClient(client)))
     assert (tmp_path / "died").exists()
     assert chunks(tmp_path / "run.zarr") == chunks(from_file)
+
+
+def test_what_workers_can_not_load_is_said_and_costs_none_of_them(
+    voxels: Array, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def same(block):\n    return block\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    same = importlib.import_module("only_here").same
+    array = da.from_array(voxels, chunks=(32, -1, 90)).map_blocks(same, dtype="f4", meta=np.empty((0, 0, 0), "f4"))
+    before = set(client.scheduler_info()["workers"])
+    with pytest.raises(ExecutionError, match=r"can't load what the units need .*only_here.*; install the same"):
+        ingest(labelled(array), tmp_path / "run.zarr", DaskExecutor(UserClient(client)))
+    assert set(client.scheduler_info()["workers"]) == before
+    sys.modules.pop("only_here")
 
 
 def test_shared_chunks_are_computed_once_where_all_fit(voxels: Array, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from cryosam_dask.errors import CryosamError, ExecutionError
 from cryosam_dask.executors.base import Failed, Finished, Report
 from cryosam_dask.executors.cluster import GPU, Capacity, Cluster, usable_share
 from cryosam_dask.executors.flight import Flight
-from cryosam_dask.executors.lazy import check_held, is_lazy, portions
+from cryosam_dask.executors.lazy import check_held, is_lazy, packed, portions
 from cryosam_dask.executors.link import Link
 from cryosam_dask.executors.serial import device_name
-from cryosam_dask.executors.worker_calls import device_here, precision_here, unlike, work_here
+from cryosam_dask.executors.worker_calls import device_here, graph_here, precision_here, unlike, work_here
 from cryosam_dask.stages.base import Context, Stage, Unit
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ class DaskExecutor:
                 report(unit, Failed(ConnectionError("its worker was lost"), outcome.worker, again=True))
 
         self.link.kept(lambda: self._check_work(stage))
+        if is_lazy(stage) and units:
+            self.link.kept(lambda: self._check_graph(stage, units[0]))
         for portion in portions(units, self._room()) if is_lazy(stage) else [units]:
             Flight(self.link, stage, context, judge, self._unit_timeout).run(portion)
         for unit in suspects:
@@ -180,6 +182,12 @@ class DaskExecutor:
         fresh = [address for address in self.link.some_workers() if (address, module) not in self._asked]
         self._ask(fresh, work_here, stage.work)
         self._asked |= {(address, module) for address in fresh}
+
+    def _check_graph(self, stage: Stage, unit: Unit) -> None:
+        """See that workers can load what an array is computed with. In Dask's messages what can't be loaded closes the
+        connection, so that one worker after the other would be lost."""
+        if (pickled := packed(stage, unit)) is not None:
+            self._ask(list(self.link.some_workers()), graph_here, *pickled)
 
     def _ask(self, addresses: Iterable[str], question: Callable[..., str], *args: Any) -> list[str]:
         """Answers of workers to a question; a worker that is gone by now, or hangs, gives none."""

@@ -22,6 +22,9 @@ from cryosam_dask.stages.base import Context, Stage, Unit
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+MOST_ASKED = 64 << 20
+"""Bytes that workers are sent to see whether they can load them."""
+
 Task = Callable[[Any], Any]
 """A function that is called with a unit's value."""
 
@@ -59,6 +62,16 @@ def portions(units: Sequence[Unit], room: int | None) -> list[list[Unit]]:
         place = tuple(known[a] // span for known, a, span in zip(index, start, spans, strict=True))
         blocks.setdefault(place, []).append(unit)
     return list(blocks.values())
+
+
+def packed(stage: Stage, unit: Unit) -> tuple[bytes, list[bytes]] | None:
+    """What one unit's value is computed with, pickled for `worker_calls.graph_here`; None where that is large."""
+    from distributed.protocol import pickle
+
+    buffers: list[Any] = []
+    graph = pickle.dumps(graph_with(stage, {"asked": (unit, bool)}), buffer_callback=buffers.append)
+    size = len(graph) + sum(memoryview(buffer).nbytes for buffer in buffers)
+    return (graph, [bytes(memoryview(buffer)) for buffer in buffers]) if size <= MOST_ASKED else None
 
 
 def submit(client: Client, stage: Stage, tasks: Mapping[str, tuple[Unit, Task]]) -> list[Future[Any]]:

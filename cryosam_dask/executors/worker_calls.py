@@ -63,6 +63,17 @@ def work_here(work: Work) -> str:
     return work.__module__
 
 
+def graph_here(graph: bytes, buffers: list[bytes]) -> str:
+    """Load a pickled graph, which this process must be able to."""
+    from distributed.protocol import pickle
+
+    try:
+        pickle.loads(graph, buffers=buffers)
+    except Exception as error:
+        raise unlike("a worker", error) from error
+    return "loaded"
+
+
 def unlike(who: str, error: BaseException) -> ExecutionError:
     """The error for a process whose packages are not those of the driver."""
     return ExecutionError(
