@@ -24,8 +24,9 @@ def add_beads(scene: Scene, structure: Structure, blocked: Bool, rng: np.random.
             padded, inner, outer = scene.window(centre - 2 * radius - 1, centre + 2 * radius + 1)
             z, y, x = scene.grid(padded)
             distance = np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2) - radius
-            mask = distance[inner] <= max(0.0, 0.5 * scene.voxel - radius)  # at least a voxel
-            if not (mask & (blocked[outer] | (scene.labels[outer] > 0))).any():
+            mask = distance[inner] <= 0
+            near = distance[inner] <= 2 * scene.voxel
+            if mask.any() and not (near & (blocked[outer] | (scene.labels[outer] > 0))).any():
                 break
         else:
             raise does_not_fit(scene, structure, i)

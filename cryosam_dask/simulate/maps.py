@@ -12,7 +12,7 @@ from scipy import ndimage
 from cryosam_dask.errors import InputError
 from cryosam_dask.simulate.shapes import Template
 from cryosam_dask.simulate.species import MAP, Species
-from cryosam_dask.types import Float32
+from cryosam_dask.types import Bool, Float32
 
 LARGEST_SIDE = 512
 """Voxels of a map's side; larger ones are refused, as memory goes with the cube."""
@@ -24,14 +24,14 @@ class DensityMap:
 
     data : float32, 0 in the solvent, 1 on average inside the outline
     voxel_size : ångström
-    level : of the outline, in the units of `data`
+    outline : bool, the particle, with cavities that it closes on all sides
     centre : (3,) the outline's centre of mass, voxels
     diameter : nanometres, of the sphere about the centre that holds the outline
     """
 
     data: Float32
     voxel_size: float
-    level: float
+    outline: Bool
     centre: tuple[float, float, float]
     diameter: float
 
@@ -70,25 +70,26 @@ def density_map(data: NDArray[Any], voxel_size: float, level: float | None = Non
         raise InputError(
             "density map: expected solvent around the particle, found it at the map's faces; give a larger box"
         )
-    return _normalised(values - solvent, body, voxel_size, height)
+    return _normalised(values - solvent, body, voxel_size)
 
 
-def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _largest_part(mask: Bool) -> Bool:
     parts, count = ndimage.label(mask)
     if count == 0:
         raise InputError("density map: expected a particle above the level, found none")
     return np.asarray(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
 
 
-def _normalised(values: Float32, body: NDArray[np.bool_], voxel_size: float, height: float) -> DensityMap:
+def _normalised(values: Float32, body: Bool, voxel_size: float) -> DensityMap:
     near = ndimage.binary_dilation(body, iterations=2)
     scale = float(values[body].mean())
     data = (np.where(near, np.maximum(values, 0), 0) / scale).astype(np.float32)
-    places = np.argwhere(ndimage.binary_fill_holes(body))
+    outline = np.asarray(ndimage.binary_fill_holes(body))
+    places = np.argwhere(outline)
     centre = places.mean(axis=0)
     reach = float(np.sqrt(((places - centre) ** 2).sum(axis=1)).max()) + 0.5
     middle = (float(centre[0]), float(centre[1]), float(centre[2]))
-    return DensityMap(data, voxel_size, height / scale, middle, 2 * reach * voxel_size / 10)
+    return DensityMap(data, voxel_size, outline, middle, 2 * reach * voxel_size / 10)
 
 
 def map_species(name: str, source: DensityMap, count: int, density: float = 1.0) -> Species:
@@ -97,17 +98,16 @@ def map_species(name: str, source: DensityMap, count: int, density: float = 1.0)
 
 
 def map_template(species: Species, source: DensityMap, voxel_size: float) -> Template:
-    """A density map sampled at `voxel_size` ångström; cavities that it closes on all sides are inside the outline."""
+    """A density map sampled at `voxel_size` ångström."""
     ratio = voxel_size / source.voxel_size
-    data = source.data
-    if ratio > 1:  # what is finer than the new voxels would show as noise
-        data = ndimage.gaussian_filter(data, 0.5 * np.sqrt(ratio**2 - 1), mode="constant")
     radius = source.diameter * 10 / 2 / voxel_size
     half = int(np.ceil(radius)) + 3
     axis = np.arange(-half, half + 1) * ratio
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")) + np.asarray(source.centre)[:, None, None, None]
-    density = ndimage.map_coordinates(data, grid, order=1, mode="constant", output=np.float32)
-    body = ndimage.binary_fill_holes(density >= source.level)
-    if not body.any():  # smaller than a voxel, about
-        body[half, half, half] = True
-    return Template(species.density * density, body.astype(np.float32), radius)
+
+    def sampled(values: Float32) -> Float32:
+        if ratio > 1:  # what is finer than the new voxels would show as noise
+            values = ndimage.gaussian_filter(values, 0.5 * np.sqrt(ratio**2 - 1), mode="constant")
+        return np.asarray(ndimage.map_coordinates(values, grid, order=1, mode="constant", output=np.float32))
+
+    return Template(species.density * sampled(source.data), sampled(source.outline.astype(np.float32)), radius)

@@ -11,10 +11,10 @@ from cryosam_dask.errors import SettingsError
 from cryosam_dask.simulate.placement import LEAFLET_NM, MEMBRANE_HALF_NM
 from cryosam_dask.simulate.scene import TRIES, Float64, Scene
 from cryosam_dask.simulate.structures import Structure
-from cryosam_dask.types import Float32
+from cryosam_dask.types import Bool, Float32
 
 LEAFLET_DENSITY = np.float32(0.7)  # to the solvent, relative to that of a protein
-_COARSE = 3  # voxels between the points at which it is checked that two structures don't touch
+_COARSE = 3  # voxels of the blocks by which it is checked that two structures don't touch
 _REACH_NM = 8.0  # from a membrane's middle, beyond which its density is nothing
 
 
@@ -93,16 +93,17 @@ def _draw(scene: Scene, surface: Surface, kind: str) -> None:
 
 
 def _is_free(scene: Scene, surface: Surface) -> bool:
-    """Whether the surface crosses the volume and is apart from all structures there, on a coarse grid."""
+    """Whether the surface crosses the volume and is apart from all structures there, by blocks of voxels."""
     padded, _, outer = scene.window(np.maximum(surface.low, 0), np.minimum(surface.high, scene.extent - scene.voxel))
     grid = scene.grid(padded)
     if any(g.size == 0 for g in grid):
         return False
-    z, y, x = grid[0][::_COARSE], grid[1][::_COARSE], grid[2][::_COARSE]
-    near = np.abs(surface.distance(z, y, x)) < MEMBRANE_HALF_NM + _COARSE * scene.voxel
-    taken = scene.labels[outer][::_COARSE, ::_COARSE, ::_COARSE] > 0
-    taken = taken[: near.shape[0], : near.shape[1], : near.shape[2]]
-    near = near[: taken.shape[0], : taken.shape[1], : taken.shape[2]]
+    z, y, x = (g[::_COARSE] + np.float32((_COARSE - 1) / 2 * scene.voxel) for g in grid)  # the middles of blocks
+    near = np.abs(surface.distance(z, y, x)) < MEMBRANE_HALF_NM + (_COARSE + 0.5) * scene.voxel
+    taken: Bool = np.logical_or(scene.labels[outer] > 0, scene.lumens[outer])
+    taken = np.pad(taken, [(0, -n % _COARSE) for n in taken.shape])
+    (d, h, w), n = near.shape, _COARSE
+    taken = np.any(taken.reshape(d, n, h, n, w, n), axis=(1, 3, 5))
     return bool(near.sum() >= 20 and not (near & taken).any())
 
 

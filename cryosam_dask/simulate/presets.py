@@ -53,14 +53,14 @@ def _fixed(name: str) -> dict[str, Any]:
         "touching": 0.5, "cytosol": 0.12, "snr": 0.5,
     }  # fmt: skip
     values["membranes"] = {
-        "shape": (96, 256, 256), "species": few, "membranes": 0, "snr": 0.5,
+        "shape": (96, 256, 256), "species": few, "membranes": 0, "touching": 0.0, "snr": 0.5,
         "structures": (
             {"kind": "double-membrane", "count": 1}, {"kind": "sheet", "count": 1},
             {"kind": "vesicle", "count": 3, "size": (18.0, 32.0)},
         ),
     }  # fmt: skip
     values["filaments"] = {
-        "shape": (96, 256, 256), "species": few, "membranes": 0, "snr": 0.5,
+        "shape": (96, 256, 256), "species": few, "membranes": 0, "touching": 0.0, "snr": 0.5,
         "structures": (
             {"kind": "microtubule", "count": 2}, {"kind": "filament", "count": 6}, {"kind": "gold", "count": 4},
         ),

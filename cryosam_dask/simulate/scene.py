@@ -33,12 +33,14 @@ class Scene:
     density : float32, padded (see `padding`), of all structures but gold
     gold : float32, padded, of gold beads; None where there are none
     labels : int32, of the tomogram's shape, numbers of structures; 0 elsewhere
+    lumens : bool, of the tomogram's shape, the inside of microtubules, which stays empty
     structures : one for each number, from 1
     """
 
     settings: SimulationSettings
     density: Float32
     labels: NDArray[np.int32]
+    lumens: Bool
     gold: Float32 | None = None
     structures: list[StructureTruth] = field(default_factory=list)
 
@@ -46,7 +48,9 @@ class Scene:
     def empty(cls, settings: SimulationSettings) -> Scene:
         """A scene without structures."""
         padded, _ = padding(settings)
-        return cls(settings, np.zeros(padded, np.float32), np.zeros(settings.shape, np.int32))
+        return cls(
+            settings, np.zeros(padded, np.float32), np.zeros(settings.shape, np.int32), np.zeros(settings.shape, bool)
+        )
 
     @property
     def voxel(self) -> float:
@@ -79,7 +83,8 @@ class Scene:
         """Whether any of the points (N, 3), nanometres, is on a structure that has been drawn."""
         index = np.rint(points / self.voxel).astype(int)
         index = index[((index >= 0) & (index < self.settings.shape)).all(axis=1)]
-        return bool(self.labels[tuple(index.T)].any())
+        place = tuple(index.T)
+        return bool(self.labels[place].any() or self.lumens[place].any())
 
     def window(self, low: Float64, high: Float64) -> tuple[Slices, Slices, Slices]:
         """A box of nanometres in the padded volume; its part that is in the tomogram, in the box's own indices and in

@@ -105,8 +105,8 @@ def _templates(settings: SimulationSettings, maps: Mapping[str, DensityMap]) -> 
 
 
 def _blocked(scene: Scene) -> Bool:
-    """Where particles can't be: on structures, and outside of the ice."""
-    blocked: Bool = scene.labels > 0
+    """Where particles can't be: on structures, in lumens, and outside of the ice."""
+    blocked: Bool = (scene.labels > 0) | scene.lumens
     if scene.settings.ice is not None:
         blocked |= ice.vacuum(scene.settings.ice, scene.settings.shape) > 0
     return blocked

@@ -38,8 +38,8 @@ class SimulatedTomogram:
     settings : what it was made with
     orientations : (M, 3, 3) rotation matrix of each particle, from its template to the tomogram, for vectors (z, y, x)
     structure_labels : int32, numbers of the structures from 1, in the order of `structures`; 0 elsewhere. Masks of
-        membranes are their walls, those of microtubules have the lumen in them. Vesicles reach beyond the volume, and a
-        structure may have no voxel in it
+        vesicles and microtubules are their walls. A vesicle beyond the volume's faces may
+        have no voxel
     structures : one entry for each structure, the settings' `membranes` first, as vesicles
     """
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 from cryosam_dask.simulate.membranes import does_not_fit
 from cryosam_dask.simulate.scene import TRIES, Float64, Scene
 from cryosam_dask.simulate.structures import Structure
-from cryosam_dask.types import Float32
+from cryosam_dask.types import Bool, Float32
 
 _SHORTEST_NM = 40.0  # of an axis inside the volume
 _STEEPEST = np.radians(20.0)  # of an axis to the plane of y and x, as in thin ice
@@ -22,7 +22,7 @@ class Helix:
 
     strands : (phase in radians, shift along the axis) of each strand; rise, turn : from one subunit of a strand to the
         next, along and around the axis; radius : of the subunits' centres; volume : of a subunit, nm³
-    sigma : of the Gaussian that stands for a subunit; outer : radius of the outline
+    sigma : of the Gaussian that stands for a subunit; outer, inner : radii of the wall; inner is 0 where there is none
     bend : the smallest radius of curvature
     """
 
@@ -33,6 +33,7 @@ class Helix:
     volume: float
     sigma: float
     outer: float
+    inner: float
     bend: float
 
 
@@ -42,11 +43,11 @@ class Helix:
 _HELICES = {
     "microtubule": Helix(
         strands=tuple((2 * np.pi * j / 13, 12.0 * j / 13) for j in range(13)),
-        rise=4.0, turn=0.0, radius=10.5, volume=66.6, sigma=1.5, outer=12.5, bend=3000.0,
+        rise=4.0, turn=0.0, radius=10.5, volume=66.6, sigma=1.5, outer=12.5, inner=8.0, bend=3000.0,
     ),
     "filament": Helix(
         strands=((0.0, 0.0),),
-        rise=2.75, turn=np.radians(-166.7), radius=2.4, volume=50.8, sigma=1.5, outer=4.0, bend=400.0,
+        rise=2.75, turn=np.radians(-166.7), radius=2.4, volume=50.8, sigma=1.5, outer=4.0, inner=0.0, bend=400.0,
     ),
 }  # fmt: skip
 
@@ -104,8 +105,8 @@ def deposit(points: Float64, weight: float, volume: Float32) -> None:
         np.add.at(volume, tuple((corner + step).T), (weight * share).astype(np.float32))
 
 
-def _outline(scene: Scene, axis: Axis, radius: float, kind: str) -> None:
-    """Number the voxels within a radius of the axis, between its ends."""
+def _within(scene: Scene, axis: Axis, radius: float) -> Bool:
+    """The tomogram's voxels within a radius (nm) of the axis."""
     along = np.arange(-axis.length / 2, axis.length / 2 + scene.voxel / 2, scene.voxel / 2)
     positions, _ = axis.at(along)
     reach = radius + scene.voxel
@@ -116,7 +117,7 @@ def _outline(scene: Scene, axis: Axis, radius: float, kind: str) -> None:
         z, y, x = scene.grid(padded)
         ball = (z - p[0]) ** 2 + (y - p[1]) ** 2 + (x - p[2]) ** 2 <= radius**2
         mask[outer] |= ball[inner]
-    scene.number(kind, mask)
+    return mask
 
 
 def _is_free(scene: Scene, axis: Axis, radius: float) -> bool:
@@ -126,15 +127,20 @@ def _is_free(scene: Scene, axis: Axis, radius: float) -> bool:
     inside = ((positions >= 0) & (positions < scene.extent)).all(axis=1)
     if inside.sum() * scene.voxel < min(_SHORTEST_NM, 0.5 * axis.length):
         return False
-    angles = np.arange(8) * np.pi / 4
-    ring = np.cos(angles)[:, None, None] * normals + np.sin(angles)[:, None, None] * axis.binormal
-    reach = radius + 2 * scene.voxel
-    around = np.concatenate([positions + share * reach * r for share in (0.5, 1.0) for r in ring])
-    return not scene.hits(np.concatenate([positions, around]))
+    reach, gap = (
+        radius + 2 * scene.voxel,
+        max(2.0, 2 * scene.voxel),
+    )  # gap : nanometres between points that are looked at
+    for shell in np.linspace(0, reach, int(np.ceil(reach / gap)) + 1):
+        for angle in np.linspace(0, 2 * np.pi, int(np.ceil(2 * np.pi * shell / gap)) + 1)[:-1]:
+            if scene.hits(positions + shell * (np.cos(angle) * normals + np.sin(angle) * axis.binormal)):
+                return False
+    return not scene.hits(positions)
 
 
 def add_tubes(scene: Scene, structure: Structure, rng: np.random.Generator) -> None:
-    """Draw filaments or microtubules, apart from what has been drawn; a microtubule's lumen is inside its outline.
+    """Draw filaments or microtubules, apart from what has been drawn. A microtubule's mask is its wall; its lumen is
+    kept empty.
 
     Raises SettingsError when they don't fit.
     """
@@ -147,7 +153,9 @@ def add_tubes(scene: Scene, structure: Structure, rng: np.random.Generator) -> N
                 break
         else:
             raise does_not_fit(scene, structure, i)
-        _outline(scene, axis, helix.outer, structure.kind)
+        lumen = _within(scene, axis, helix.inner) if helix.inner else np.zeros(scene.labels.shape, dtype=bool)
+        scene.number(structure.kind, _within(scene, axis, helix.outer) & ~lumen)
+        scene.lumens |= lumen
         deposit(subunits(helix, axis) / scene.voxel + scene.offset, helix.volume / scene.voxel**3, drawn)
     spread = (helix.sigma / scene.voxel) ** 2 - 1 / 6  # sharing out among voxels widens by 1/6 of a voxel squared
     scene.density += ndimage.gaussian_filter(drawn, max(0.3, spread) ** 0.5, truncate=3.5)
