@@ -94,12 +94,14 @@ def _draw(scene: Scene, surface: Surface, kind: str) -> None:
 
 def _is_free(scene: Scene, surface: Surface) -> bool:
     """Whether the surface crosses the volume and is apart from all structures there, by blocks of voxels."""
-    padded, _, outer = scene.window(np.maximum(surface.low, 0), np.minimum(surface.high, scene.extent - scene.voxel))
-    grid = scene.grid(padded)
+    _, _, outer = scene.window(surface.low, surface.high)
+    z, y, x = (slice(s.start + o, s.stop + o) for s, o in zip(outer, scene.offset, strict=True))
+    grid = scene.grid((z, y, x))
     if any(g.size == 0 for g in grid):
         return False
-    z, y, x = (g[::_COARSE] + np.float32((_COARSE - 1) / 2 * scene.voxel) for g in grid)  # the middles of blocks
-    near = np.abs(surface.distance(z, y, x)) < MEMBRANE_HALF_NM + (_COARSE + 0.5) * scene.voxel
+    half = np.float32((_COARSE - 1) / 2 * scene.voxel)  # distances are of the middles of blocks
+    distance = surface.distance(grid[0][::_COARSE] + half, grid[1][::_COARSE] + half, grid[2][::_COARSE] + half)
+    near = np.abs(distance) < MEMBRANE_HALF_NM + (_COARSE + 0.5) * scene.voxel
     taken: Bool = np.logical_or(scene.labels[outer] > 0, scene.lumens[outer])
     taken = np.pad(taken, [(0, -n % _COARSE) for n in taken.shape])
     (d, h, w), n = near.shape, _COARSE

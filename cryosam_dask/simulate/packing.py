@@ -162,15 +162,23 @@ def _globules(voxel_size: float, rng: np.random.Generator) -> list[tuple[_Stamp,
     return globules
 
 
-def fill_cytosol(settings: SimulationSettings, taken: Bool, density: Float32, rng: np.random.Generator) -> Bool:
+def fill_cytosol(
+    settings: SimulationSettings, taken: Bool, density: Float32, offset: Shape3, rng: np.random.Generator
+) -> Bool:
     """Fill `settings.cytosol` of the volume with globules that overlap nothing that is taken; their mask.
 
-    Their densities are added to `density`, in place. Raises SettingsError when so many don't fit.
+    The volume's faces cut globules, as they cut a real cytosol. Densities are added in place to `density`, in which
+    the volume begins at `offset`. Raises SettingsError when so many don't fit.
     """
     globules = _globules(settings.voxel_size, rng)
-    cytosol = np.zeros(settings.shape, dtype=bool)
-    full = taken.copy()
-    wanted, filled = int(settings.cytosol * full.size), 0
+    margin = max(int(np.max([s.mask.shape for s, _ in globules])), 1) + 2
+    full = np.pad(taken, margin, mode="edge")
+    cytosol = np.zeros_like(full)
+    inside = tuple(slice(margin, margin + n) for n in settings.shape)
+    counted = np.zeros_like(full)
+    counted[inside] = True
+    shift = np.asarray(offset) - margin
+    wanted, filled = int(settings.cytosol * taken.size), 0
     low = np.max([1 - s.low for s, _ in globules], axis=0)
     high = np.min([np.array(full.shape) - 1 - s.low - s.mask.shape for s, _ in globules], axis=0)
     for _ in range(_MOST_BATCHES):
@@ -178,19 +186,17 @@ def fill_cytosol(settings: SimulationSettings, taken: Bool, density: Float32, rn
         kinds = rng.integers(len(globules), size=_BATCH)
         for k in np.flatnonzero(~full[tuple(places.T)]):  # most places are refused by their middle alone
             if filled >= wanted:
-                return cytosol
+                return cytosol[inside]
             stamp, image = globules[kinds[k]]
             box = stamp.box(places[k])
             if full[box][stamp.mask].any():
                 continue
             full[box] |= stamp.mask
             cytosol[box] |= stamp.mask
-            filled += int(stamp.mask.sum())
-            z, y, x = (slice(s.start - 1, s.stop + 1) for s in box)
+            filled += int((counted[box] & stamp.mask).sum())
+            z, y, x = (slice(int(s.start + o - 1), int(s.stop + o + 1)) for s, o in zip(box, shift, strict=True))
             density[z, y, x] += image
-    if filled >= wanted:
-        return cytosol
     raise SettingsError(
         f"simulation setting cytosol: expected a share that fits, found {settings.cytosol:g}; "
-        f"{filled / full.size:.2f} of the volume could be filled"
+        f"{filled / taken.size:.2f} of the volume could be filled"
     )

@@ -110,7 +110,7 @@ def _random_values(seed: int, shape: tuple[int, int, int]) -> dict[str, Any]:
         "membranes": 0,
         "structures": _random_structures(rng, depth, area),
         "touching": round(float(rng.uniform(0.2, 0.7)), 2) if crowded else 0.0,
-        "cytosol": round(float(rng.uniform(0.04, 0.18)), 3) if crowded else 0.0,
+        "cytosol": round(float(rng.uniform(0.04, 0.16)), 3) if crowded else 0.0,
         "ice": {
             "thickness": (thin, float(round(rng.uniform(thin, 1.0), 2))),
             "direction": float(rng.integers(360)),

@@ -33,7 +33,8 @@ class SimulationSettings:
     structures : membranes of other forms, filaments, microtubules and gold beads, in the order in which they are placed
     touching : None keeps the particles' bounding spheres apart; a number packs particles by their masks, which never
         overlap, and puts this share of them (0 to 1) against another particle
-    cytosol : share of the volume (0 to 0.25) filled with globules of 4 to 9 nm, which overlap nothing
+    cytosol : share of the volume (0 to 0.25) filled with globules of 4 to 9 nm, which overlap nothing and may reach
+        beyond the volume
     ice : the shape of the ice and its unevenness; None fills the volume evenly
     tilt_range, tilt_step : degrees; (-90, 90) leaves no missing wedge
     tilt_axis : degrees in the plane of y and x, from the y axis towards the x axis

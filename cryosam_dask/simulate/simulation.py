@@ -73,7 +73,7 @@ def simulate(
     cytosol = np.zeros(settings.shape, dtype=bool)
     if settings.cytosol:
         taken = (layout.labels > 0) | _blocked(scene)
-        cytosol = fill_cytosol(settings, taken, scene.density[scene.inside], cytosol_rng)
+        cytosol = fill_cytosol(settings, taken, scene.density, scene.offset, cytosol_rng)
 
     signal, noise = image(scene.density, _extra_density(scene), settings, noise_rng)
     noise += signal  # noise becomes the tomogram

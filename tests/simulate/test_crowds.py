@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, Structure, random_species, simulate
-from cryosam_dask.simulate.packing import pack_particles
+from cryosam_dask.simulate.packing import fill_cytosol, pack_particles
 from cryosam_dask.simulate.shapes import template
 
 SPECIES = (Species("tube", "hollow-cylinder", 15.0, 30), Species("lobed", "lobed", 14.0, 30, seed=2))
@@ -97,8 +97,12 @@ def test_the_cytosol_fills_its_share_and_overlaps_nothing(share: float, voxel_si
 
 def test_globules_are_of_4_to_9_nm() -> None:
     made = simulate(changed(species=(), cytosol=0.04, voxel_size=5.0, touching=0.0))
-    parts, count = ndimage.label(made.semantic == made.number_of("cytosol"))
-    volumes = np.bincount(parts.ravel())[1:] * 0.5**3
+    cytosol = made.semantic == made.number_of("cytosol")
+    parts, count = ndimage.label(cytosol)
+    faces = [np.take(cytosol, i, axis=axis) for axis in range(3) for i in (0, -1)]
+    assert min(face.mean() for face in faces) > 0.01  # which cut globules
+    cut = np.unique(np.concatenate([np.take(parts, i, axis=axis).ravel() for axis in range(3) for i in (0, -1)]))
+    volumes = np.delete(np.bincount(parts.ravel()), cut) * 0.5**3
     alone = 6 * volumes / np.pi / (0.84 * 0.72)  # of an ellipsoid with these axes
     diameters = np.cbrt(alone)
     assert count > 20
@@ -129,8 +133,16 @@ def test_a_particle_goes_where_there_is_room_alone() -> None:
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(SettingsError, match=r"only \d+ of 400 particles of lobed"):
         simulate(changed(shape=(40, 60, 60), species=(Species("lobed", "lobed", 14.0, 400),)))
-    with pytest.raises(SettingsError, match=r"cytosol.*could be filled"):
-        simulate(changed(shape=(40, 40, 40), species=(Species("a", "hollow-sphere", 33.0, 1),), cytosol=0.25))
+    taken = np.ones((40, 40, 40), dtype=bool)
+    taken[10:30, 10:30, 10:30] = False
+    with pytest.raises(SettingsError, match=r"cytosol.*0\.0\d of the volume could be filled"):
+        fill_cytosol(
+            changed(shape=(40, 40, 40)),
+            taken,
+            np.zeros((90, 90, 90), np.float32),
+            (25, 25, 25),
+            np.random.default_rng(0),
+        )
 
 
 def test_a_crowd_of_a_hundred_is_quick() -> None:

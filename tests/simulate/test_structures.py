@@ -111,6 +111,14 @@ def test_structures_are_apart_and_numbered_in_order() -> None:
     )
 
 
+@pytest.mark.parametrize("voxel_size", [5.0, 6.8, 7.84, 10.0, 13.48, 20.0])
+def test_structures_stand_in_volumes_of_any_size(voxel_size: float) -> None:
+    kinds = tuple(Structure(kind, 1) for kind in ("sheet", "filament", "microtubule", "gold"))
+    made = made_of(*kinds, shape=(61, 128, 141), voxel_size=voxel_size)
+    sizes = np.bincount(made.structure_labels.ravel())[1:] * (voxel_size / 10) ** 3
+    assert (sizes > 100).all()  # nm³
+
+
 def test_gold_is_far_denser_and_has_its_diameter() -> None:
     made = made_of(Structure("gold", 3, (10.0, 10.0)), Structure("sheet", 1), tilt_range=(-90, 90), tilt_step=1.0)
     for s in made.structures[:3]:
