@@ -61,9 +61,7 @@ def simulate(
     templates = _templates(settings, maps or {})
     vesicles = place_vesicles(settings, layout_rng)
     scene = Scene.empty(settings)
-    for vesicle in vesicles:
-        distance = np.abs(_to_wall(vesicle, scene.offset, scene.inside))
-        scene.number("vesicle", distance <= membrane_half_thickness(settings))
+    _number_vesicles(scene, vesicles)
     _add_structures(scene, structure_rng)
 
     layout = _lay_out(scene, templates, vesicles, layout_rng, packing_rng)
@@ -75,7 +73,13 @@ def simulate(
         taken = (layout.labels > 0) | _blocked(scene)
         cytosol = fill_cytosol(settings, taken, scene.density, scene.offset, cytosol_rng)
 
-    signal, noise = image(scene.density, _extra_density(scene), settings, noise_rng)
+    return _imaged(scene, layout, cytosol, noise_rng)
+
+
+def _imaged(scene: Scene, layout: _Layout, cytosol: Bool, rng: np.random.Generator) -> SimulatedTomogram:
+    """What the microscope makes of a scene whose density is complete, with the truth."""
+    settings = scene.settings
+    signal, noise = image(scene.density, _extra_density(scene), settings, rng)
     noise += signal  # noise becomes the tomogram
     scale = np.float32(1 / noise.std(dtype=np.float64))
     matrices = np.concatenate([np.zeros((0, 3, 3)), *(r.as_matrix() for r in layout.rotations if len(r))])
@@ -110,6 +114,13 @@ def _blocked(scene: Scene) -> Bool:
     if scene.settings.ice is not None:
         blocked |= ice.vacuum(scene.settings.ice, scene.settings.shape) > 0
     return blocked
+
+
+def _number_vesicles(scene: Scene, vesicles: list[Vesicle]) -> None:
+    """Number the walls of `settings.membranes`; their density comes after the particles', see `_add_membrane`."""
+    for vesicle in vesicles:
+        distance = np.abs(_to_wall(vesicle, scene.offset, scene.inside))
+        scene.number("vesicle", distance <= membrane_half_thickness(scene.settings))
 
 
 def _add_structures(scene: Scene, rng: np.random.Generator) -> None:
