@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -304,3 +305,65 @@ def test_a_wrong_format_or_suffix_lists_all(cryosam, tmp_path) -> None:
     code, _, err = cryosam(*run, "--points-format", "pdf")
     assert code == 2
     assert all(name in err for name in FORMATS)
+
+
+def test_a_simulated_crowd_is_written_with_its_truth(cryosam: Run, tmp_path: Path) -> None:
+    tomogram, truth, labels = (tmp_path / name for name in ("t.mrc", "truth.csv", "labels.mrc"))
+    code, out, err = cryosam(
+        "simulate", tomogram, "--preset", "crowded", "--shape", "48,100,100", "--count", 6, "--species", "proteasome",
+        "--truth", truth, "--labels", labels, "--cytosol", 0.05, "--contrast", "dark",
+    )  # fmt: skip
+    assert code == 2  # the other species are as many as ever
+    assert "particles of" in one_line(err)
+    assert not list(tmp_path.iterdir())
+    options = ["--preset", "shapes", "--shape", "64,160,160", "--truth", truth, "--labels", labels, "--touching", 0.5]
+    code, out, err = cryosam("simulate", tomogram, *options, "--cytosol", 0.05)
+    assert code == 0, err
+    z, y, x = (int(v) for v in out.split("--point ")[1].split(","))
+    rows = [line.split(",") for line in truth.read_text().splitlines()[1:]]
+    with mrcfile.open(labels) as file:
+        assert set(np.unique(file.data)) == {0, *(int(row[4]) for row in rows)}
+        clicked = int(file.data[z, y, x])
+    species = out.split("click e.g. on a ")[1].split(":")[0]
+    assert [row[5] for row in rows if int(row[4]) == clicked] == [species]
+
+
+def test_structures_are_written_with_what_they_are(cryosam: Run, tmp_path: Path) -> None:
+    options = ["--preset", "filaments", "--shape", "48,128,128", "--structures", tmp_path / "s.mrc", "--count", 2]
+    code, out, err = cryosam("simulate", tmp_path / "t.mrc", *options)
+    assert code == 0, err
+    assert "structures: 1 microtubule, 2 microtubule, 3 filament" in out
+    with mrcfile.open(tmp_path / "s.mrc") as file:
+        assert set(np.unique(file.data)) >= {0, 1, 2, 3}
+
+
+def test_a_density_map_is_simulated(cryosam: Run, tmp_path: Path) -> None:
+    z, y, x = np.indices((32, 32, 32)) - 15.5
+    with mrcfile.new(tmp_path / "ball.mrc", data=(np.sqrt(z**2 + y**2 + x**2) < 11).astype(np.float32)) as file:
+        file.voxel_size = 5.0
+    options = ["--map", f"ball={tmp_path / 'ball.mrc'}", "--count", 5, "--shape", "40,80,80", "--membranes", 0]
+    code, out, err = cryosam("simulate", tmp_path / "t.mrc", *options, "--truth", tmp_path / "truth.csv")
+    assert code == 0, err
+    assert "click e.g. on a ball" in out
+    assert len((tmp_path / "truth.csv").read_text().splitlines()) == 6
+    for given, message in (
+        ("ball", "--map ball: expected NAME=FILE"),
+        (f"ball={tmp_path / 'none.mrc'}", "none.mrc"),
+        (f"gold={tmp_path / 'ball.mrc'}", "species"),
+    ):
+        code, _, err = cryosam("simulate", tmp_path / "bad.mrc", "--map", given)
+        assert code == 2
+        assert message in one_line(err)
+    code, _, err = cryosam("simulate", tmp_path / "bad.mrc", *options, *options[:2])
+    assert code == 2
+    assert "given twice" in one_line(err)
+    assert not (tmp_path / "bad.mrc").exists()
+
+
+def test_the_help_lists_every_preset(cryosam: Run) -> None:
+    from cryosam_dask.simulate import PRESETS
+
+    code, out, _ = cryosam("simulate", "--help")
+    assert code == 0
+    words = re.findall(r"\w+", out)
+    assert all(words.count(name) >= 2 for name in PRESETS)  # in the option's help, and with what it is

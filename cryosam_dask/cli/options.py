@@ -253,6 +253,19 @@ def whole_numbers(text: str, option: str) -> list[int]:
         raise InputError(f"{option} {text}: expected whole numbers separated by commas") from None
 
 
+def pairs(texts: list[str], option: str, expected: str) -> dict[str, str]:
+    """What stands left and right of `=` in each of an option's texts; names must differ."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"{option} {text}: expected {expected}")
+        if name in values:
+            raise InputError(f"{option} {text}: {name} is given twice; expected another name for each")
+        values[name] = value
+    return values
+
+
 def say(notes: list[str]) -> None:
     """Print notes for the user to stderr, which keeps stdout for the results."""
     for note in notes:

@@ -15,6 +15,7 @@ from cryosam_dask.cli.options import (
     Reading,
     TomogramArgument,
     WorkersOption,
+    pairs,
     say,
     whole_numbers,
     with_options,
@@ -89,6 +90,9 @@ def plan(
     epilog=examples(
         "cryosam simulate tomo.mrc --truth truth.csv",
         "cryosam simulate tomo.mrc --shape 100,260,210 --voxel-size 13.5 --species ribosome --truth truth.csv",
+        "cryosam simulate tomo.mrc --preset crowded --seed 3 --truth truth.csv --labels labels.mrc",
+        "cryosam simulate tomo.mrc --preset membranes --structures membranes.mrc",
+        "cryosam simulate tomo.mrc --map apoferritin=emd_11638.map --count 40 --touching 0.5 --cytosol 0.1",
     ),
 )
 def simulate(
@@ -100,30 +104,63 @@ def simulate(
     species: Annotated[
         str | None, typer.Option("--species", help="Only these particles in --truth and --labels; else all.")
     ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NAME=FILE", help="A particle's density, instead of the preset's particles."),
+    ] = None,
+    structures: Annotated[
+        Path | None,
+        typer.Option("--structures", metavar="MRC", help="Write numbers of membranes, filaments, gold here."),
+    ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="default, large, ribosome, proteasome or tetramer.")
+        str,
+        typer.Option(
+            "--preset",
+            help="default, large, ribosome, proteasome, tetramer, crowded, membranes, filaments, shapes or random.",
+        ),
     ] = "default",
-    snr: Annotated[float, typer.Option("--snr", help=SNR)] = 1.0,
+    snr: Annotated[float | None, typer.Option("--snr", help=SNR)] = None,
     seed: Annotated[int, typer.Option("--seed", help=SEED)] = 0,
     shape: Annotated[
-        str | None, typer.Option("--shape", metavar="Z,Y,X", help="Voxels, else 96,192,192, or 128,256,256 of 'large'.")
+        str | None, typer.Option("--shape", metavar="Z,Y,X", help="Voxels, else the preset's: 96,192,192 of 'default'.")
     ] = None,
-    voxel_size: Annotated[float | None, typer.Option("--voxel-size", metavar="Å", help="Å, else 10.")] = None,
-    contrast: Annotated[str, typer.Option("--contrast", help="Particles bright or dark.")] = "bright",
-    membranes: Annotated[int | None, typer.Option("--membranes", help="Number of vesicles, else 2.")] = None,
+    voxel_size: Annotated[float | None, typer.Option("--voxel-size", metavar="Å", help="Å, else the preset's.")] = None,
+    contrast: Annotated[str | None, typer.Option("--contrast", help="Particles bright or dark.")] = None,
+    membranes: Annotated[int | None, typer.Option("--membranes", help="Number of round vesicles.")] = None,
+    touching: Annotated[float | None, typer.Option("--touching", help="Share of particles that touch another.")] = None,
+    cytosol: Annotated[
+        float | None, typer.Option("--cytosol", help="Share of the volume filled with globules of 4 to 9 nm.")
+    ] = None,
     count: Annotated[int | None, typer.Option("--count", help="Particles of the species, instead of its own.")] = None,
 ) -> None:
-    """Simulate a tomogram with known particles, and say where to click."""
+    """Simulate a tomogram with known particles, and say where to click.
+
+    Presets: default has ribosomes, proteasomes and tetramers among small globules, with two vesicles; large the same in
+    128 × 256 × 256 voxels; ribosome, proteasome and tetramer one of them alone; crowded has touching particles in a
+    cytosol; membranes has vesicles, a sheet and a double membrane; filaments has microtubules, gold and uneven ice,
+    too; shapes has four random shapes; random draws everything from the seed. Options change what a preset sets.
+    """
     from cryosam_dask import demo
 
-    changes: dict[str, Any] = {"snr": snr, "seed": seed, "contrast": contrast}
-    if shape is not None:
-        changes["shape"] = tuple(whole_numbers(shape, "--shape"))
-    if voxel_size is not None:
-        changes["voxel_size"] = voxel_size
-    if membranes is not None:
-        changes["membranes"] = membranes
-    written = demo.write_simulation(path, preset, changes, count=count, truth=truth, labels=labels, species=species)
+    given = {
+        "snr": snr,
+        "contrast": contrast,
+        "shape": None if shape is None else tuple(whole_numbers(shape, "--shape")),
+        "voxel_size": voxel_size,
+        "membranes": membranes,
+        "touching": touching,
+        "cytosol": cytosol,
+    }
+    changes: dict[str, Any] = {"seed": seed} | {name: value for name, value in given.items() if value is not None}
+    files = pairs(maps or [], "--map", "NAME=FILE")
+    written = demo.write_simulation(
+        path, preset, changes,
+        count=count, truth=truth, labels=labels, species=species, structures=structures,
+        maps={name: Path(file) for name, file in files.items()},
+    )  # fmt: skip
+    if structures is not None:
+        numbered = ", ".join(f"{i} {kind}" for i, kind in enumerate(written.structures, 1))
+        typer.echo(f"structures: {numbered}")
     typer.echo(f"{path}: simulated; click e.g. on a {written.species}: --point {written.click}")
 
 

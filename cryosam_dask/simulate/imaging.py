@@ -1,4 +1,4 @@
-"""Models the microscope: tilt coverage, contrast transfer and noise of a density, in 3D Fourier space."""
+"""What the microscope does to a density: tilt coverage, contrast transfer and noise, in 3D Fourier space."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from cryosam_dask.simulate.ice import Ice, noise_gain, ramp
 from cryosam_dask.simulate.settings import SimulationSettings
 from cryosam_dask.types import Float32, Shape3
 
@@ -23,11 +24,11 @@ def padding(settings: SimulationSettings) -> tuple[Shape3, Shape3]:
 def tilt_coverage(
     fz: NDArray[np.float64], fx: NDArray[np.float64], settings: SimulationSettings
 ) -> NDArray[np.float64]:
-    """The share, 0 to 1, of each spatial frequency (z and x, nm⁻¹) that the tilt series measures; the tilt axis is y.
+    """How much of each spatial frequency (nm⁻¹, z and across the tilt axis) the tilt series measures, 0 to 1.
 
     A projection of a specimen of thickness D fills a slab about its central section of width 1/D (the central
-    section theorem). Beyond the frequency 1/(D·step) there are gaps between the tilts; frequencies outside the tilt
-    range are the missing wedge.
+    section theorem): beyond the frequency 1/(D·step) gaps open between tilts, and outside the tilt range lies
+    the missing wedge.
     """
     thickness = settings.shape[0] * settings.voxel_size / 10
     low, high = settings.tilt_range
@@ -40,7 +41,13 @@ def tilt_coverage(
 
 
 def contrast_transfer(frequency: Float32, settings: SimulationSettings) -> Float32:
-    """Contrast transfer at spatial frequencies in nm⁻¹; positive at low frequencies."""
+    """Contrast transfer at spatial frequencies f in nm⁻¹; positive at low frequencies.
+
+    sin(χ + arcsin A) exp(-B f² / 4), χ = π λ Δz f² - π / 2 Cs λ³ f⁴: λ the electrons' wavelength, Δz the underfocus, Cs
+    the spherical aberration, A the amplitude contrast, B the `bfactor`; its absolute value with `phase_flip`. Real
+    images have the opposite sign, protein being darker than ice; `contrast` says which sign a tomogram has. One defocus
+    holds for the whole volume. Source: Rohou & Grigorieff 2015, J. Struct. Biol. 192, 216 (CTFFIND4), equations 1 to 5.
+    """
     from acryo.ctf import CTFModel
 
     model = CTFModel.from_kv(
@@ -54,11 +61,33 @@ def contrast_transfer(frequency: Float32, settings: SimulationSettings) -> Float
     return np.abs(transfer) if settings.phase_flip else transfer
 
 
-def image(density: Float32, settings: SimulationSettings, rng: np.random.Generator) -> tuple[Float32, Float32]:
+def _coverage(
+    fz: NDArray[np.float64], fy: NDArray[np.float64], fx: NDArray[np.float64], settings: SimulationSettings
+) -> Float32:
+    """`tilt_coverage` on open grids of frequencies, for the tilt axis of the settings."""
+    angle = settings.tilt_axis % 360
+    if angle == 0:
+        return tilt_coverage(fz, fx, settings).astype(np.float32)
+    sine, cosine = np.sin(np.radians(angle)), np.cos(np.radians(angle))
+    across = fx * cosine - fy * sine  # along the direction in the plane that is at right angles to the axis
+    # between the values of a fine table: the coverage of each voxel would take minutes
+    highest = float(np.abs(across).max())
+    table = np.linspace(-highest, highest, 4 * max(settings.shape) + 1)
+    rows = tilt_coverage(fz[:, 0], table[None, :], settings)
+    covered = np.empty((fz.shape[0], *across.shape[1:]), dtype=np.float32)
+    for plane, row in zip(covered, rows, strict=True):
+        plane[...] = np.interp(across[0], table, row)
+    return covered
+
+
+def image(
+    density: Float32, extra: Float32 | None, settings: SimulationSettings, rng: np.random.Generator
+) -> tuple[Float32, Float32]:
     """The noise-free signal and the noise of a padded density, cut to the tomogram's shape.
 
-    The noise is white noise, filtered by the same tilt coverage. It gets no contrast transfer, as shot noise has none.
-    It is scaled so that var(signal) / var(noise) = `settings.snr`; with `snr=None` it is zero.
+    The noise is white noise seen through the same tilt coverage; shot noise has no contrast transfer. It is
+    scaled so that var(signal) / var(noise) = `settings.snr`; with `snr=None` it is zero. `extra`, a padded density too,
+    is in the signal but not in its variance.
     """
     _, offset = padding(settings)
     inside = tuple(slice(o, o + n) for o, n in zip(offset, settings.shape, strict=True))
@@ -66,19 +95,35 @@ def image(density: Float32, settings: SimulationSettings, rng: np.random.Generat
     fz = fft.fftfreq(density.shape[0], voxel)[:, None, None]
     fy = fft.fftfreq(density.shape[1], voxel)[None, :, None]
     fx = fft.rfftfreq(density.shape[2], voxel)[None, None, :]
-    coverage = tilt_coverage(fz, fx, settings).astype(np.float32)
-    frequency = np.sqrt((fz**2 + fx**2 + fy**2).astype(np.float32))
+    coverage = _coverage(fz, fy, fx, settings)
 
-    spectrum = fft.rfftn(density)
-    spectrum *= coverage
-    spectrum *= contrast_transfer(frequency, settings)
-    signal: Float32 = np.ascontiguousarray(fft.irfftn(spectrum, s=density.shape)[inside], dtype=np.float32)
-    signal -= signal.mean(dtype=np.float64)
-    if settings.snr is None:
-        return signal, np.zeros_like(signal)
-    spectrum = fft.rfftn(rng.standard_normal(density.shape, dtype=np.float32))
-    spectrum *= coverage
-    noise: Float32 = np.ascontiguousarray(fft.irfftn(spectrum, s=density.shape)[inside], dtype=np.float32)
-    noise -= noise.mean(dtype=np.float64)
-    noise *= np.sqrt(signal.var(dtype=np.float64) / settings.snr / noise.var(dtype=np.float64))
+    def seen(volume: Float32, transfer: Float32 | None) -> Float32:
+        spectrum = fft.rfftn(volume)
+        spectrum *= coverage
+        if transfer is not None:
+            spectrum *= transfer
+        cut: Float32 = np.ascontiguousarray(fft.irfftn(spectrum, s=volume.shape)[inside], dtype=np.float32)
+        cut -= cut.mean(dtype=np.float64)
+        return cut
+
+    transfer = contrast_transfer(np.sqrt((fz**2 + fx**2 + fy**2).astype(np.float32)), settings)
+    sign = np.float32(1 if settings.contrast == "bright" else -1)
+    signal = seen(sign * density, transfer)
+    variance = signal.var(dtype=np.float64)
+    if extra is not None:
+        signal += seen(sign * extra, transfer)
+    del transfer
+    noise = np.zeros_like(signal)
+    if settings.snr is not None:
+        noise = seen(rng.standard_normal(density.shape, dtype=np.float32), None)
+        noise *= np.sqrt(variance / settings.snr / noise.var(dtype=np.float64))
+    if settings.ice is not None:
+        _make_uneven(signal, noise, settings.ice, settings)
     return signal, noise
+
+
+def _make_uneven(signal: Float32, noise: Float32, uneven: Ice, settings: SimulationSettings) -> None:
+    """Noise that grows with the ice, and intensity that drifts, in place."""
+    noise *= noise_gain(uneven, settings.shape, settings.voxel_size).astype(np.float32)
+    deviation = np.sqrt(signal.var(dtype=np.float64) + noise.var(dtype=np.float64))
+    signal += (uneven.gradient * deviation * ramp(uneven, settings.shape)).astype(np.float32)
