@@ -34,7 +34,6 @@ TomogramArgument = Annotated[
     str, typer.Argument(metavar="TOMO", help="MRC (also .gz), TIFF, HDF5 or NumPy file; OME-Zarr folder or URL.")
 ]
 OutOption = Annotated[str, typer.Option("--out", metavar="RUN.zarr", help="The store to make or to continue.")]
-NameOption = Annotated[str, typer.Option("--name", help="Name of the query; one store can hold several.")]
 NamesOption = Annotated[
     list[str] | None,
     typer.Option("--name", help="Name of the query, else 'particle'. Several, --name A --name B: kinds, told apart."),

@@ -106,12 +106,12 @@ def forget_features(store: RunStore) -> None:
 def upstream(store: RunStore, declared: Declaration, query: str = "") -> str:
     """The fingerprint of what a stage is made from; a digest of all fingerprints if it is made from several stages."""
     known: dict[str, str] = {}
-    wanted = list(declared.made_from)
+    wanted, stages = list(declared.made_from), begun(store)
     while wanted:
         source = named(wanted.pop())
         if not source.words:  # what the driver does itself has no marks of its own
             wanted += source.made_from
-        for stage in begun(store):
+        for stage in stages:
             if source.is_of(stage) and source.query_of(stage) in ("", query):
                 known[stage] = str((marks.found_stage(store, stage) or {})["fingerprint"])
     return next(iter(known.values())) if len(known) == 1 else fingerprint({"made from": known})

@@ -7,7 +7,6 @@ are written, empty ones too. So a missing chunk was lost, or has not been writte
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import threading
 import time
@@ -183,10 +182,6 @@ def check_kind(url: str, path: str, array: zarr.Array[Any]) -> None:
 def grid(array: zarr.Array[Any]) -> Index:
     """Chunks of an array along its axes."""
     return tuple(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
-
-
-def chunk_count(array: zarr.Array[Any]) -> int:
-    return math.prod(grid(array))
 
 
 def _over(array: zarr.Array[Any], store: Store) -> zarr.AsyncArray[Any]:
