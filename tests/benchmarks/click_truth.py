@@ -131,7 +131,7 @@ def draw_clicks(labels: NDArray[np.int32], count: int, seed: int, extended: bool
         mask = labels[box] == instance
         voxels = np.argwhere(mask)
         if k == 0 and extended:
-            depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1, 1:-1][mask]
+            depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1][mask]
             voxels = voxels[depth == depth.max()]
         elif k == 0:
             nearest = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()
