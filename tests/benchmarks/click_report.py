@@ -19,7 +19,7 @@ import numpy as np
 Row = dict[str, Any]
 TEMPLATES = "template matching"
 BINS = 10
-_OF_A_TRIAL = ("condition", "seed", "kind", "click", "receiver", "angle")  # besides what `series_of` says
+_OF_A_TRIAL = ("condition", "seed", "kind", "click", "receiver")  # besides what `series_of` says
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -157,10 +157,11 @@ def _believed(rows: list[Row]) -> list[str]:
 def report(rows: Sequence[Row], by_kind: bool = True) -> str:
     """Markdown: for each of the models, with their changes, and each split and shape its tables.
 
-    A line that is there twice counts once, as it was written last.
+    A line that is there twice counts once, as it was written last; of lines of templates the finest angle counts.
     """
     keys = ["condition", "kind"] if by_kind else ["condition"]
-    unique = {json.dumps([*series_of(r), *(r.get(k) for k in _OF_A_TRIAL)]): r for r in rows}
+    coarse_first = sorted(rows, key=lambda row: -row.get("angle", 0))
+    unique = {json.dumps([*series_of(r), *(r.get(k) for k in _OF_A_TRIAL)]): r for r in coarse_first}
     ours = [row for row in unique.values() if row["models"] != TEMPLATES]
     templates = [row for row in unique.values() if row["models"] == TEMPLATES]
     series: dict[tuple[str, ...], list[Row]] = defaultdict(list)
