@@ -117,8 +117,9 @@ class MatchSettings(_Settings):
 
     ratios : from coarse to fine; `(1,)` is the naive matching
     tau_sim : similarity that a cell must reach to be evaluated on the next ratio, and to become a proposal
-    rank : how proposals are ordered: by their "similarity", as published, or by the "profile" of the density around
-        them in the tomogram, which distinguishes particles that differ in size or amplitude (`kernels.likeness`)
+    rank : how proposals are ordered: by their "similarity", as published; by the "profile" of the density around
+        them in the tomogram, which distinguishes particles that differ in size or amplitude (`kernels.likeness`); or
+        by the "descriptor" that a segmenter of volumes gives them (`kernels.descriptors`)
     count : K, the number of prompts to keep, or "auto", which finds a cut from the scores
     center : cosine of F − μ and F_Q − μ instead of F and F_Q
     nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size
@@ -126,7 +127,7 @@ class MatchSettings(_Settings):
 
     ratios: tuple[Literal[1, 2, 4, 8, 16], ...] = (16, 8, 4)
     tau_sim: float = Field(default=0.5, ge=-1, lt=1)
-    rank: Literal["similarity", "profile"] = "similarity"
+    rank: Literal["similarity", "profile", "descriptor"] = "similarity"
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = 512
     center: bool = False
     nms_radius: float | None = Field(default=None, gt=0)

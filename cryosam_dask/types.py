@@ -215,6 +215,60 @@ class WindowedSegmenter(PromptedSegmenter, Protocol):
         ...
 
 
+class Answers(NamedTuple):
+    """What a `VolumeSegmenter` says about n clicks in a box, without their masks at full resolution.
+
+    descriptor : (n, D) float32, unit length; alike for instances of a kind. The mean over the click's mask
+    quality : (n,) float32, 0 to 1, the model's own estimate of the mask's IoU with what was clicked
+    size : (n,) voxels of the mask; middle : (n, 3) its centre of mass in voxels of the box, the click if it is empty
+    classes : (n, K) float32, what the mask's middle belongs to: probabilities of the model's classes, solvent first and
+        particles second, then structures without a size
+    """
+
+    descriptor: Float32
+    quality: Float32
+    size: NDArray[np.int64]
+    middle: NDArray[np.float64]
+    classes: Float32
+
+
+class Look(Protocol):
+    """What a `VolumeSegmenter` saw in a box of the tomogram; all positions are voxels (z, y, x) of that box."""
+
+    def centres(self, least: float) -> tuple[NDArray[np.float64], Float32]:
+        """Places (n, 3) where an instance of any kind seems to have its centre; how much so (n,), from `least` on."""
+        ...
+
+    def answer(self, points: Array) -> Answers:
+        """Answer clicks (n, 3)."""
+        ...
+
+    def masks(self, points: Array) -> list[tuple[NDArray[np.int64], Bool]]:
+        """For each click (n, 3) the first voxel of a window around it, and the mask in that window."""
+        ...
+
+    def likeness(self, descriptor: Float32, classes: Float32) -> Float32:
+        """How like a structure each voxel of the box is, 0 to 1: by its descriptor (D,) and its classes (K,)."""
+        ...
+
+
+@runtime_checkable
+class VolumeSegmenter(Protocol):
+    """Segments in three dimensions at once: it looks at a box of the tomogram, and then answers clicks in it.
+
+    Attributes
+    ----------
+    name : the name it is loaded by; identity : version or hash of the weights (part of the fingerprints)
+    """
+
+    name: str
+    identity: str
+
+    def look(self, box: Float32) -> Look:
+        """Look at a box (z, y, x) of the tomogram: zero mean and unit deviation over the tomogram, particles bright."""
+        ...
+
+
 @dataclass(frozen=True)
 class Pick:
     """One found particle: its centre of mass in voxels (z, y, x), its score, its label in the instance volume."""

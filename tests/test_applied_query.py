@@ -29,7 +29,7 @@ from cryosam_dask.store.run_store import RunStore
 NAME = "ball"
 CLICK = [11, 12, 12]
 OTHERS = ((12, 26, 34),)
-SETTINGS = settings_for("builtin")
+SETTINGS = settings_for("texture+random-walker")
 
 
 def write_tomogram(path: Path, seed: int, *, noise: float = 1.0, scale: float = 1.0, offset: float = 0.0) -> Path:

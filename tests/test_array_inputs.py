@@ -459,7 +459,7 @@ def test_memory_of_a_lazy_tomogram_is_bounded(tmp_path: Path) -> None:
 def test_a_whole_run_of_an_array_is_that_of_the_file(ball_tomogram: Path, tmp_path: Path) -> None:
     with mrcfile.open(ball_tomogram) as file:
         values = file.data.copy()
-    arguments: dict[str, Any] = {"models": "builtin", "workers": 0}
+    arguments: dict[str, Any] = {"models": "texture+random-walker", "workers": 0}
     cs.run(ball_tomogram, [(20, 20, 20)], tmp_path / "file.zarr", **arguments)
     array = labelled(da.from_array(values, chunks=30), origin=(0, 0, 0))
     array.transpose("y", "z", "x").cryosam.run(points=[(20, 20, 20)], out=tmp_path / "array.zarr", **arguments)
@@ -478,7 +478,7 @@ def test_a_whole_run_of_an_array_is_that_of_the_file(ball_tomogram: Path, tmp_pa
 @pytest.fixture(scope="module")
 def tree(ball_tomogram: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("tree") / "run.zarr"
-    cs.run(ball_tomogram, [(20, 20, 20)], out, models="builtin", workers=0)
+    cs.run(ball_tomogram, [(20, 20, 20)], out, models="texture+random-walker", workers=0)
     return cs.open_run(out)
 
 

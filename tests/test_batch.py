@@ -43,7 +43,7 @@ def write_balls(path: Path, seed: int, scale: float = 1.0, voxel_size: float = 1
 
 def go(tomograms: list[str | Path], out: Path, **options: Any) -> Summary:
     points = None if "query_from" in options else [CLICK]
-    options = {"models": "builtin", "executor": SerialExecutor(), **options}
+    options = {"models": "texture+random-walker", "executor": SerialExecutor(), **options}
     return run_many(tomograms, points, out, **options)
 
 
@@ -260,7 +260,7 @@ def test_a_lender_is_not_run_with_settings_that_are_not_its_own(
 ) -> None:
     paths, out, _ = pair
     lender = shutil.copytree(out / "t0.zarr", tmp_path / "t0.zarr")
-    settings = settings_for("builtin", {"match.count": 1})
+    settings = settings_for("texture+random-walker", {"match.count": 1})
     summary = go([paths[0]], tmp_path, query_from=lender, settings=settings, overwrite=True)
     assert statuses(summary) == {"t0": "failed"}
     assert "made here with other settings (match.count: auto → 1)" in summary.rows[0].error
@@ -277,7 +277,7 @@ def test_a_reference_beside_the_list_comes_first(pair: tuple[list[Path], Path, S
 
 def test_other_settings_are_refused_tomogram_by_tomogram(pair: tuple[list[Path], Path, Summary]) -> None:
     paths, out, _ = pair
-    settings = settings_for("builtin", {"match.count": 7})
+    settings = settings_for("texture+random-walker", {"match.count": 7})
     before = (out / "summary.csv").read_text()
     with pytest.raises(StoreError, match=r"match.count: auto → 7"):
         go(list(paths), out, settings=settings)
@@ -303,7 +303,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
 
 def test_a_click_outside_the_reference_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="outside the tomogram"):
-        run_many([folder / "tomo_2.mrc"], [[0, 0, 99]], tmp_path / "out", models="builtin", workers=0)
+        run_many([folder / "tomo_2.mrc"], [[0, 0, 99]], tmp_path / "out", models="texture+random-walker", workers=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -433,14 +433,16 @@ def test_the_executor_is_closed_only_by_who_opened_it(
         go([folder / "tomo_10.mrc"], tmp_path / "a")
     assert closed == []
     with pytest.raises(InputError):
-        run_many([folder / "tomo_10.mrc"], [CLICK], tmp_path / "b", models="builtin", workers=0)
+        run_many([folder / "tomo_10.mrc"], [CLICK], tmp_path / "b", models="texture+random-walker", workers=0)
     assert len(closed) == 1
 
 
 def test_nowhere_to_run_is_no_tomograms_fault(pair: tuple[list[Path], Path, Summary], tmp_path: Path) -> None:
     paths, _, made = pair
     with pytest.raises(SettingsError, match="workers -1 is not possible"):
-        run_many(list(paths), None, tmp_path / "out", query_from=made.rows[0].run, models="builtin", workers=-1)
+        run_many(
+            list(paths), None, tmp_path / "out", query_from=made.rows[0].run, models="texture+random-walker", workers=-1
+        )
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         assert {row["status"] for row in csv.DictReader(file)} == {"pending"}
 

@@ -32,7 +32,7 @@ def tomogram(tmp_path: Path) -> Path:
     return path
 
 
-RUN = ["run", "{t}", "--out", "{o}", "--models", "builtin"]
+RUN = ["run", "{t}", "--out", "{o}", "--models", "texture+random-walker"]
 
 
 def one_line(err: str) -> str:
@@ -46,7 +46,7 @@ def one_line(err: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "{t}", "--out", "{o}", "--models", "builtin"], "no point: give --point Z,Y,X"),
+        (["run", "{t}", "--out", "{o}", "--models", "texture+random-walker"], "no point: give --point Z,Y,X"),
         ([*RUN, "--point", "1,2"], "expected three numbers Z,Y,X"),
         ([*RUN, "--point", "a,b,c"], "expected numbers"),
         ([*RUN, "--point", "39,15,10"], "looks like x,y,z"),
@@ -54,15 +54,37 @@ def one_line(err: str) -> str:
         (["run", "{t}", "--out", "{o}", "--models", "dinov9+sam-vith", "--point", "5,5,5"], "dinov9"),
         ([*RUN, "--point", "5,5,5", "--name", "../x"], "name '../x'"),
         (
-            ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--set", "match.tau=1"],
+            [
+                "run",
+                "{t}",
+                "--out",
+                "{o}",
+                "--models",
+                "texture+random-walker",
+                "--point",
+                "5,5,5",
+                "--set",
+                "match.tau=1",
+            ],
             "no setting",
         ),
         (
-            ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--set", "match.tau_sim=7"],
+            [
+                "run",
+                "{t}",
+                "--out",
+                "{o}",
+                "--models",
+                "texture+random-walker",
+                "--point",
+                "5,5,5",
+                "--set",
+                "match.tau_sim=7",
+            ],
             "tau_sim",
         ),
         (
-            ["run", "{t}", "--out", "{o}", "--models", "builtin", "--point", "5,5,5", "--ratios", "4,8"],
+            ["run", "{t}", "--out", "{o}", "--models", "texture+random-walker", "--point", "5,5,5", "--ratios", "4,8"],
             "coarse to fine",
         ),
         ([*RUN, "--points", "p.dat"], "name one (--points-format"),
@@ -73,7 +95,7 @@ def one_line(err: str) -> str:
         (["run", "none.mrc", *RUN[2:], "--point", "5,5,5"], "none.mrc"),
         (["info", "{o}"], "no run found"),
         (["export", "{o}", "p.csv"], "no run found"),
-        (["features", "{o}", "--models", "builtin"], "no run found"),
+        (["features", "{o}", "--models", "texture+random-walker"], "no run found"),
         (["match", "{o}"], "no run found"),
         (["simulate", "{o}.mrc", "--preset", "virus"], "preset"),
         (["simulate", "{o}.mrc", "--snr", "-1"], "snr"),
@@ -107,7 +129,7 @@ def test_a_simulation_has_the_shape_and_voxel_size_that_were_asked_for(cryosam: 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
     code, _, err = cryosam(
-        "run", tomogram, "--out", tmp_path / "r.zarr", "--models", "builtin", "--point", "5,5,5",
+        "run", tomogram, "--out", tmp_path / "r.zarr", "--models", "texture+random-walker", "--point", "5,5,5",
         "--scheduler", "tcp://127.0.0.1:1",
     )  # fmt: skip
     assert code == 1
@@ -141,10 +163,10 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(marks, "mark", full)
-        code, _, err = cryosam("features", out, "--models", "builtin", "--workers", 0)
+        code, _, err = cryosam("features", out, "--models", "texture+random-walker", "--workers", 0)
     assert code == 2
     assert "No space left on device" in one_line(err)
-    assert cryosam("features", out, "--models", "builtin", "--workers", 0)[0] == 0
+    assert cryosam("features", out, "--models", "texture+random-walker", "--workers", 0)[0] == 0
 
 
 def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> None:
@@ -155,7 +177,7 @@ def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> No
     )  # fmt: skip
     assert code == 0
     click = out.split("--point ")[1].strip()
-    common = ["--models", "builtin", "--workers", "0"]
+    common = ["--models", "texture+random-walker", "--workers", "0"]
     assert cryosam("run", tomogram, "--point", click, "--out", one, *common)[0] == 0
     assert cryosam("ingest", tomogram, "--out", two, "--workers", "0")[0] == 0
     assert cryosam("features", two, *common)[0] == 0
@@ -245,7 +267,17 @@ def test_a_tomogram_that_failed_among_many_makes_the_exit_code_one(
     monkeypatch.setattr(batch, "run_many", run_many)
     folder = tmp_path / "runs"
     code, out, err = cryosam(
-        "run", tomogram, tomogram.parent, "--in", tomogram, "--point", "5,6,7", "--out", folder, "--models", "builtin"
+        "run",
+        tomogram,
+        tomogram.parent,
+        "--in",
+        tomogram,
+        "--point",
+        "5,6,7",
+        "--out",
+        folder,
+        "--models",
+        "texture+random-walker",
     )
     assert code == 1
     assert "1 done, 1 failed" in out
@@ -276,7 +308,7 @@ def test_certificates_come_all_three_or_not_at_all(cryosam: Run, tomogram: Path,
 
 def test_a_plan_like_a_run_without_a_journal_is_refused(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
     assert cryosam("ingest", tomogram, "--out", tmp_path / "r.zarr", "--workers", 0)[0] == 0
-    code, _, err = cryosam("plan", tomogram, "--models", "builtin", "--like", tmp_path / "r.zarr")
+    code, _, err = cryosam("plan", tomogram, "--models", "texture+random-walker", "--like", tmp_path / "r.zarr")
     assert code == 2
     assert "give a run that was finished" in one_line(err)
 

@@ -311,7 +311,9 @@ def test_what_units_really_write_is_what_they_said_and_never_shares_a_chunk(
     monkeypatch.setattr(serial, "run_unit", unit_of)
     from cryosam_dask.pipeline import settings_for
 
-    chosen = settings_for("builtin", {"match.rank": "similarity", "match.count": 1, "match.ratios": [16, 8, 4]})
+    chosen = settings_for(
+        "texture+random-walker", {"match.rank": "similarity", "match.count": 1, "match.ratios": [16, 8, 4]}
+    )
     driver = Driver(tmp_path / "run.zarr", SerialExecutor())
     driver.ingest(tmp_path / "t.mrc")
     driver.features(chosen)

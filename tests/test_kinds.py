@@ -39,8 +39,8 @@ SHAPE = (26, 42, 54)
 BIG = [[12.0, 11.0, 11.0], [13.0, 30.0, 12.0]]
 SMALL = [[12.0, 12.0, 32.0], [14.0, 32.0, 44.0], [9.0, 24.0, 28.0]]
 CLICKS = {"big": BIG[:1], "small": SMALL[:1]}
-BUILTIN = settings_for("builtin")
-SIMILAR = settings_for("builtin", {"match.rank": "similarity", "match.count": 8, "match.tau_sim": 0.2})
+BUILTIN = settings_for("texture+random-walker")
+SIMILAR = settings_for("texture+random-walker", {"match.rank": "similarity", "match.count": 8, "match.tau_sim": 0.2})
 
 
 def write_balls(path: Path, seed: int = 0, small: bool = True) -> Path:
@@ -305,14 +305,16 @@ def test_a_plan_counts_the_units_of_all_kinds(together: Path, tomogram: Path) ->
     store = RunStore.open(together)
     changed = {"match.count": 2}
     plan = planning.plan_run(
-        open_tomogram(tomogram), settings_for("builtin", changed), planning.Options(diameter=140, kinds=2)
+        open_tomogram(tomogram), settings_for("texture+random-walker", changed), planning.Options(diameter=140, kinds=2)
     )
     units = {one.name: one.units for one in plan.stages}
     for stage in ("query", "negative", "label"):
         names = [name for name in origin.stages(store) if name.partition("/")[0] == stage]
         assert units[stage] == sum(len(marks.done(store, name)) for name in names)
     assert plan.prompts == 2 * (1 + 2)
-    alone = planning.plan_run(open_tomogram(tomogram), settings_for("builtin", changed), planning.Options(diameter=140))
+    alone = planning.plan_run(
+        open_tomogram(tomogram), settings_for("texture+random-walker", changed), planning.Options(diameter=140)
+    )
     assert "negative" not in {one.name for one in alone.stages}
     assert [s.units * 2 for s in alone.stages if s.name in ("match", "project", "query")] == [
         s.units for s in plan.stages if s.name in ("match", "project", "query")
@@ -326,7 +328,7 @@ def test_a_plan_counts_the_units_of_all_kinds(together: Path, tomogram: Path) ->
 
 def test_a_run_of_one_kind_has_the_fingerprints_it_always_had() -> None:
     """Stores that were made before there were kinds go on: what their marks say is what stages say now."""
-    chosen = preset("builtin", "texture", "random-walker")
+    chosen = preset("texture+random-walker", "texture", "random-walker")
     points = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     shape = (30, 48, 64)
     prompts = segment.plan(shape, chosen.propagation, "up", segment.PROMPTS, "a", points)
@@ -678,7 +680,7 @@ def test_a_signed_link_to_a_file_is_read_and_its_signature_never_shown(
 def test_the_commands_stage_by_stage(bare: Callable[..., Driver], together: Path) -> None:
     run = bare().url
     for words in (
-        ["query", run, "--kind", "big=12,11,11", "--kind", "small=12,12,32", "--models", "builtin"],
+        ["query", run, "--kind", "big=12,11,11", "--kind", "small=12,12,32", "--models", "texture+random-walker"],
         ["match", run, "--name", "big", "--name", "small"],
         ["segment", run, "--name", "big", "--name", "small"],
     ):
@@ -700,7 +702,9 @@ def test_the_commands_stage_by_stage(bare: Callable[..., Driver], together: Path
 )
 def test_wrong_words_are_one_line(words: list[str], message: str, tomogram: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    result = CliRunner().invoke(app, ["run", str(tomogram), "--out", str(out), "--models", "builtin", *words])
+    result = CliRunner().invoke(
+        app, ["run", str(tomogram), "--out", str(out), "--models", "texture+random-walker", *words]
+    )
     assert isinstance(result.exception, CryosamError)
     assert message in str(result.exception)
     assert not out.exists()
@@ -717,7 +721,17 @@ def test_kinds_of_a_file_in_several_tomograms(tomogram: Path, tmp_path: Path) ->
     rows = [f"{z},{y},{x},{kind}" for kind, points in CLICKS.items() for z, y, x in points]
     clicks.write_text("\n".join(["z,y,x,kind", *rows]))
     other, out = write_balls(tmp_path / "other.mrc", seed=3, small=False), tmp_path / "out"
-    words = ["run", str(tomogram), str(other), "--out", str(out), "--kinds", str(clicks), "--models", "builtin"]
+    words = [
+        "run",
+        str(tomogram),
+        str(other),
+        "--out",
+        str(out),
+        "--kinds",
+        str(clicks),
+        "--models",
+        "texture+random-walker",
+    ]
     result = CliRunner().invoke(app, [*words, "--workers", "0"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "2 tomograms: 2 done; 7 instances" in result.output  # and none of the small ones where there are none

@@ -192,7 +192,8 @@ def test_an_entry_names_settings_of_its_own_parts_that_exist() -> None:
         assert {key.split(".")[0] for key in about_encoder(name).defaults} <= {"features", "match"}
         settings_for(f"{name}+random-walker")
     for name in models.SEGMENTERS:
-        assert {key.split(".")[0] for key in about_segmenter(name).defaults} <= {"propagation"}
+        parts = {"match"} if name in catalog.VOLUME_SEGMENTERS else {"propagation"}
+        assert {key.split(".")[0] for key in about_segmenter(name).defaults} <= parts
         settings_for(f"texture+{name}")
 
 

@@ -35,7 +35,7 @@ from cryosam_dask.store.run_store import RunStore
 
 SECRET, KEY, TOKEN = "s3cr3t/that+nobody0may1read", "AKIAKNOWNTOTHESETEST", "session-token-4711-of-the-test"
 CLICK = [11.0, 11.0, 11.0]
-SETTINGS = settings_for("builtin", {"match.ratios": [4], "match.rank": "similarity", "match.count": 2})
+SETTINGS = settings_for("texture+random-walker", {"match.ratios": [4], "match.rank": "similarity", "match.count": 2})
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +222,7 @@ def test_a_second_query_and_overwrite(s3: Storage, specks: Path, local: Path) ->
     """On a copy of the local run, which is as good as one made there."""
     run = upload(s3, local, "copied/run.zarr")
     neighbour = upload(s3, specks, "copied/run.zarr.2/keep.mrc")
-    other = settings_for("builtin", {"match.ratios": [4], "match.rank": "similarity", "match.count": 1})
+    other = settings_for("texture+random-walker", {"match.ratios": [4], "match.rank": "similarity", "match.count": 1})
     with pytest.raises(StoreError, match=r"match\.count: 2 → 1"):
         cs.run(specks, [CLICK], run, settings=other, workers=0)
     Driver(run, SerialExecutor()).query("second", [CLICK], other)

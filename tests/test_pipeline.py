@@ -52,7 +52,7 @@ def simulation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def finished(simulation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole job, in this process. Tests must not change it."""
     out = tmp_path_factory.mktemp("run") / "run.zarr"
-    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="builtin", workers=0)
+    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="texture+random-walker", workers=0)
     return out
 
 
@@ -74,7 +74,7 @@ def test_one_click_finds_and_outlines_the_particles(finished: Path, simulation: 
 
 def test_two_workers_give_the_same_bytes(finished: Path, simulation: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "dask.zarr"
-    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="builtin", workers=2)
+    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="texture+random-walker", workers=2)
     one, other = contents(finished), contents(out)
     assert one.keys() == other.keys()
     assert [path for path in one if one[path] != other[path]] == []
@@ -145,7 +145,7 @@ def test_each_visited_plane_is_embedded_once_and_no_other(
     monkeypatch.setattr(Propagation, "step", spy)
     monkeypatch.setattr(type(segmenter), "embed", count)
     out = tmp_path / "run.zarr"
-    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="builtin", workers=0)
+    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="texture+random-walker", workers=0)
     store = RunStore.open(out)
     done = {int(i) for i in np.flatnonzero(marks.done(store, embed.NAME))}
     assert done == {embed.mark_of(store.shape, plane) for plane in visited}  # type: ignore[arg-type]
@@ -154,7 +154,9 @@ def test_each_visited_plane_is_embedded_once_and_no_other(
 
 def test_a_second_run_does_nothing(finished: Path, simulation: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(finished)
-    driver = cs.run(simulation["path"], [simulation["point"]], finished, name=NAME, models="builtin", workers=0)
+    driver = cs.run(
+        simulation["path"], [simulation["point"]], finished, name=NAME, models="texture+random-walker", workers=0
+    )
     assert sum(len(t) for t in driver.timings.values()) == 0
     assert contents(finished) == before
 
@@ -179,7 +181,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(
 
         monkeypatch.setattr(serial, "run_unit", stopping)
         try:
-            cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="builtin", workers=0)
+            cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="texture+random-walker", workers=0)
         except KeyboardInterrupt:
             stops += 1
             assert stops < 40
@@ -193,7 +195,7 @@ def test_other_settings_are_refused_by_name_and_replaced_on_request(simulation: 
     out = tmp_path / "run.zarr"
 
     def go(overwrite: bool = False, **changes: Any) -> None:
-        settings = settings_for("builtin", {k.replace("__", "."): v for k, v in changes.items()})
+        settings = settings_for("texture+random-walker", {k.replace("__", "."): v for k, v in changes.items()})
         cs.run(
             simulation["path"], [simulation["point"]], out, name=NAME, settings=settings, workers=0, overwrite=overwrite
         )
@@ -215,7 +217,7 @@ def test_two_queries_share_a_store(simulation: dict[str, Any], finished: Path, t
     out = tmp_path / "run.zarr"
     shutil.copytree(finished, out)
     other = picks.read(RunStore.open(out), NAME)[["z", "y", "x"]].to_numpy()[-1].round().tolist()
-    cs.run(simulation["path"], [other], out, name="second", models="builtin", workers=0)
+    cs.run(simulation["path"], [other], out, name="second", models="texture+random-walker", workers=0)
     tree = cs.open_run(out)
     assert set(tree["picks"].children) == {NAME, "second"}
     before, after = contents(finished), contents(out)
@@ -226,7 +228,7 @@ def test_two_queries_share_a_store(simulation: dict[str, Any], finished: Path, t
 def test_several_points_make_one_query(simulation: dict[str, Any], finished: Path, tmp_path: Path) -> None:
     points = picks.read(RunStore.open(finished), NAME)[["z", "y", "x"]].to_numpy()[:2].round().tolist()
     out = tmp_path / "run.zarr"
-    cs.run(simulation["path"], points, out, name=NAME, models="builtin", workers=0)
+    cs.run(simulation["path"], points, out, name=NAME, models="texture+random-walker", workers=0)
     store = RunStore.open(out)
     volume = cs.FeatureVolume.open(out)
     from cryosam_dask.store import instances as stored
@@ -245,7 +247,7 @@ def test_several_points_make_one_query(simulation: dict[str, Any], finished: Pat
 
 
 def test_naive_matching_goes_through_the_same_code(simulation: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    settings = settings_for("builtin", {"match.ratios": [1]})
+    settings = settings_for("texture+random-walker", {"match.ratios": [1]})
     out = tmp_path / "run.zarr"
     cs.run(simulation["path"], [simulation["point"]], out, name=NAME, settings=settings, workers=0)
     similarity = cs.open_run(out)[f"similarity/{NAME}/r1"]["similarity"]
@@ -261,13 +263,13 @@ def test_naive_matching_goes_through_the_same_code(simulation: dict[str, Any], f
 def test_a_threshold_that_keeps_nothing_is_said_in_words(
     simulation: dict[str, Any], tmp_path: Path, tau_sim: float, message: str
 ) -> None:
-    settings = settings_for("builtin", {"match.tau_sim": tau_sim})
+    settings = settings_for("texture+random-walker", {"match.tau_sim": tau_sim})
     with pytest.raises(InputError, match=message):
         cs.run(simulation["path"], [simulation["point"]], tmp_path / "r.zarr", settings=settings, workers=0)
 
 
 def test_a_threshold_that_keeps_everything_is_said_in_words(simulation: dict[str, Any], tmp_path: Path) -> None:
-    settings = settings_for("builtin", {"match.tau_sim": -1.0, "match.ratios": [4], "match.count": 3})
+    settings = settings_for("texture+random-walker", {"match.tau_sim": -1.0, "match.ratios": [4], "match.count": 3})
     driver = cs.run(simulation["path"], [simulation["point"]], tmp_path / "r.zarr", settings=settings, workers=0)
     assert any("every cell of ratio 4 reaches match.tau_sim" in note for note in driver.notes)
 
@@ -284,7 +286,7 @@ def test_a_unit_too_large_for_a_worker_is_refused_before_anything_runs(
 
 def test_a_point_outside_is_refused_before_anything_is_written(simulation: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"looks like x,y,z"):
-        cs.run(simulation["path"], [[100, 50, 20]], tmp_path / "r.zarr", models="builtin", workers=0)
+        cs.run(simulation["path"], [[100, 50, 20]], tmp_path / "r.zarr", models="texture+random-walker", workers=0)
     assert not (tmp_path / "r.zarr").exists()
 
 
@@ -324,7 +326,7 @@ def test_the_journal_says_who_ran_what_and_how_long(finished: Path) -> None:
 def test_a_plan_goes_by_what_a_run_took(finished: Path, simulation: dict[str, Any]) -> None:
     like = planning.measured(finished, planning.machine("cpu"))
     source = open_tomogram(simulation["path"])
-    made = planning.plan_run(source, settings_for("builtin"), planning.Options(workers=(1,), like=like))
+    made = planning.plan_run(source, settings_for("texture+random-walker"), planning.Options(workers=(1,), like=like))
     took = {}
     for name, stage in outputs.describe(finished)["journal"][0]["stages"].items():
         kind = name.partition("/")[0]

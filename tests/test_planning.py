@@ -37,7 +37,9 @@ BALL = 140.0
 """Diameter in ångström of the balls of `ball_tomogram`."""
 
 
-def plan(tomogram: Path, models: str = "builtin", changes: dict[str, Any] | None = None, **options: Any) -> Any:
+def plan(
+    tomogram: Path, models: str = "texture+random-walker", changes: dict[str, Any] | None = None, **options: Any
+) -> Any:
     chosen = planning.Options(**{"diameter": BALL, **options})
     return planning.plan_run(open_tomogram(tomogram), settings_for(models, changes), chosen)
 
@@ -46,7 +48,7 @@ def plan(tomogram: Path, models: str = "builtin", changes: dict[str, Any] | None
 def ran(ball_tomogram: Path, tmp_path_factory: pytest.TempPathFactory) -> Driver:
     """A run with the built-in models that proposes the other three balls."""
     driver = Driver(tmp_path_factory.mktemp("planned") / "run.zarr", SerialExecutor())
-    settings = settings_for("builtin", {"match.count": 4})
+    settings = settings_for("texture+random-walker", {"match.count": 4})
     driver.ingest(ball_tomogram)
     driver.features(settings)
     driver.query("query", [POINT], settings)
@@ -156,7 +158,7 @@ def test_more_workers_take_less_time_to_an_end(ball_tomogram: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 16, 256])
-@pytest.mark.parametrize("models", ["paper", "builtin"])
+@pytest.mark.parametrize("models", ["paper", "texture+random-walker"])
 def test_times_are_near_those_of_the_simulation(ball_tomogram: Path, models: str, workers: int) -> None:
     made = plan(ball_tomogram, models, workers=(workers,), bandwidth=200e6)
     cluster = planning.Cluster(workers, made.options.driver_seconds, made.options.bandwidth)
@@ -175,7 +177,7 @@ def test_faster_workers_and_slower_storage_are_seen(ball_tomogram: Path) -> None
 
 
 def test_a_slow_driver_is_seen(ball_tomogram: Path) -> None:
-    made = plan(ball_tomogram, "builtin", workers=(256,), driver_seconds=1.0)
+    made = plan(ball_tomogram, "texture+random-walker", workers=(256,), driver_seconds=1.0)
     assert made.times[0].limit == "driver"
     assert made.times[0].seconds >= sum(stage.units for stage in made.stages)
 
@@ -307,11 +309,22 @@ def test_bad_input_is_one_line(
 
 
 def test_the_command_prints_aligned_tables(ball_tomogram: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    arguments = ["--models", "builtin", "--count", "4", "--workers", "1,8", "--diameter", "140", "--bandwidth", "100"]
+    arguments = [
+        "--models",
+        "texture+random-walker",
+        "--count",
+        "4",
+        "--workers",
+        "1,8",
+        "--diameter",
+        "140",
+        "--bandwidth",
+        "100",
+    ]
     monkeypatch.setattr(sys, "argv", ["cryosam", "plan", str(ball_tomogram), *arguments])
     cli.main()
     out = capsys.readouterr().out
-    assert out.startswith("37 × 62 × 90 voxels (z, y, x), float32, 10 Å; models: builtin")
+    assert out.startswith("37 × 62 × 90 voxels (z, y, x), float32, 10 Å; models: texture+random-walker")
     lines = out.splitlines()
     assert "\x1b" not in out
     assert "…" not in out

@@ -28,7 +28,7 @@ HALF = "all 5 points are in the first half of each side: are they in larger voxe
 UNWANTED = "the only one of the points that are not wanted, 1,1,1, lies within 2 voxels of the corner"
 REFUSED = "points lie within 2 voxels of the corner 0,0,0"
 QUICK: dict[str, Any] = {"match.rank": "similarity", "match.count": 1, "match.tau_sim": 0.2}
-SETTINGS = settings_for("builtin", QUICK)
+SETTINGS = settings_for("texture+random-walker", QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_run_and_query_say_what_was_assumed_and_what_is_in_doubt(
         "--out",
         out,
         "--models",
-        "builtin",
+        "texture+random-walker",
         "--workers",
         0,
         *changes,
@@ -99,7 +99,7 @@ def test_run_and_query_say_what_was_assumed_and_what_is_in_doubt(
     assert code == 0
     assert [err.count(words) for words in (name, HALF, UNWANTED)] == [1, 1, 1]
     file = written(tmp_path / "k.csv", CLICKS, tomogram="TS_99", kind=["a", "a", "a", "a", "b"])
-    code, _, err = cryosam("query", out, "--kinds", file, "--models", "builtin", "--workers", 0)
+    code, _, err = cryosam("query", out, "--kinds", file, "--models", "texture+random-walker", "--workers", 0)
     assert code == 0
     assert [err.count(words) for words in (name.replace("p.csv", "k.csv"), HALF)] == [1, 1]
 
@@ -108,7 +108,7 @@ def test_run_and_query_say_what_was_assumed_and_what_is_in_doubt(
 
 
 def test_fractions_of_the_size_are_refused_by_run(cryosam: Run, tomogram: Path, tmp_path: Path) -> None:
-    out, common = tmp_path / "run.zarr", ["run", tomogram, "--models", "builtin", "--workers", 0, "--out"]
+    out, common = tmp_path / "run.zarr", ["run", tomogram, "--models", "texture+random-walker", "--workers", 0, "--out"]
     file = written(tmp_path / "p.csv", FRACTIONS)
     kinds = written(tmp_path / "k.csv", FRACTIONS, kind=["a", "b", "a", "b", "a"])
     one = written(tmp_path / "one.csv", FRACTIONS[:1])
@@ -132,7 +132,7 @@ def test_fractions_of_the_size_are_refused_by_run(cryosam: Run, tomogram: Path, 
 
 def test_fractions_of_the_size_are_refused_in_python(tomogram: Path, tmp_path: Path) -> None:
     """As prompts, and as what is not wanted beside a query that is borrowed."""
-    options: dict[str, Any] = {"models": "builtin", "workers": 0}
+    options: dict[str, Any] = {"models": "texture+random-walker", "workers": 0}
     for points in (FRACTIONS, {"a": FRACTIONS[:1], "b": FRACTIONS[1:2]}):
         with pytest.raises(InputError, match=REFUSED):
             cs.run(tomogram, points, tmp_path / "run.zarr", **options)  # type: ignore[arg-type]
@@ -166,7 +166,14 @@ def test_a_file_of_prompts_without_points_is_refused(cryosam: Run, tomogram: Pat
     (tmp_path / "p.csv").write_text("z,y,x,kind\n")
     for option in ("--points", "--kinds"):
         code, _, err = cryosam(
-            "run", tomogram, option, tmp_path / "p.csv", "--out", tmp_path / "r.zarr", "--models", "builtin"
+            "run",
+            tomogram,
+            option,
+            tmp_path / "p.csv",
+            "--out",
+            tmp_path / "r.zarr",
+            "--models",
+            "texture+random-walker",
         )
         assert code == 2
         assert "p.csv: holds no points" in err

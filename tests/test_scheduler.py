@@ -110,7 +110,7 @@ def cryosam(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_run_on_a_scheduler_equals_one_in_this_process(scheduler: str, ball_tomogram: Path, tmp_path: Path) -> None:
     point = "20,20,20"
     out, serial = tmp_path / "cluster.zarr", tmp_path / "serial.zarr"
-    common = ["--models", "builtin", "--count", "3"]
+    common = ["--models", "texture+random-walker", "--count", "3"]
     done = cryosam("run", ball_tomogram, "--point", point, "--out", out, "--scheduler", scheduler, *common)
     assert done.returncode == 0, done.stderr
     assert f"{out}: " in done.stdout
@@ -118,7 +118,7 @@ def test_a_run_on_a_scheduler_equals_one_in_this_process(scheduler: str, ball_to
 
     from cryosam_dask.pipeline import settings_for
 
-    settings = settings_for("builtin", {"match.count": 3})
+    settings = settings_for("texture+random-walker", {"match.count": 3})
     cs.run(ball_tomogram, [[20, 20, 20]], serial, settings=settings, workers=0)
     one, two = RunStore.open(out), RunStore.open(serial)
     assert len(picks.read(one, "particle")) >= 3

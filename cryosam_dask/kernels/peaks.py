@@ -160,6 +160,14 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
     return Cut(threshold, kept, reason)
 
 
+def likely_cut(scores: NDArray[np.floating]) -> Cut:
+    """Those of (N,) probabilities that are more likely of the kind than not."""
+    kept = int((np.asarray(scores) >= 0.5).sum())
+    rest = len(scores) - kept
+    what = "nothing stands out from the background" if not kept else f"the other {rest} more likely are not"
+    return Cut(0.5, kept, f"{kept} of {len(scores)} places are of the kind with a probability of 0.5 or more; {what}")
+
+
 def otsu_cut(scores: NDArray[np.floating]) -> Cut:
     """Split scores of any scale in two classes where the variance between them is largest (Otsu 1979).
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from cryosam_dask.models.registry import load_encoder, load_segmenter
-from cryosam_dask.types import PromptedSegmenter, SliceEncoder
+from cryosam_dask.types import PromptedSegmenter, SliceEncoder, VolumeSegmenter
 
 _Key = tuple[str, str, str, str]
 
@@ -22,8 +22,13 @@ def get_encoder(spec: str, device: str = "cpu", dtype: str = "float32") -> Slice
 
 
 def get_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> PromptedSegmenter:
-    """The segmenter of `spec` on `device`, loaded at the first call in this process; errors as in `load_segmenter`."""
+    """The segmenter of planes on `device`, loaded at the first call in this process; errors as in `load_segmenter`."""
     return cast(PromptedSegmenter, _get(("segmenter", spec, device, dtype), load_segmenter))
+
+
+def get_volume_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> VolumeSegmenter:
+    """The same for a segmenter that looks at boxes."""
+    return cast(VolumeSegmenter, _get(("segmenter", spec, device, dtype), load_segmenter))
 
 
 def clear() -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import cast
 
 from cryosam_dask.errors import ModelError
-from cryosam_dask.models.info import About, EncoderEntry, EncoderInfo, SegmenterInfo
+from cryosam_dask.models.info import About, EncoderEntry, EncoderInfo, SegmenterInfo, VolumeInfo
+from cryosam_dask.models.particle_info import ParticleNetInfo
 from cryosam_dask.models.random_walker import RandomWalkerInfo
 from cryosam_dask.models.sam_catalog import SAMS
 from cryosam_dask.models.texture import TextureInfo
@@ -18,12 +20,16 @@ from cryosam_dask.models.vit_catalog import TIMM, TIMM_PREFIX, VITS, timm_entry,
 
 _ENCODERS: tuple[EncoderInfo, ...] = (TextureInfo(), *VITS.values())
 _SEGMENTERS: tuple[SegmenterInfo, ...] = (RandomWalkerInfo(), *SAMS.values())
+_VOLUME_SEGMENTERS: tuple[VolumeInfo, ...] = (ParticleNetInfo(),)
 
 ENCODERS = {row.name: row for row in _ENCODERS}
 """Encoders by name. Any other vision transformer of timm is `timm:NAME`."""
 
-SEGMENTERS = {row.name: row for row in _SEGMENTERS}
-"""Segmenters by name."""
+VOLUME_SEGMENTERS = {row.name: row for row in _VOLUME_SEGMENTERS}
+"""Segmenters of boxes of the tomogram by name."""
+
+SEGMENTERS: dict[str, SegmenterInfo | VolumeInfo] = {**VOLUME_SEGMENTERS, **{row.name: row for row in _SEGMENTERS}}
+"""All segmenters by name."""
 
 UNKNOWN_ENCODER, UNKNOWN_SEGMENTER = About("tokens of a slice encoder"), About("a promptable segmentation model")
 """What reports say of a run's models that this version does not know."""
@@ -58,7 +64,7 @@ def encoder_entry(spec: str) -> tuple[EncoderEntry, str | None]:
     return ENCODERS[name], path
 
 
-def segmenter_entry(spec: str) -> tuple[SegmenterInfo, str | None]:
+def segmenter_entry(spec: str) -> tuple[SegmenterInfo | VolumeInfo, str | None]:
     """The entry of a segmenter, and the path of its weights if that is given.
 
     Raises
@@ -86,14 +92,28 @@ def encoder_info(spec: str) -> EncoderInfo:
 
 
 def segmenter_info(spec: str) -> SegmenterInfo:
-    """What is known of a segmenter, without its weights and without torch.
+    """What is known of a segmenter of planes, without its weights and without torch.
+
+    Raises
+    ------
+    ModelError
+        The name is unknown, or of a segmenter that has no planes.
+    """
+    entry, _ = segmenter_entry(spec)
+    if entry.name in VOLUME_SEGMENTERS:
+        raise ModelError(f"segmenter {entry.name} has no planes; it looks at boxes of the tomogram")
+    return cast(SegmenterInfo, entry)
+
+
+def volume_info(spec: str) -> VolumeInfo | None:
+    """What is known of a segmenter that looks at boxes of the tomogram; None for one of planes.
 
     Raises
     ------
     ModelError
         The name is unknown.
     """
-    return segmenter_entry(spec)[0]
+    return VOLUME_SEGMENTERS.get(segmenter_entry(spec)[0].name)
 
 
 def about_encoder(spec: str) -> About:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cryosam_dask.models.weights import Source
-from cryosam_dask.types import PromptedSegmenter, SliceEncoder
+from cryosam_dask.types import PromptedSegmenter, Shape3, SliceEncoder, VolumeSegmenter
 
 
 @dataclass(frozen=True)
@@ -161,4 +161,38 @@ class SegmenterInfo(Entry, Protocol):
 
     def predict_cost(self, first: int, further: int) -> Cost:
         """`first` predictions from points alone, and `further` ones from points with the mask of the plane before."""
+        ...
+
+
+class VolumeInfo(Entry, Protocol):
+    """The entry of a segmenter that looks at boxes of the tomogram instead of planes, see `VolumeSegmenter`.
+
+    Attributes
+    ----------
+    uses_torch : whether it runs in torch (and can use a GPU); weights_bytes : memory of the loaded weights
+    halo : voxels around what is asked about that it should see; multiple : boxes begin at multiples of it
+    reach : voxels around a click that its mask can have
+    """
+
+    @property
+    def uses_torch(self) -> bool: ...
+    @property
+    def weights_bytes(self) -> int: ...
+    @property
+    def halo(self) -> int: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def reach(self) -> int: ...
+
+    def load(self, path: str | None, device: str, dtype: str) -> VolumeSegmenter:
+        """Load it, with the weights of `path` if that is given; `ModelError` if they are missing or wrong."""
+        ...
+
+    def look_bytes(self, shape: Shape3) -> int:
+        """Working memory, in bytes, of a look at a box of `shape` voxels and of answers about it."""
+        ...
+
+    def look_cost(self, shape: Shape3, clicks: int) -> Cost:
+        """A look at a box, and answers to so many clicks."""
         ...

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryosam_dask.errors import ModelError
+from cryosam_dask.errors import ModelError, SettingsError
 from cryosam_dask.models.catalog import (
     ENCODERS,
     SEGMENTERS,
+    VOLUME_SEGMENTERS,
     about_encoder,
     about_segmenter,
     encoder_entry,
     nearest,
     segmenter_entry,
     split_spec,
+    volume_info,
 )
 from cryosam_dask.settings import FeatureSettings, PropagationSettings, Settings
 
-PRESETS = {"builtin": "texture+random-walker", "paper": "dinov2-vitl14+sam-vith"}
+PRESETS = {"builtin": "texture+particle-net", "paper": "dinov2-vitl14+sam-vith"}
 """Named pairs of encoder and segmenter."""
 
 
@@ -47,6 +49,16 @@ def parse_models(spec: str) -> tuple[str, str]:
 def _absolute(name: str, path: str | None) -> str:
     """The spec with an absolute path, so that it means the same file in a worker started elsewhere."""
     return name if path is None else f"{name}={Path(path).expanduser().absolute()}"
+
+
+def check(settings: Settings) -> None:
+    """`SettingsError` where the settings ask for what their models don't give."""
+    segmenter = settings.propagation.segmenter
+    if settings.match.rank == "descriptor" and volume_info(segmenter) is None:
+        known = ", ".join(VOLUME_SEGMENTERS)
+        raise SettingsError(
+            f"setting match.rank: {segmenter} gives no descriptors; use similarity or profile, or the segmenter {known}"
+        )
 
 
 def preset(name: str, encoder: str, segmenter: str) -> Settings:

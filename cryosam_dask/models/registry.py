@@ -8,7 +8,7 @@ from cryosam_dask.errors import DeviceError, SettingsError
 from cryosam_dask.models import weights
 from cryosam_dask.models.catalog import SEGMENTERS, encoder_entry, segmenter_entry, split_spec
 from cryosam_dask.models.info import Entry
-from cryosam_dask.types import PromptedSegmenter, SliceEncoder
+from cryosam_dask.types import PromptedSegmenter, SliceEncoder, VolumeSegmenter
 
 
 def weights_identity(spec: str) -> str:
@@ -57,8 +57,8 @@ def load_encoder(spec: str, device: str = "cpu", dtype: str = "float32") -> Slic
     return entry.load(path, device, dtype)
 
 
-def load_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> PromptedSegmenter:
-    """Load a segmenter on a device; one without torch runs on the CPU anyway.
+def load_segmenter(spec: str, device: str = "cpu", dtype: str = "float32") -> PromptedSegmenter | VolumeSegmenter:
+    """Load a segmenter, of planes or of boxes, on a device; one without torch runs on the CPU anyway.
 
     Raises
     ------

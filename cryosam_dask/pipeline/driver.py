@@ -14,8 +14,8 @@ from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
-from cryosam_dask.models import registry
-from cryosam_dask.models.catalog import encoder_info, segmenter_info
+from cryosam_dask.models import presets, registry
+from cryosam_dask.models.catalog import encoder_info, segmenter_entry
 from cryosam_dask.pipeline import checks
 from cryosam_dask.pipeline.runner import Runner, command, stage_fingerprint
 from cryosam_dask.settings import Precision, Settings
@@ -34,6 +34,7 @@ from cryosam_dask.stages import (
     query,
     query_file,
     rank,
+    recognize,
     segment,
     select,
     standardize,
@@ -41,6 +42,7 @@ from cryosam_dask.stages import (
 from cryosam_dask.stages.base import Stage, fingerprint
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.stages.match import Pass, Survey
+from cryosam_dask.stages.sight import Sight
 from cryosam_dask.storage.address import public
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
@@ -149,14 +151,14 @@ class Driver(Runner):
         unwanted = _points(negatives, store)
         upstream = stage_fingerprint(store, features.NAME)
         stage = segment.plan(store.shape, settings.propagation, upstream, segment.PROMPTS, name, prompts)
-        pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
+        pooling = query.plan(store, name, settings, len(stage.units), prompts.tolist(), stage.fingerprint)
         if self._stale(stage) or self._stale(pooling) or (self._overwrite and borrow.origin(store, name)):
             self._forget(name)
         self._check_settings(name, settings)
         self._begin_query(name, prompts, unwanted, settings)
         self._segment(stage, settings, prompts)
         # planned again: its memory follows from what has been segmented
-        pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
+        pooling = query.plan(store, name, settings, len(stage.units), prompts.tolist(), stage.fingerprint)
         self._pool(pooling, "the prompt")
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
@@ -215,6 +217,10 @@ class Driver(Runner):
             ranking = rank.plan(store, name, among.points, upstream)
             self._named(ranking)
             among, upstream = propose.ranked(store, name, ranking), ranking.fingerprint
+        if settings.match.rank == "descriptor" and survey.reached:
+            looking = recognize.plan(store, name, settings.propagation, Sight.of_query(store, name), upstream)
+            self._named(looking)
+            among, upstream = propose.recognized(store, name, looking), looking.fingerprint
         for note in propose.choose(store, name, settings.match, among, upstream):
             self.note(note)
         self._make_declared("match", settings, name)
@@ -263,7 +269,10 @@ class Driver(Runner):
         store, settings = self._queried(name)
         points, upstream = propose.read(store, name)
         against = negative.feature_arrays(store, name)
-        stage = segment.plan(store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against)
+        sight = _sight(store, name, settings)
+        stage = segment.plan(
+            store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against, sight
+        )
         if self._stale(stage):
             store.delete(layout.instances(name))
             store.delete(layout.marks(stage.name))
@@ -300,6 +309,7 @@ class Driver(Runner):
         store = checks.ingested(self.store)
         checks.free_name(store, name)
         checks.encoder(store, settings)
+        presets.check(settings)
         settings = self._with_precision(settings)
         registry.ensure_weights(settings.propagation.segmenter)
         return store, settings
@@ -331,12 +341,14 @@ class Driver(Runner):
         if not len(points):
             return
         store, upstream = self.store, stage_fingerprint(self.store, features.NAME)
-        stage = segment.plan(store.shape, settings.propagation, upstream, segment.NEGATIVES, name, points)
+        sight = _sight(store, name, settings)
+        role = segment.NEGATIVES
+        stage = segment.plan(store.shape, settings.propagation, upstream, role, name, points, sight=sight)
         if self._stale(stage):
             store.delete(layout.negatives(name))
             store.delete(layout.marks(stage.name))
         self._segment(stage, settings, points)
-        telling = negative.plan(store, name, settings.match, len(stage.units), points.tolist(), stage.fingerprint)
+        telling = negative.plan(store, name, settings, len(stage.units), points.tolist(), stage.fingerprint)
         if self._stale(telling):
             store.delete(layout.marks(telling.name))
         self._pool(telling, "the negative point")
@@ -354,7 +366,7 @@ class Driver(Runner):
     def _with_precision(self, settings: Settings) -> Settings:
         """Settings with "auto" precisions decided: those of the stored stages, else those that suit the device."""
         encoder = encoder_info(settings.features.encoder)
-        segmenter = segmenter_info(settings.propagation.segmenter)
+        segmenter, _ = segmenter_entry(settings.propagation.segmenter)
         decide = self._precision
         return settings.replace(
             {
@@ -377,6 +389,11 @@ def lent(where: str | Path, name: str) -> Loan:
     if query_file.is_file(where):
         return query_file.renamed(query_file.read(where), name)
     return borrow.take(RunStore.open(where), name)
+
+
+def _sight(store: RunStore, name: str, settings: Settings) -> Sight | None:
+    """How a segmenter of volumes looks at a query; None for segmenters of planes."""
+    return Sight.of_query(store, name) if settings.match.rank == "descriptor" else None
 
 
 def _points(points: Sequence[Sequence[float]], store: RunStore) -> NDArray[np.float64]:

@@ -12,8 +12,8 @@ from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import registry
-from cryosam_dask.models.catalog import encoder_info, segmenter_info
-from cryosam_dask.models.presets import PRESETS, parse_models, preset
+from cryosam_dask.models.catalog import encoder_info, segmenter_entry
+from cryosam_dask.models.presets import PRESETS, check, parse_models, preset
 from cryosam_dask.pipeline.driver import Driver
 from cryosam_dask.pipeline.kinds import Points, Source, kinds_of
 from cryosam_dask.settings import Settings
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 def settings_for(models: str, overrides: dict[str, Any] | None = None) -> Settings:
     """Return the settings of a models spec ("builtin", "paper", "ENCODER+SEGMENTER"), with dotted overrides."""
     encoder, segmenter = parse_models(models)
-    return preset(models, encoder, segmenter).replace(overrides or {})
+    settings = preset(models, encoder, segmenter).replace(overrides or {})
+    check(settings)
+    return settings
 
 
 def models_of(store: RunStore) -> str:
@@ -46,7 +48,7 @@ def chosen_settings(models: str | None, loan: Loan | None) -> Settings:
 
 def uses_torch_of(settings: Settings) -> bool:
     """Whether a model of these settings runs in torch and could use a GPU."""
-    segmenter = segmenter_info(settings.propagation.segmenter)
+    segmenter, _ = segmenter_entry(settings.propagation.segmenter)
     return encoder_info(settings.features.encoder).uses_torch or segmenter.uses_torch
 
 

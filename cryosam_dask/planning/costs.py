@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import SettingsError
-from cryosam_dask.models.info import Cost, EncoderInfo, SegmenterInfo
+from cryosam_dask.models.info import Cost, EncoderInfo, SegmenterInfo, VolumeInfo
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import tiling
 from cryosam_dask.types import Axis, Shape3
@@ -77,6 +77,11 @@ def encode_seconds(shape: Shape3, axis: Axis, settings: FeatureSettings, info: E
 def embed_seconds(info: SegmenterInfo, plane: tuple[int, int], precision: str, worker: Machine) -> float:
     """Seconds of one plane through the segmenter's encoder."""
     return worker.seconds(info.embed_cost(plane), precision)
+
+
+def look_seconds(info: VolumeInfo | None, shape: Shape3, clicks: int, precision: str, worker: Machine) -> float:
+    """Seconds of a look at a box and of answers to clicks; none for a segmenter of planes."""
+    return 0.0 if info is None else worker.seconds(info.look_cost(shape, clicks), precision)
 
 
 def predict_seconds(info: SegmenterInfo, first: int, further: int, precision: str, worker: Machine) -> float:

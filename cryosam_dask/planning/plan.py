@@ -194,7 +194,8 @@ def plan_stages(
     length, size = walk_length(planner.diameter), chosen.propagation.group
 
     def propagate(role: segment.Role, points: NDArray[np.float64]) -> None:
-        played = play(shape, points, segment.group_prompts(points, size), length, embedded)
+        groups = segment.group_prompts(points, size)
+        played = [] if planner.whole is not None else play(shape, points, groups, length, embedded)
         planner.segment(role, points, played)
         waves.extend(played)
 

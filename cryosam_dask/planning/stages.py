@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.io.frame import TomogramSource
-from cryosam_dask.models.catalog import encoder_entry, encoder_info, segmenter_entry, segmenter_info
+from cryosam_dask.models.catalog import encoder_entry, encoder_info, segmenter_entry, segmenter_info, volume_info
+from cryosam_dask.models.info import SegmenterInfo
 from cryosam_dask.planning import costs
 from cryosam_dask.planning.estimate import Bulk
 from cryosam_dask.planning.waves import Wave
@@ -30,7 +31,9 @@ from cryosam_dask.stages import (
     propose,
     query,
     rank,
+    recognize,
     segment,
+    segment_volume,
     select,
     standardize,
 )
@@ -38,10 +41,11 @@ from cryosam_dask.stages.base import Region, Stage
 from cryosam_dask.stages.cost import Cost
 from cryosam_dask.stages.declaration import Command, Declaration
 from cryosam_dask.stages.embed import Plane
+from cryosam_dask.stages.sight import Sight
 from cryosam_dask.store import layout
 from cryosam_dask.store.blueprint import blueprint
 from cryosam_dask.store.feature_volume import FeatureVolume
-from cryosam_dask.types import AXES, Axis
+from cryosam_dask.types import AXES, Axis, Shape3
 
 NAME = "query"
 PLACES = 100_000
@@ -97,7 +101,7 @@ class Planner:
             {"shape": list(source.shape), "voxel_size": list(source.voxel_size), "origin": list(source.origin)}
         )
         self.encoder = encoder_info(self.settings.features.encoder)
-        self.segmenter = segmenter_info(self.settings.propagation.segmenter)
+        self.whole = volume_info(self.settings.propagation.segmenter)
         self.name = NAME
         self.stages: dict[str, StageCost] = {}
         self.bulks: list[Bulk] = []
@@ -165,6 +169,20 @@ class Planner:
         precision = self.settings.propagation.precision
         return costs.predict_seconds(self.segmenter, first, further, precision, self.worker)
 
+    def look_seconds(self, shape: Shape3, clicks: int) -> float:
+        """See `Bench`."""
+        return costs.look_seconds(self.whole, shape, clicks, self.settings.propagation.precision, self.worker)
+
+    @cached_property
+    def segmenter(self) -> SegmenterInfo:
+        """The segmenter of planes."""
+        return segmenter_info(self.settings.propagation.segmenter)
+
+    @property
+    def _sight(self) -> Sight:
+        """How particles of the diameter are looked at."""
+        return Sight.of_diameter(self.diameter)
+
     def touched(self, region: Region) -> int:
         """See `Bench`."""
         array = self.store.array(region.array)
@@ -185,6 +203,10 @@ class Planner:
         """Describing candidates and random places, where they are ranked so; then choosing, which the driver does."""
         if propose.ranks(self.settings.match):
             self._rank()
+        if self.settings.match.rank == "descriptor":
+            self._plan(
+                recognize.STAGE, recognize.plan(self.store, self.name, self.settings.propagation, self._sight, "")
+            )
         self._driver("propose", propose.SECONDS)
         self._declared("match", "query")
 
@@ -199,18 +221,25 @@ class Planner:
 
     def query(self) -> None:
         points = [[n / 2 for n in self.shape]]
-        self._plan(query.STAGE, query.plan(self.store, self.name, self.settings.match, 1, points, ""))
+        self._plan(query.STAGE, query.plan(self.store, self.name, self.settings, 1, points, ""))
         self._declared("query", "query")
 
     def negatives(self, points: NDArray[np.float64]) -> None:
         """Averaging features over negatives, and describing them."""
         groups = -(-len(points) // self.settings.propagation.group)
-        stage = negative.plan(self.store, self.name, self.settings.match, groups, points.tolist(), "")
+        stage = negative.plan(self.store, self.name, self.settings, groups, points.tolist(), "")
         self._plan(negative.STAGE, stage)
 
     def segment(self, role: segment.Role, points: NDArray[np.float64], waves: list[Wave]) -> None:
-        """Embedding and segmenting, in turns."""
+        """Embedding and segmenting, in turns; or at once, with a segmenter of volumes."""
         stage = segment.plan(self.shape, self.settings.propagation, "", role, self.name, points)
+        if self.whole is not None:
+            own = role is segment.PROMPTS
+            counts = [len(unit.params["prompts"]) for unit in stage.units]
+            self._add(
+                "segment", stage, [segment_volume.unit_cost(self, self.whole, n, own, role.compared) for n in counts]
+            )
+            return
         ends = {turn.group: number for number, wave in enumerate(waves) for turn in wave.turns}
         for number, wave in enumerate(waves):
             self._plan(embed.STAGE, self.embeddings(wave))

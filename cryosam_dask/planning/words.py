@@ -24,8 +24,14 @@ def in_words(plan: Plan) -> str:
     parts = [
         f"{shape} voxels (z, y, x), {plan.dtype}, {size} Å; models: {plan.models}",
         *(_text(table) for table in (_stages(plan), _stored(plan), _times(plan))),
-        f"planes to embed: about {reach.expected} of {reach.all} in {plan.waves} waves ({reach.least} if all "
-        f"{plan.prompts} prompts lie on the same planes, {reach.most} if each goes as far as it may)",
+        *(
+            [
+                f"planes to embed: about {reach.expected} of {reach.all} in {plan.waves} waves ({reach.least} if all "
+                f"{plan.prompts} prompts lie on the same planes, {reach.most} if each goes as far as it may)"
+            ]
+            if plan.waves
+            else []
+        ),
         "\n".join(f"- {note}" for note in plan.notes),
     ]
     return "\n\n".join(parts)

@@ -49,6 +49,7 @@ CONTRASTS = tuple(float(factor) for factor in 2.0 ** (np.arange(-8, 9) / 4))
 
 _POOLED: tuple[layout.QueryArray, ...] = ("feature", "sizes")
 _DESCRIPTION: tuple[layout.QueryArray, ...] = ("template", "profiles", "unmoved")
+_SEEN: tuple[layout.QueryArray, ...] = ("descriptors", "negative_descriptors")
 _NEGATIVE: tuple[layout.QueryArray, ...] = ("negative_features", "negative_profiles")
 _WORK = {"features": ("ratios", "dense_ratios", "batch", "precision"), "propagation": ("group", "precision")}
 """Settings that may differ: they only say how work is divided, or what else is written."""
@@ -105,6 +106,7 @@ def take(donor: RunStore, name: str) -> Loan:
     if described:
         params["radius"] = donor.array(layout.query_array(name, "profiles")).attrs["radius"]
         params |= {a: _scaled(arrays[a], statistics["mean"], statistics["std"]).tolist() for a in described}
+    params |= _seen(donor, name, own, arrays)
     digest = hashlib.sha256(repr((statistics["mean"], statistics["std"], params.get("radius"))).encode())
     for key in sorted(arrays):
         digest.update(key.encode() + repr(arrays[key].shape).encode() + np.ascontiguousarray(arrays[key]).tobytes())
@@ -119,6 +121,18 @@ def take(donor: RunStore, name: str) -> Loan:
     origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
     settings = Settings.model_validate(attributes["settings"])
     return Loan(donor.url, name, settings, _weights(donor, name), donor.voxel_size, origin, params)
+
+
+def _seen(donor: RunStore, name: str, own: bool, arrays: dict[layout.QueryArray, Array]) -> Json:
+    """What a segmenter of volumes saw of the query, which no tomogram's grey values change; added to `arrays`."""
+    if layout.query_array(name, "descriptors") not in donor:
+        return {}
+    unlike = layout.negative_array(name, "descriptors") if own else layout.query_array(name, "negative_descriptors")
+    for array, path in zip(_SEEN, (layout.query_array(name, "descriptors"), unlike), strict=True):
+        if path in donor and donor.array(path).shape[0]:
+            arrays[array] = donor.read(path)
+    attributes = dict(donor.array(layout.query_array(name, "descriptors")).attrs)
+    return {"seen": attributes} | {array: arrays[array].tolist() for array in _SEEN if array in arrays}
 
 
 def _negatives(name: str, own: bool) -> tuple[str, str]:
@@ -147,8 +161,9 @@ def check(loan: Loan, settings: Settings, voxel_size: Point, url: str) -> None:
     differing = marks.differences(
         _comparable(loan.settings, loan.weights), _comparable(settings, {part: ours[part] for part in loan.weights})
     )
-    if settings.match.rank == "profile" and "profiles" not in loan.params:
-        differing.append(f"match.rank: {loan.settings.match.rank} → profile")
+    needed = {"profile": "profiles", "descriptor": "descriptors"}.get(settings.match.rank)
+    if needed and needed not in loan.params:
+        differing.append(f"match.rank: {loan.settings.match.rank} → {settings.match.rank}")
     if differing:
         raise StoreError(
             f"{loan.url}: query {loan.name!r} was made with other settings ({printable('; '.join(differing))}); "
@@ -231,6 +246,10 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     if settings["rank"] == "profile" and (negatives := unit.params.get("negative_profiles")):
         values = _scaled(np.asarray(negatives), statistics["mean"], statistics["std"], back=True)
         store.put(layout.query_array(name, "negative_profiles"), values, ("negative_place", "shell"))
+    for array in _SEEN if settings["rank"] == "descriptor" else ():
+        if array in unit.params:
+            values, about = np.asarray(unit.params[array], np.float32), dict(unit.params["seen"])
+            store.put(layout.query_array(name, array), values, ("instance", "component"), about)
     store.put(layout.query_array(name, "feature"), feature, ("channel",))
     return None
 

@@ -12,7 +12,7 @@ from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.base import Region, Unit
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Axis
+from cryosam_dask.types import Axis, Shape3
 
 READ = 500e6
 """Bytes per second that one core reads: zstd and crc32c, measured on noise in float16 and float32."""
@@ -88,6 +88,10 @@ class Bench(Protocol):
 
     def predict_seconds(self, first: int, further: int) -> float:
         """Predictions from points alone, and from points with the mask of the plane before."""
+        ...
+
+    def look_seconds(self, shape: Shape3, clicks: int) -> float:
+        """A look of a segmenter of volumes at a box, and its answers to so many clicks."""
         ...
 
     def plane_bytes(self, axis: Axis) -> int:

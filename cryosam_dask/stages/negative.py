@@ -11,14 +11,16 @@ join them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.kernels import likeness, radial_profiles
-from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import query, rank
+from cryosam_dask.models.catalog import volume_info
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages import query, rank, segment_volume, sight
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult, fingerprint
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
@@ -45,7 +47,12 @@ def stage_name(name: str) -> str:
 
 
 def plan(
-    store: RunStore, name: str, settings: MatchSettings, groups: int, points: list[list[float]], upstream: str
+    store: RunStore,
+    name: str,
+    settings: Settings,
+    groups: int,
+    points: list[list[float]],
+    upstream: str,
 ) -> Stage:
     """Plan one unit, which reads only what lies under and around the negatives.
 
@@ -54,7 +61,7 @@ def plan(
     where = layout.negatives(name)
     boxes = query.prompted_boxes(store, where, groups)
     memory = max(query.unit_memory(store, box, settings) for box in boxes)
-    if settings.rank == "profile" and layout.query_array(name, "profiles") in store:
+    if settings.match.rank == "profile" and layout.query_array(name, "profiles") in store:
         shells = radial_profiles.profile(rank.query_radius(store, name))
         block = np.minimum(np.array(store.shape), rank.BLOCK + 2 * shells.halo)
         memory = max(memory, radial_profiles.working_bytes(block, PLACES, shells) + BESIDES)
@@ -66,8 +73,14 @@ def plan(
         memory=memory,
     )
     asked = (marks.found_stage(store, query.stage_name(name)) or {}).get("fingerprint")
-    described = {"name": name, "rank": settings.rank, "points": points}
-    return Stage(stage_name(name), work, described, fingerprint({"query": asked, "negatives": upstream}), (unit,), 1)
+    described: Json = {"name": name, "rank": settings.match.rank, "points": points}
+    made_from = fingerprint({"query": asked, "negatives": upstream})
+    whole = volume_info(settings.propagation.segmenter) if settings.match.rank == "descriptor" else None
+    if whole is None:
+        return Stage(stage_name(name), work, described, made_from, (unit,), 1)
+    described |= {"segmenter": settings.propagation.segmenter, "precision": settings.propagation.precision}
+    unit = replace(unit, memory=unit.memory + segment_volume.unit_memory(whole, 1))
+    return Stage(stage_name(name), work, described, made_from, (unit,), 1, True, whole.weights_bytes)
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
@@ -93,6 +106,9 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         places += [_described(store, name, points[[i]]) for i in missing]
         profiles = np.concatenate([_none(store, name), *places])
         store.put(layout.negative_array(name, "profiles"), profiles, ("example", "shell"))
+    if settings["rank"] == "descriptor":
+        seen = sight.describe(store, context.device, settings, sight.Sight.of_query(store, name), points)
+        store.put(layout.negative_array(name, "descriptors"), seen, ("negative", "component"))
     pooled = np.asarray(features, np.float32).reshape(-1, volume.channels)
     described = {"units": "voxel", "order": "z, y, x"}
     store.put(layout.negative_array(name, "points"), points, ("negative", "axis"), described)
@@ -168,10 +184,19 @@ def profiles(store: RunStore, name: str, contrast: float = 1.0) -> Float64:
     return np.concatenate(examples)
 
 
+def descriptors(store: RunStore, name: str) -> Float64:
+    """Descriptors (k, D) of all negative examples, borrowed ones and this tomogram's own."""
+    paths = (layout.query_array(name, "negative_descriptors"), layout.negative_array(name, "descriptors"))
+    own = [np.asarray(store.read(path), float) for path in paths if path in store]
+    return np.concatenate([np.empty((0, store.array(layout.query_array(name, "descriptors")).shape[1])), *own])
+
+
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
     arrays: list[layout.NegativeArray] = ["points", "features"]
     if settings.get("rank") == "profile":
         arrays.append("profiles")
+    if settings.get("rank") == "descriptor":
+        arrays.append("descriptors")
     return ((layout.negative_array(query, array), 0) for array in arrays)
 
 

@@ -6,6 +6,7 @@ The work is small, so the driver does it itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import match, negative, rank
+from cryosam_dask.stages import match, negative, rank, recognize
 from cryosam_dask.stages.base import Stage
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.match import Pass, Survey
@@ -70,6 +71,13 @@ def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
         store, name, ranking, lambda contrast: negative.profiles(store, name, contrast)
     )
     return Candidates(points, scores, rank.query_radius(store, name), rejected)
+
+
+def recognized(store: RunStore, name: str, looking: Stage) -> Candidates:
+    """The places that a segmenter of volumes saw, by how probably they are of the kind."""
+    points, scores, rejected = recognize.gather(store, name, looking)
+    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
+    return Candidates(points, scores, 0.8 * geometry.equivalent_radius(size), rejected)
 
 
 def ranks(settings: MatchSettings) -> bool:
@@ -146,7 +154,7 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
     if settings.count == "auto":
-        cut = peaks.auto_cut(scores) if settings.rank == "profile" else peaks.otsu_cut(scores)
+        cut = _CUTS[settings.rank](scores)
         notes.append(f"{name}: K = {cut.kept}; {cut.reason}")
         chosen = scores >= cut.threshold
         points, scores = points[chosen], scores[chosen]
@@ -165,9 +173,20 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
         )
         store.put(layout.proposal_array(name, "scores"), stored, ("prompt",))
         store.group(where).attrs.update(described)
-    if not ranks(settings) and negative.feature_arrays(store, name) and store.group(where).attrs.get(FULL) != full:
+    if (
+        settings.rank == "similarity"
+        and negative.feature_arrays(store, name)
+        and store.group(where).attrs.get(FULL) != full
+    ):
         store.group(where).attrs[FULL] = full
     return notes
+
+
+_CUTS: dict[str, Callable[[Float64], peaks.Cut]] = {
+    "similarity": peaks.otsu_cut,
+    "profile": peaks.auto_cut,
+    "descriptor": peaks.likely_cut,
+}
 
 
 def _is_there(store: RunStore, name: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:
@@ -195,7 +214,7 @@ STAGE = Declaration(
     "propose",
     "match",
     per="query",
-    made_from=("match", "rank", "negative"),
+    made_from=("match", "rank", "recognize", "negative"),
     arrays=(Arrays(layout.pattern(layout.proposal_array), "driver"),),
     places=lambda store, query: (layout.proposals(query),),
 )

@@ -12,8 +12,8 @@ from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
-from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import rank
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages import rank, sight
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
@@ -38,13 +38,19 @@ def stage_name(name: str) -> str:
 
 
 def plan(
-    store: RunStore, name: str, settings: MatchSettings, groups: int, points: list[list[float]], upstream: str
+    store: RunStore,
+    name: str,
+    settings: Settings,
+    groups: int,
+    points: list[list[float]],
+    upstream: str,
 ) -> Stage:
     """Plan one unit, which reads only the features under the prompted instances.
 
     Its memory follows from their boxes, or from boxes of `TYPICAL` voxels a side if they are not segmented yet.
 
-    settings : whether similarities are to be taken of F − μ, μ the tomogram's mean feature, and ranked by profiles
+    settings : whether similarities are to be taken of F − μ, μ the tomogram's mean feature, how they are ranked, and
+        which segmenter gives descriptors where they are ranked by these
     groups : number of groups that the prompts were segmented in
     """
     channels = FeatureVolume(store).channels
@@ -55,15 +61,15 @@ def plan(
         writes=(Region(layout.query_array(name, "feature"), (0,), (channels,)),),
         memory=max(unit_memory(store, box, settings) for box in prompted_boxes(store, layout.query(name), groups)),
     )
-    described = {"name": name, "center": settings.center, "rank": settings.rank, "points": points}
+    described = {"name": name, "center": settings.match.center, "rank": settings.match.rank, "points": points}
     return Stage(stage_name(name), work, described, upstream, (unit,), 1)
 
 
-def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
+def unit_memory(store: RunStore, box: Box, settings: Settings) -> int:
     """Bytes of pooling over one instance, and of describing what is around it if that takes more."""
     sides = [b - a for a, b in box]
     most = 0
-    if settings.rank == "profile":
+    if settings.match.rank == "profile":
         most = radial_profiles.working_bytes_at(geometry.equivalent_radius(math.prod(sides) * math.pi / 6))
     for axis in AXES:
         latents = store.array(layout.latents(1, axis))
@@ -117,6 +123,8 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     store.put(layout.query_array(name, "sizes"), np.asarray(sizes, np.int64), ("instance",), {"units": "voxel"})
     if settings["rank"] == "profile":
         rank.describe_query(store, name, np.stack(centres), sizes)
+    if settings["rank"] == "descriptor":
+        sight.describe_query(store, name, unit.params["groups"])
     return UnitResult({"segmented": len(sizes), "missing": missing})
 
 

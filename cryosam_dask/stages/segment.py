@@ -22,13 +22,15 @@ from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.kernels.tokens import cosine
 from cryosam_dask.models.cache import get_segmenter
-from cryosam_dask.models.catalog import segmenter_info
+from cryosam_dask.models.catalog import segmenter_info, volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
+from cryosam_dask.stages import segment_volume
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
 from cryosam_dask.stages.embed import Plane, mark_of
+from cryosam_dask.stages.sight import Sight, write_tried
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.feature_volume import FeatureVolume
@@ -81,6 +83,7 @@ def plan(
     name: str,
     points: NDArray[np.float64],
     against: Sequence[str] = (),
+    sight: Sight | None = None,
 ) -> Stage:
     """One unit per group of prompts.
 
@@ -89,10 +92,17 @@ def plan(
     role : what the points are; name : the query that they are of
     points : (n, 3) prompts in voxels
     against : arrays (n, 3C) of features that instances are also compared with; their content goes into `upstream`
+    sight : how a segmenter of volumes looks at them; None for a user's prompts, and for segmenters of planes
     """
-    info, where = segmenter_info(settings.segmenter), role.place(name)
+    whole, where = volume_info(settings.segmenter), role.place(name)
     query = layout.query(name) if role.compared else None
     largest = max((geometry.plane_shape(shape, axis) for axis in AXES), key=lambda s: s[0] * s[1])
+
+    def memory(prompts: int) -> int:
+        if whole is not None:
+            return segment_volume.unit_memory(whole, prompts) + (layout.CHUNK_BYTES if query else 0)
+        return unit_memory(settings, largest, prompts, query is not None)
+
     units = []
     for index, members in enumerate(group_prompts(points, settings.group)):
         units.append(
@@ -105,21 +115,22 @@ def plan(
                     "points": [[float(v) for v in points[i]] for i in members],
                 },
                 writes=(Region(layout.group(where, index), (), ()),),
-                memory=unit_memory(settings, largest, len(members), query is not None),
+                memory=memory(len(members)),
             )
         )
     digest = hashlib.sha256(np.ascontiguousarray(points, "<f8").tobytes()).hexdigest()
     described = {**settings.model_dump(mode="json"), "weights": weights_identity(settings.segmenter)}
     return Stage(
         role.stage_name(name),
-        work,
+        work if whole is None else work_in_volume,
         {"propagation": described, "points": digest, "where": where, "query": query}
-        | ({"against": list(against)} if against else {}),
+        | ({"against": list(against)} if against else {})
+        | ({"sight": sight.to_json()} if sight else {}),
         upstream,
         tuple(units),
         len(units),
         uses_model=True,
-        model_memory=info.weights_bytes,
+        model_memory=(whole or segmenter_info(settings.segmenter)).weights_bytes,
         advice="set propagation.group lower, or give each worker more memory",
     )
 
@@ -169,7 +180,31 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     if waiting:
         _write_state(store, state, propagation.to_arrays())
         return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)
-    instances = propagation.instances()
+    found = _write_instances(store, settings, unit, propagation.instances())
+    store.delete(state)
+    return UnitResult(found)
+
+
+def work_in_volume(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
+    """Segment a group at once, with a segmenter of volumes."""
+    store = context.store
+    chosen = PropagationSettings.model_validate({k: v for k, v in settings["propagation"].items() if k != "weights"})
+    points = [_point(p) for p in unit.params["points"]]
+    if "sight" in settings:
+        descriptors = layout.member(settings["query"] or "", "descriptors")
+        sight = Sight(**settings["sight"])
+        instances = segment_volume.instances_of(store, chosen, context.device, points, sight, descriptors)
+        return UnitResult(_write_instances(store, settings, unit, instances))
+    instances, doubts, tried = segment_volume.prompted(store, chosen, context.device, points)
+    kept = [seen for seen, instance in zip(tried, instances, strict=True) if instance is not None]
+    write_tried(store, layout.group(settings["where"], unit.params["index"]), kept)
+    doubted = [[list(point), said] for point, each in zip(points, doubts, strict=True) for said in each]
+    return UnitResult({**_write_instances(store, settings, unit, instances), "doubts": doubted})
+
+
+def _write_instances(store: RunStore, settings: Json, unit: Unit, instances: list[Instance | None]) -> Json:
+    """Write the instances of a group's prompts; how many there are, and how many prompts have none."""
+    where, index = settings["where"], unit.params["index"]
     prompted = zip(unit.params["prompts"], instances, strict=True)
     kept = [(prompt, instance) for prompt, instance in prompted if instance is not None]
     query = settings["query"]
@@ -191,8 +226,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
             similarity,
         ),
     )
-    store.delete(state)
-    return UnitResult({"found": len(kept), "lost": len(instances) - len(kept)})
+    return {"found": len(kept), "lost": len(instances) - len(kept)}
 
 
 def _advance(

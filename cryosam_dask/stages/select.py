@@ -94,9 +94,9 @@ class _Segmented:
 def select(store: RunStore, name: str, groups: int, settings: Settings, first: int | None = None) -> Selection:
     """Score the instances, drop those of another size or largely inside better ones, and number the rest.
 
-    The score is that of the prompt where proposals were ranked by their profiles, else the similarity of the
-    instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first case
-    only: proposals that have the profile of the query have its size. In the second case instances go whose mean
+    The score is that of the prompt where proposals were ranked by their profiles or descriptors, else the similarity of
+    the instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first
+    case only: proposals that are like the query as a whole have its size. In the second case instances go whose mean
     feature is more similar to a negative's than to the query.
 
     first : of all prompts only so many, the clicked ones and then the best proposals: what a smaller K gives
@@ -216,7 +216,7 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
     prompted = every.prompt < given
     fitting = np.ones(len(places), bool)
     rejected = []
-    if settings.match.rank == "profile":
+    if settings.match.rank != "similarity":
         score = np.asarray(store.read(layout.proposal_array(name, "scores")))[every.prompt]
         typical = float(np.median(store.read(layout.query_array(name, "sizes"))))
         fitting = prompted | of_size(every.box, every.size, typical, store.shape)

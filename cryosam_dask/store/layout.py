@@ -130,15 +130,19 @@ QueryArray = Literal[
     "profiles",
     "template",
     "unmoved",
+    "descriptors",
     "negative_features",
     "negative_profiles",
+    "negative_descriptors",
 ]
 """Arrays of a query: the feature and the mean that it is centred by, (3C,); the prompts, (n, 3); voxels of the prompted
-instances; their radial profiles, as fitted and as they stand, and the template; what a borrowed query brings along."""
+instances; their radial profiles, as fitted and as they stand, and the template; their descriptors, (n, D); what a
+borrowed query brings along."""
 
-NegativeArray = Literal["points", "features", "profiles"]
+NegativeArray = Literal["points", "features", "profiles", "descriptors"]
 ProposalArray = Literal["points", "scores"]
 ProfileArray = Literal["centres", "profiles", "unmoved"]
+LookArray = Literal["centres", "descriptors", "quality", "centrality", "sizes", "classes"]
 
 
 def query(name: str) -> str:
@@ -217,6 +221,15 @@ def profile_array(name: str, index: int, array: ProfileArray) -> str:
     return f"{profiles(name, index)}/{array}"
 
 
+def looks(name: str, index: int) -> str:
+    """What a segmenter of volumes saw in one tile of the tomogram."""
+    return f"{proposals(name)}/looks{index:05d}"
+
+
+def look_array(name: str, index: int, array: LookArray) -> str:
+    return f"{looks(name, index)}/{array}"
+
+
 def picks(name: str) -> str:
     return f"{PICKS}/{name}"
 
@@ -252,7 +265,7 @@ def marks(stage: str) -> str:
 
 _HIDDEN = re.compile(
     f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS})"
-    f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles)\\d{{5}}"
+    f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"
 )
 

@@ -35,7 +35,7 @@ from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
 CLICK = [11.0, 11.0, 11.0]
-SETTINGS = settings_for("builtin", {"match.ratios": [4], "match.rank": "similarity", "match.count": 2})
+SETTINGS = settings_for("texture+random-walker", {"match.ratios": [4], "match.rank": "similarity", "match.count": 2})
 MOST_STOPS = 60
 
 

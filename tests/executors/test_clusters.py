@@ -288,7 +288,7 @@ def test_a_queue_that_takes_no_jobs_is_one_line(write, queue, tmp_path):
 
 
 def test_a_run_in_jobs_equals_one_in_this_process(write, queue, ball_tomogram, tmp_path):
-    settings = settings_for("builtin", {"match.count": 3})
+    settings = settings_for("texture+random-walker", {"match.count": 3})
     one, two = tmp_path / "serial.zarr", tmp_path / "jobs.zarr"
     cs.run(ball_tomogram, [[20, 20, 20]], one, settings=settings, workers=0)
     cs.run(ball_tomogram, [[20, 20, 20]], two, settings=settings, cluster=write(f"cpu: {KIND % 1}"))

@@ -79,7 +79,7 @@ def make_tomogram(path: Path, seed: int) -> Path:
 
 def arguments(tomogram: Path, out: Path, settings: dict[str, str] = SETTINGS, *more: str) -> list[str]:
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    point = ["--point", "12,10,10", "--name", "ball", "--models", "builtin", "--workers", "0"]
+    point = ["--point", "12,10,10", "--name", "ball", "--models", "texture+random-walker", "--workers", "0"]
     return ["run", str(tomogram), *point, *chosen, "--out", str(out), *more]
 
 
@@ -90,7 +90,9 @@ def undisturbed(tomogram: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def make_run(tomogram: Path, out: Path, settings: dict[str, str]) -> Path:
     overrides = {key: json.loads(value) for key, value in settings.items()}
-    cs.run(tomogram, [[12, 10, 10]], out, name="ball", settings=settings_for("builtin", overrides), workers=0)
+    cs.run(
+        tomogram, [[12, 10, 10]], out, name="ball", settings=settings_for("texture+random-walker", overrides), workers=0
+    )
     return out
 
 
@@ -270,7 +272,7 @@ def test_a_driver_whose_lease_is_taken_stops(tomogram: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(serial, "run_unit", taken)
     with pytest.raises(StoreError, match=r"taken over by .* on node8.*; this run stops, finished units are kept"):
-        driver.features(settings_for("builtin"))
+        driver.features(settings_for("texture+random-walker"))
     assert ran == ["view z"]
     assert marks.done(RunStore.open(out), "features-standardization").tolist() == [True, False, False]
 
@@ -284,7 +286,9 @@ def test_a_run_of_another_format_is_left_as_it_is(
     RunStore.open(out, "r+").update_info(format=layout.FORMAT + 1)
     before = digests(str(out))
     with pytest.raises(StoreError, match=r"store format 2, this version reads 1; .*the version that made it"):
-        cs.run(tomogram, [[12, 10, 10]], out, name="ball", models="builtin", workers=0, overwrite=bool(more))
+        cs.run(
+            tomogram, [[12, 10, 10]], out, name="ball", models="texture+random-walker", workers=0, overwrite=bool(more)
+        )
     assert digests(str(out)) == before
 
 

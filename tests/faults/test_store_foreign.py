@@ -108,7 +108,7 @@ def use_all(url: Path) -> list[str]:
         lambda: cs.FeatureVolume.open(url).mean,
         lambda: integrity.verify(url).in_words(),
         lambda: Driver(url, SerialExecutor()).match("ball"),
-        lambda: Driver(url, SerialExecutor()).query("ball", [[1, 1, 1]], settings_for("builtin")),
+        lambda: Driver(url, SerialExecutor()).query("ball", [[1, 1, 1]], settings_for("texture+random-walker")),
         lambda: cs.export(url, url.parent / "p.csv"),
     ):
         try:
@@ -194,7 +194,7 @@ def test_no_name_of_a_query_leads_out_of_the_store(store: RunStore, tmp_path: Pa
     driver = Driver(store.url, SerialExecutor(), overwrite=True)
     before = sorted(str(p) for p in tmp_path.rglob("*"))
     for use in (
-        lambda: driver.query(name, [[1, 1, 1]], settings_for("builtin")),
+        lambda: driver.query(name, [[1, 1, 1]], settings_for("texture+random-walker")),
         lambda: driver.match(name),
         lambda: driver.segment(name),
     ):

@@ -43,7 +43,7 @@ def two_balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chosen() -> Settings:
     return settings_for(
-        "builtin",
+        "texture+random-walker",
         {
             "match.count": 4,
             "match.ratios": [8, 1],

@@ -30,10 +30,10 @@ STAGES = (
 
 
 def settings() -> Settings:
-    return settings_for("builtin", {"match.count": 3})
+    return settings_for("texture+random-walker", {"match.count": 3})
 
 
-ARGUMENTS = ("--point", "20,20,20", "--models", "builtin", "--count", "3")
+ARGUMENTS = ("--point", "20,20,20", "--models", "texture+random-walker", "--count", "3")
 """Options of `cryosam run` that mean the same as `whole_run`."""
 
 

@@ -169,7 +169,16 @@ def test_the_command_line_looks_at_the_tomogram_for_its_points(tmp_path: Path) -
     content = json.loads((tmp_path / "p.json").read_text())
     content["points"] = [{"location": {"x": 800.0, "y": 8.0, "z": 16.0}}]
     (tmp_path / "p.json").write_text(json.dumps(content))
-    words = ("run", tmp_path, "--points", tmp_path / "p.json", "--models", "builtin", "--out", tmp_path / "out")
+    words = (
+        "run",
+        tmp_path,
+        "--points",
+        tmp_path / "p.json",
+        "--models",
+        "texture+random-walker",
+        "--out",
+        tmp_path / "out",
+    )
     with pytest.raises(InputError, match=r"point 1,0\.5,50 is outside"):
         cli(*words)
     with pytest.raises(InputError, match="point 2,1,100 is outside"):

@@ -21,7 +21,7 @@ from cryosam_dask.models import cache, registry, vit, vit_catalog, weights
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("builtin", ("texture", "random-walker")),
+        ("builtin", ("texture", "particle-net")),
         (" paper ", ("dinov2-vitl14", "sam-vith")),
         ("dinov2-vits14+random-walker", ("dinov2-vits14", "random-walker")),
         ("texture + sam-vitb", ("texture", "sam-vitb")),

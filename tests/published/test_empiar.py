@@ -348,7 +348,7 @@ def test_the_command_line_goes_on_with_the_same_folder(warp_set: Path, everythin
 )
 def test_options_that_can_not_be(warp_set: Path, tmp_path: Path, words: list[str], says: str) -> None:
     common = ["benchmark", "empiar-10499", "--data", str(warp_set), "--out", str(tmp_path)]
-    result = CliRunner().invoke(app, [*common, "--models", "builtin", *words])
+    result = CliRunner().invoke(app, [*common, "--models", "texture+random-walker", *words])
     assert result.exit_code != 0
     assert says in str(result.exception)
     assert not list(tmp_path.iterdir())

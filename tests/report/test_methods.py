@@ -28,7 +28,7 @@ def said(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def section(encoder: str, segmenter: str) -> str:
         changed = {"features.encoder": encoder, "propagation.segmenter": segmenter}
-        told = methods(store, about, [replace(asked, settings=settings_for("builtin", changed))])
+        told = methods(store, about, [replace(asked, settings=settings_for("texture+random-walker", changed))])
         return "\n".join([*told.paragraphs, *told.references])
 
     return section

@@ -165,7 +165,7 @@ def test_one_query_of_several_can_be_chosen(make_run: MakeRun, tmp_path: Path) -
 
 def test_a_real_run_of_the_built_in_models(ball_tomogram: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    cs.run(ball_tomogram, [(20, 20, 20)], out, name="ball", models="builtin", workers=0)
+    cs.run(ball_tomogram, [(20, 20, 20)], out, name="ball", models="texture+random-walker", workers=0)
     (tmp_path / "truth.csv").write_text("z,y,x\n20,20,20\n18,44,24\n22,22,66\n14,46,70\n")
     write_report(out, tmp_path / "r.html", truth=tmp_path / "truth.csv")
     page = read(tmp_path / "r.html")

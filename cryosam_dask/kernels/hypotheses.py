@@ -1,0 +1,73 @@
+"""What was clicked: the mask at each resolution and contrast is a hypothesis; one is chosen, and doubts are said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALLEST, LARGEST = 6.0, 26.0
+"""Diameters in voxels of its level that a particle is segmented well at."""
+
+UNSURE = 0.5
+"""Quality below which a mask is doubtful."""
+
+RIVAL = 0.85
+"""Share of the best score from which another hypothesis is a rival, if it means another body."""
+
+PARTICLE = 1
+"""The class of particles; classes from 2 on have no size."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A mask of what was clicked.
+
+    level, bright : the resolution and contrast at which it was seen
+    quality : 0 to 1, the segmenter's estimate of its IoU; classes : (K,) probabilities at its middle
+    diameter : of a sphere of its volume, in voxels of the level
+    """
+
+    level: int
+    bright: bool
+    quality: float
+    classes: tuple[float, ...]
+    diameter: float
+
+    @property
+    def kind(self) -> int:
+        """The class that it most likely is of, solvent excluded."""
+        return 1 + int(np.argmax(self.classes[1:]))
+
+    @property
+    def score(self) -> float:
+        """How well it explains the click: quality × probability that there is something × how its size suits."""
+        something = 1 - self.classes[0]
+        if self.kind != PARTICLE or SMALLEST <= self.diameter <= LARGEST:
+            return float(self.quality * something)
+        off = max(SMALLEST / max(self.diameter, 1e-3), self.diameter / LARGEST)
+        return float(self.quality * something / off**2)
+
+    @property
+    def size(self) -> float:
+        """The diameter in voxels of the tomogram."""
+        return float(self.diameter * 2**self.level)
+
+
+def best(hypotheses: Sequence[Hypothesis]) -> int:
+    """The number of the best of them; of equals the finest."""
+    return int(np.argmax([h.score for h in hypotheses]))
+
+
+def doubts(hypotheses: Sequence[Hypothesis], chosen: int) -> list[str]:
+    """Why the chosen mask may not be what was meant, each in a few words; none if it is clear."""
+    own = hypotheses[chosen]
+    said = []
+    if own.quality * (1 - own.classes[0]) < UNSURE:
+        said.append("no clear border")
+    rivals = [h for h in hypotheses if h.score > RIVAL * own.score and h.kind == own.kind == PARTICLE]
+    sizes = [h.size for h in rivals if not 2 / 3 < h.size / max(own.size, 1e-3) < 3 / 2]
+    if sizes:
+        said.append(f"a body of {sizes[0] / max(own.size, 1e-3):.1g} times the diameter fits about as well")
+    return said

@@ -1,0 +1,173 @@
+"""The built-in segmenter of volumes: `particle_net` with its weights, and what it says about a box. Torch is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from scipy import ndimage
+from torch.nn import functional
+
+from cryosam_dask.models.particle_net import CLASSES, DESCRIPTOR, MULTIPLE, STRIDE, ParticleNet, Seen, mask_logits
+from cryosam_dask.types import Answers, Array, Bool, Float32
+
+REACH = 22
+"""Voxels around a click that its mask can have."""
+
+LIMIT = 8.0
+"""Densities beyond so many deviations count as so many: beads of gold."""
+
+_POOLED = 0.1  # cells of a mask with a lower probability don't enter its descriptor
+_SOME = 64  # clicks that are answered at a time
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ParticleSegmenter:
+    """A `VolumeSegmenter`.
+
+    Parameters
+    ----------
+    weights : a safetensors file; device, dtype : where and in what to compute
+    """
+
+    name = "particle-net"
+
+    def __init__(self, weights: Path, identity: str, device: str = "cpu", dtype: str = "float32") -> None:
+        self.identity = identity
+        self._device, self._dtype = torch.device(device), _DTYPES[dtype]
+        net = ParticleNet()
+        net.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, strict=False)
+        self._net = net.eval().to(self._device).to(memory_format=torch.channels_last_3d)
+
+    def look(self, box: Float32) -> ParticleLook:
+        """Look at a box (z, y, x) of standard density, particles bright; see `VolumeSegmenter.look`."""
+        shape = np.array(box.shape)
+        above = -shape % MULTIPLE
+        padded = np.pad(np.clip(box, -LIMIT, LIMIT), [(0, int(n)) for n in above], mode="edge")
+        batch = torch.from_numpy(np.ascontiguousarray(padded, np.float32))[None, None].to(self._device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32),
+        ):
+            seen = self._net(batch.to(memory_format=torch.channels_last_3d))
+        return ParticleLook(self._net, seen, box.shape)
+
+
+class ParticleLook:
+    """What the network saw in a box; positions are voxels of the box."""
+
+    def __init__(self, net: ParticleNet, seen: Seen, shape: tuple[int, ...]) -> None:
+        self._net, self._shape = net, np.array(shape)
+        cells = [-(-n // STRIDE) for n in shape]
+        inside = tuple(slice(0, n) for n in cells)
+        self._features = seen.features[0][:, *inside].float()
+        self._descriptors = seen.descriptors[0][:, *inside].permute(1, 2, 3, 0).contiguous()
+        self._centre = torch.sigmoid(seen.centre[0, 0][inside].float()).cpu().numpy()
+        self._masks = seen.masks[0].float().permute(1, 2, 3, 0).contiguous()
+        self._coarse = self._masks[::STRIDE, ::STRIDE, ::STRIDE].contiguous()
+        voxels = tuple(slice(0, n) for n in shape)
+        self._classes = torch.softmax(seen.classes[0][:, *voxels].float(), 0)
+
+    def centres(self, least: float) -> tuple[NDArray[np.float64], Float32]:
+        """Places (n, 3) where an instance seems to have its centre, and how much so (n,), 0 to 1, from `least` on."""
+        highest = ndimage.maximum_filter(self._centre, 3, mode="constant")
+        cells = np.argwhere((self._centre == highest) & (self._centre >= least))
+        return np.asarray(cells * STRIDE + (STRIDE - 1) / 2, float), np.asarray(self._centre[tuple(cells.T)])
+
+    def answer(self, points: Array) -> Answers:
+        """Answer clicks; see `Look.answer`. Masks are of cells here: each stands for STRIDE³ voxels."""
+        return self._answer(points, STRIDE)
+
+    def masks(self, points: Array) -> list[tuple[NDArray[np.int64], Bool]]:
+        """The masks of clicks; see `Look.masks`."""
+        out: list[tuple[NDArray[np.int64], Bool]] = []
+        for low, probability in self._probabilities(points, 1):
+            out.append((low, _connected(probability > 0.5, np.round(points[len(out)]).astype(np.int64) - low)))
+        return out
+
+    def classes(self, point: Array) -> Float32:
+        """Probabilities of `CLASSES` around a point: the mean of 3 × 3 × 3 voxels."""
+        middle = np.clip(np.round(point).astype(np.int64), 0, self._shape - 1)
+        around = tuple(slice(max(0, int(m) - 1), int(m) + 2) for m in middle)
+        return np.asarray(self._classes[:, *around].flatten(1).mean(1).cpu().numpy())
+
+    def likeness(self, descriptor: Float32, classes: Float32) -> Float32:
+        """How like a structure each voxel is; see `Look.likeness`."""
+        query = torch.from_numpy(descriptor).to(self._descriptors.device)
+        cosine = (self._descriptors @ query)[None, None]
+        fine = functional.interpolate(cosine, scale_factor=STRIDE, mode="trilinear")[0, 0]
+        fine = fine[: self._shape[0], : self._shape[1], : self._shape[2]]
+        share = torch.from_numpy(classes / max(float(classes[1:].max()), 1e-6)).to(fine.device)
+        share[0] = 0.0
+        kind = torch.tensordot(share, self._classes, 1)
+        return np.asarray((kind * fine.clamp(0, 1)).cpu().numpy())
+
+    def _answer(self, points: Array, step: int) -> Answers:
+        vectors, sizes, middles, kinds = [], [], [], []
+        for point, (low, probability) in zip(points, self._probabilities(points, step), strict=True):
+            inside = np.nonzero(probability > _POOLED)
+            cells = tuple(torch.from_numpy(i + int(a) // STRIDE) for i, a in zip(inside, low, strict=True))
+            here, weight = self._descriptors[cells], torch.from_numpy(probability[inside]).to(self._descriptors.device)
+            vectors.append(functional.normalize((weight @ here)[None], eps=1e-6)[0].cpu().numpy())
+            mask = _connected(probability > 0.5, np.round((point - low) / step).astype(np.int64))
+            sizes.append(int(mask.sum()) * step**3)
+            where = np.argwhere(mask)
+            middles.append(where.mean(0) * step + low + (step - 1) / 2 if len(where) else np.asarray(point, float))
+            kinds.append(self.classes(middles[-1] if len(where) else point))
+        return Answers(
+            np.asarray(vectors, np.float32).reshape(len(points), DESCRIPTOR),
+            self._quality(points),
+            np.asarray(sizes, np.int64),
+            np.asarray(middles, np.float64).reshape(-1, 3),
+            np.asarray(kinds, np.float32).reshape(-1, len(CLASSES)),
+        )
+
+    def _at(self, points: Array) -> torch.Tensor:
+        cells = np.round(np.asarray(points)).astype(np.int64) // STRIDE
+        z, y, x = (
+            torch.from_numpy(np.clip(c, 0, n - 1)) for c, n in zip(cells.T, self._features.shape[1:], strict=True)
+        )
+        return self._features[:, z, y, x].T
+
+    def _quality(self, points: Array) -> Float32:
+        if not len(points):
+            return np.empty(0, np.float32)
+        with torch.inference_mode():
+            return torch.sigmoid(self._net.at(self._at(points))[1]).cpu().numpy()
+
+    def _probabilities(self, points: Array, step: int) -> list[tuple[NDArray[np.int64], Float32]]:
+        """For each click the first voxel of a window around it, and the mask's probability at every `step`-th voxel."""
+        out: list[tuple[NDArray[np.int64], Float32]] = []
+        for some in range(0, len(points), _SOME):
+            with torch.inference_mode():
+                filters, _ = self._net.at(self._at(points[some : some + _SOME]))
+                for point, own in zip(points[some : some + _SOME], filters, strict=True):
+                    out.append(self._probability(np.round(point).astype(np.int64), own, step))
+        return out
+
+    def _probability(
+        self, point: NDArray[np.int64], filters: torch.Tensor, step: int
+    ) -> tuple[NDArray[np.int64], Float32]:
+        low = np.maximum(point - REACH, 0) // STRIDE * STRIDE
+        high = np.minimum(point + REACH, self._shape)
+        axes = [torch.arange(int(a), int(b), step) for a, b in zip(low, high, strict=True)]
+        source = self._masks if step == 1 else self._coarse
+        window = tuple(slice(int(a) // step, -(-int(b) // step)) for a, b in zip(low, high, strict=True))
+        values = source[window].reshape(-1, source.shape[-1])
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) - torch.from_numpy(point)
+        logits = mask_logits(filters[None], values[None], places[None].float().to(values.device))[0]
+        shape = tuple(len(a) for a in axes)
+        return low, torch.sigmoid(logits).reshape(shape).cpu().numpy()
+
+
+def _connected(mask: Bool, point: NDArray[np.int64]) -> Bool:
+    """The part of a mask that a point lies in; the largest part where it lies in none."""
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    here = int(parts[tuple(np.clip(point, 0, np.array(mask.shape) - 1))])
+    own: Bool = parts == (here or 1 + int(np.argmax(np.bincount(parts.ravel())[1:])))
+    return own

@@ -1,0 +1,186 @@
+"""Segmenters that look at boxes of the tomogram: the built-in network, what units make of it, and whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cryosam_dask as cs
+from cryosam_dask.kernels import descriptors, hypotheses
+from cryosam_dask.kernels.descriptors import Places
+from cryosam_dask.kernels.hypotheses import Hypothesis
+from cryosam_dask.models import load_segmenter
+from cryosam_dask.models.particle_net import to_cells, to_voxels
+from cryosam_dask.pipeline import settings_for
+from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
+from cryosam_dask.stages.boxes import Boxes, levels_of
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import RunStore
+
+SHAPE = (48, 96, 112)
+
+
+@pytest.fixture(scope="module")
+def simulated() -> SimulatedTomogram:
+    species = (Species("ribosome", "ribosome", 25.0, 7, 1.2), Species("small", "globule", 8.0, 12))
+    return simulate(SimulationSettings(shape=SHAPE, seed=5, species=species, membranes=0, snr=1.0))
+
+
+@pytest.fixture(scope="module")
+def run(simulated: SimulatedTomogram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole job with the built-in models, in this process. Tests must not change it."""
+    out = tmp_path_factory.mktemp("run") / "run.zarr"
+    points = simulated.centres("ribosome")[:1]
+    cs.run(simulated.tomogram, points, out, name="ribosome", models="builtin", workers=0, voxel_size=10.0)
+    return out
+
+
+def test_one_click_finds_all_of_a_kind_and_their_masks(simulated: SimulatedTomogram, run: Path) -> None:
+    picks = cs.open_run(run)["picks/ribosome"].to_dataset().to_dataframe()
+    centres = simulated.centres("ribosome")
+    distance = np.linalg.norm(picks[["z", "y", "x"]].to_numpy()[:, None] - centres, axis=2)
+    assert len(picks) == len(centres)
+    assert (distance.min(axis=0) < 5).all()
+    labels = np.asarray(cs.open_run(run)["labels/ribosome/scale0"]["labels"])
+    truth = simulated.labels_of("ribosome")
+    for particle in simulated.of("ribosome"):
+        own = labels[truth == particle.instance]
+        number = np.bincount(own[own > 0]).argmax()
+        both = (own == number).sum()
+        assert both / ((labels == number).sum() + len(own) - both) > 0.5
+
+
+def test_two_workers_give_the_same_labels(simulated: SimulatedTomogram, run: Path, tmp_path: Path) -> None:
+    points = simulated.centres("ribosome")[:1]
+    cs.run(simulated.tomogram, points, tmp_path / "r.zarr", name="ribosome", models="builtin", workers=2, voxel_size=10)
+    for path in (layout.labels("ribosome"), layout.pick_column("ribosome", "score")):
+        ours, theirs = (RunStore.open(str(url)).read(path) for url in (run, tmp_path / "r.zarr"))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_dark_particles_are_found_too(simulated: SimulatedTomogram, run: Path, tmp_path: Path) -> None:
+    points = simulated.centres("ribosome")[:1]
+    out = tmp_path / "r.zarr"
+    cs.run(-simulated.tomogram, points, out, name="ribosome", models="builtin", workers=0, voxel_size=10.0)
+    np.testing.assert_array_equal(
+        *(RunStore.open(str(url)).read(layout.pick_column("ribosome", "size")) for url in (run, out))
+    )
+    assert RunStore.open(str(out)).array(layout.query_array("ribosome", "descriptors")).attrs["bright"] is False
+
+
+def test_a_query_of_another_tomogram_finds_nothing_where_the_kind_is_absent(run: Path, tmp_path: Path) -> None:
+    rods = Species("rod", "rod", 14.0, 10, 1.0, seed=3)
+    other = simulate(SimulationSettings(shape=SHAPE, seed=9, species=(rods,), membranes=0, snr=1.0))
+    out = tmp_path / "r.zarr"
+    cs.run(other.tomogram, None, out, query=run, name="ribosome", workers=0, voxel_size=10.0)
+    assert len(cs.open_run(out)["picks/ribosome"].to_dataset()["score"]) <= 1
+
+
+def test_answers_fit_the_box_whatever_its_size() -> None:
+    model = load_segmenter("particle-net")
+    box = np.random.default_rng(0).normal(size=(21, 34, 47)).astype(np.float32)
+    look = model.look(box)  # type: ignore[union-attr]
+    points = np.array([[0, 0, 0], [20, 33, 46], [10.4, 17.0, 20.6]])
+    answers = look.answer(points)
+    assert answers.descriptor.shape == (3, 64)
+    assert answers.classes.shape == (3, 6)
+    np.testing.assert_allclose(answers.classes.sum(axis=1), 1, atol=1e-4)
+    assert ((answers.middle >= 0) & (answers.middle < np.array(box.shape))).all()
+    for low, mask in look.masks(points):
+        assert (low >= 0).all()
+        assert (low + mask.shape <= box.shape).all()
+    assert look.answer(np.empty((0, 3))).descriptor.shape == (0, 64)
+    assert look.likeness(answers.descriptor[0], answers.classes[0]).shape == box.shape
+
+
+def test_voxels_and_cells_are_inverse() -> None:
+    import torch
+
+    voxels = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
+    torch.testing.assert_close(to_voxels(to_cells(voxels)), voxels)
+
+
+def test_a_level_is_the_mean_of_the_finer_voxels_whether_it_is_stored_or_not(run: Path) -> None:
+    store = RunStore.open(str(run))
+    assert levels_of(store.shape) == range(2)
+    fine = store.read(layout.tomogram()).astype(float)
+    boxes = Boxes(store, 1)
+    values = boxes.read(((2, 10), (3, 20), (0, 56)))
+    means = fine[4:20, 6:40].reshape(8, 2, 17, 2, 56, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(np.corrcoef(values.ravel(), means.ravel())[0, 1], 1, atol=1e-6)
+    whole = boxes.read(((0, 24), (0, 48), (0, 56)))
+    assert abs(whole.mean()) < 0.05
+    assert 0.8 < whole.std() < 1.2
+    np.testing.assert_array_equal(Boxes(store, 1, bright=False).read(((2, 10), (3, 20), (0, 56))), -values)
+
+
+def test_masks_and_points_of_a_level_go_back_to_voxels(run: Path) -> None:
+    boxes = Boxes(RunStore.open(str(run)), 1)
+    points = np.array([[3.0, 4.0, 5.0]])
+    np.testing.assert_allclose(boxes.from_voxels(boxes.to_voxels(points)), points)
+    mask = np.zeros((6, 6, 6), bool)
+    mask[1:5, 1:5, 1:5] = True
+    low, fine = boxes.mask_to_voxels(np.array([10, 20, 30]), mask)
+    assert low.tolist() == [20, 40, 60]
+    middle = np.argwhere(fine).mean(axis=0) + low
+    np.testing.assert_allclose(middle, boxes.to_voxels(np.array([[12.5, 22.5, 32.5]]))[0], atol=0.01)
+    assert 0.7 < fine.sum() / 8 / mask.sum() <= 1.0
+
+
+def _seen(level: int, quality: float, diameter: float, kind: int = 1, bright: bool = True) -> Hypothesis:
+    classes = [0.1] + [0.0] * 5
+    classes[kind] = 0.9
+    return Hypothesis(level, bright, quality, tuple(classes), diameter)
+
+
+def test_the_clearest_hypothesis_is_chosen_and_rivals_are_doubts() -> None:
+    clear = [_seen(0, 0.8, 12), _seen(1, 0.5, 14), _seen(0, 0.3, 9, bright=False)]
+    assert hypotheses.best(clear) == 0
+    assert hypotheses.doubts(clear, 0) == []
+    assert "1" not in hypotheses.doubts([_seen(0, 0.3, 12)], 0)[0]
+    assert hypotheses.doubts([_seen(0, 0.3, 12)], 0) == ["no clear border"]
+    larger = [_seen(0, 0.8, 12), _seen(1, 0.79, 14)]
+    assert hypotheses.doubts(larger, 0) == ["a body of 2 times the diameter fits about as well"]
+    assert hypotheses.best([_seen(0, 0.8, 60), _seen(1, 0.7, 20)]) == 1  # too large to be seen whole at level 0
+
+
+def _places(similar: list[float], size: float = 1000.0) -> Places:
+    """Places whose descriptors have these similarities to the first unit vector, and are unlike each other."""
+    n = len(similar)
+    vectors = np.zeros((n, n + 1))
+    vectors[:, 0] = similar
+    vectors[np.arange(n), np.arange(n) + 1] = np.sqrt(1 - np.square(similar))
+    centres = np.arange(n)[:, None] * np.array([40.0, 0, 0])
+    return Places(centres, vectors, np.full(n, 0.6), np.full(n, 0.6), np.full(n, size))
+
+
+def _first(n: int) -> Any:
+    return np.eye(n + 1)[:1]
+
+
+def test_similar_places_are_likely_and_others_are_not() -> None:
+    places = _places([0.98, 0.97, 0.4, 0.1])
+    none = np.empty((0, 5))
+    likely = descriptors.probabilities(places, _first(4), 1000.0, 10.0, none)
+    assert (likely[:2] > 0.5).all()
+    assert (likely[2:] < 0.1).all()
+    other_size = descriptors.probabilities(places, _first(4), 8000.0, 10.0, none)
+    assert (other_size <= likely).all()
+
+
+def test_places_that_are_more_like_a_negative_are_rejected() -> None:
+    places = _places([0.9, 0.9])
+    negative = places.descriptors[1:2]
+    likely = descriptors.probabilities(places, _first(2), 1000.0, 10.0, negative)
+    assert likely[0] > 0
+    assert likely[1] == 0
+
+
+def test_ranking_by_descriptors_needs_a_segmenter_that_gives_them() -> None:
+    from cryosam_dask.errors import SettingsError
+
+    with pytest.raises(SettingsError, match="descriptor"):
+        settings_for("texture+random-walker", {"match.rank": "descriptor"})
