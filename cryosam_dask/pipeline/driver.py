@@ -37,6 +37,7 @@ from cryosam_dask.stages import (
     segment,
     select,
     standardize,
+    structure,
 )
 from cryosam_dask.stages.base import Stage, fingerprint
 from cryosam_dask.stages.borrow import Loan
@@ -158,6 +159,9 @@ class Driver(Runner):
         # planned again: its memory follows from what has been segmented
         pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
         self._pool(pooling, "the prompt")
+        if note := structure.settle(store, name, settings.match, len(stage.units)):
+            self.note(note)
+        settings = structure.effective(store, name, settings)
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
@@ -184,8 +188,10 @@ class Driver(Runner):
             self._forget(name)
         self._check_settings(name, settings)
         borrow.check_origin(store, name, loan)
-        self._begin_query(name, None, unwanted, settings, {borrow.FROM: loan.origin})
+        told = {borrow.FROM: loan.origin, **structure.borrowed(settings.match, loan.params)}
+        self._begin_query(name, None, unwanted, settings, told)
         self._execute(stage, store)
+        settings = structure.effective(store, name, settings)
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
@@ -210,6 +216,8 @@ class Driver(Runner):
         """Compare the query with the features, coarse to fine, and propose prompts."""
         store, settings = self._queried(name)
         this, survey, upstream = self._compare(name, settings)
+        if settings.match.structure == "extended":
+            survey = structure.survey(store, this, settings.match)
         among = propose.candidates(store, this, survey, settings.match)
         if propose.ranks(settings.match) and survey.reached:
             ranking = rank.plan(store, name, among.points, upstream)

@@ -145,7 +145,9 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     notes: list[str] = []
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
-    if settings.count == "auto":
+    if settings.count == "auto" and settings.structure == "extended":
+        notes.append(f"{name}: K = {len(points)}; every place that is like what was clicked")
+    elif settings.count == "auto":
         cut = peaks.auto_cut(scores) if settings.rank == "profile" else peaks.otsu_cut(scores)
         notes.append(f"{name}: K = {cut.kept}; {cut.reason}")
         chosen = scores >= cut.threshold

@@ -1,7 +1,8 @@
 """Select: all segmented proposals → the distinct instances that belong to the query, numbered best first.
 
 Several kinds are selected together: of instances of different kinds at one place the best stays, by the rule that also
-holds within a kind.
+holds within a kind. Of an extended structure (`stages.structure`) instances that touch are pieces of one, which has one
+number and one pick.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import propose
+from cryosam_dask.stages import propose, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
@@ -50,6 +51,7 @@ class Selection:
     ----------
     table : the picks; attributes : that are kept beside them
     boxes, sources : of the instances to paint, worst first; where kinds are told apart, with those of the others
+    pieces : (n, 3) instance, group, index in the group of each piece of extended structures; None for particles
     """
 
     name: str
@@ -58,10 +60,11 @@ class Selection:
     boxes: NDArray[np.int64]
     sources: list[Source]
     notes: list[str]
+    pieces: NDArray[np.int64] | None = None
 
     def write(self, store: RunStore) -> None:
         """Write the picks."""
-        picks.write(store, self.name, self.table, self.attributes)
+        picks.write(store, self.name, self.table, self.attributes, self.pieces)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class _Segmented:
         return self.masks.mask(*self.places[i])
 
     @property
+    def extended(self) -> bool:
+        """Whether they are pieces of extended structures."""
+        return self.settings.match.structure == "extended"
+
+    @property
     def rank(self) -> Float32:
         """The order in which instances are kept: what a user clicked first."""
         return np.where(self.prompted, self.score + 1, self.score).astype(np.float32)
@@ -97,7 +105,9 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
     The score is that of the prompt where proposals were ranked by their profiles, else the similarity of the
     instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first case
     only: proposals that have the profile of the query have its size. In the second case instances go whose mean
-    feature is more similar to a negative's than to the query.
+    feature is more similar to a negative's than to the query. Of extended structures the score is the similarity alone,
+    which must be `structure.MOST_UNLIKE` at least: how well masks of the three axes agree says little where each ends
+    somewhere.
 
     first : of all prompts only so many, the clicked ones and then the best proposals: what a smaller K gives
     """
@@ -115,12 +125,12 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
         )
     ]
     kept = kept[np.argsort(-segmented.score[kept], kind="stable")]
+    table, numbers, pieces = _numbered(segmented, kept)
     order = kept[::-1]
-    labels = range(len(kept), 0, -1)
-    painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, labels, strict=True)]
-    attributes = {"segmented": len(segmented.places), "kept": len(kept)}
-    notes = [f"{len(kept)} instances kept of {len(segmented.places)} segmented", *segmented.rejected]
-    return Selection(name, _table(segmented, kept), attributes, measured.box[order], painted, notes)
+    painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, numbers[::-1].tolist(), strict=True)]
+    attributes = {"segmented": len(segmented.places), "kept": len(table)}
+    notes = [_counts(segmented, len(table), len(kept)), *segmented.rejected]
+    return Selection(name, table, attributes, measured.box[order], painted, notes, pieces)
 
 
 def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, Settings]) -> list[Selection]:
@@ -152,26 +162,74 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     )
     kept = kept[np.lexsort((index[kept], kinds[kept], -score[kept]))]
     numbers = np.zeros(len(kinds), np.int64)
-    for k in range(len(every)):
-        own = kept[kinds[kept] == k]
-        numbers[own] = np.arange(1, len(own) + 1)
-    order = kept[::-1]
-    out = []
+    told = []
     for k, segmented in enumerate(every):
         own = kept[kinds[kept] == k]
-        table = _table(segmented, index[own])
-        table["second"] = second[own]
-        table["margin"] = (score[own] - runner_up[own]).astype(np.float32)
+        table, numbers[own], pieces = _numbered(segmented, index[own])
+        # of a structure in pieces the best one's; each number's first is the best, since they come best first
+        best = own[np.unique(numbers[own], return_index=True)[1]]
+        table["second"] = second[best]
+        table["margin"] = (table["score"] - runner_up[best]).astype(np.float32)
+        told.append((own, table, pieces))
+    order = kept[::-1]
+    out = []
+    for k, (segmented, (own, table, pieces)) in enumerate(zip(every, told, strict=True)):
         shown = order[(kinds[order] == k) | _touch(boxes[order], boxes[own])]
         sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
-        attributes = {"segmented": len(segmented.places), "kept": len(own), "kinds": list(groups)}
+        attributes = {"segmented": len(segmented.places), "kept": len(table), "kinds": list(groups)}
         lost = int((kinds == k).sum()) - len(own)
-        counts = f"{segmented.name}: {len(own)} instances kept of {len(segmented.places)} segmented"
-        notes = [counts, *segmented.rejected]
+        notes = [f"{segmented.name}: {_counts(segmented, len(table), len(own))}", *segmented.rejected]
         if lost:
             notes.append(f"{lost} of them left out, largely inside better ones")
-        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes))
+        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes, pieces))
     return out
+
+
+def _numbered(
+    segmented: _Segmented, kept: NDArray[np.intp]
+) -> tuple[pd.DataFrame, NDArray[np.int64], NDArray[np.int64] | None]:
+    """The picks of the kept instances, which come best first; the number of each; and what the pieces of structures
+    are."""
+    if not segmented.extended or not len(kept):
+        return _table(segmented, kept), np.arange(1, len(kept) + 1), None
+    boxes = segmented.measured.box[kept]
+    bodies = merging.joined(boxes, lambda i: segmented.mask(int(kept[i])))
+    rows = _joined_table(segmented, kept, bodies)
+    order = np.argsort(-rows["score"].to_numpy(), kind="stable")
+    table = rows.iloc[order].reset_index(drop=True)
+    table["instance"] = np.arange(1, len(table) + 1)
+    numbers = np.empty(len(table), np.int64)
+    numbers[order] = table["instance"]
+    places = np.array([segmented.places[i] for i in kept], np.int64)
+    return table, numbers[bodies], np.column_stack([numbers[bodies], places])
+
+
+def _joined_table(segmented: _Segmented, kept: NDArray[np.intp], bodies: NDArray[np.int64]) -> pd.DataFrame:
+    """A row for each body of pieces: centre and size of their union, the mean of their scores, similarities and
+    qualities, weighted by their sizes; `group` and `member` of the best piece."""
+    import pandas as pd
+
+    rows = _table(segmented, kept)
+    out = []
+    for body in range(int(bodies.max()) + 1):
+        own = np.flatnonzero(bodies == body)
+        pieces = kept[own]
+        row = rows.iloc[own[0]].to_dict()
+        size, centre = merging.union(segmented.measured.box[pieces], lambda i, p=pieces: segmented.mask(int(p[i])))  # type: ignore[misc]
+        row |= dict(zip(("z", "y", "x"), centre.tolist(), strict=True), size=size)
+        weights = segmented.measured.size[pieces]
+        for column in ("score", "similarity", "quality"):
+            row[column] = np.average(rows[column].to_numpy()[own], weights=weights)
+        row["prompted"] = rows["prompted"].to_numpy()[own].max()
+        out.append(row)
+    return pd.DataFrame(out).astype(rows.dtypes)
+
+
+def _counts(segmented: _Segmented, instances: int, masks: int) -> str:
+    of = f"of {len(segmented.places)} segmented"
+    if not segmented.extended:
+        return f"{instances} instances kept {of}"
+    return f"{masks} pieces kept {of}, joined to {instances} where they touch"
 
 
 def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Source]]:
@@ -225,13 +283,23 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
                 f"{strange} of them left out, less than half or more than twice as large as what was prompted"
             )
     else:
-        score = (np.maximum(every.similarity, 0) * every.quality).astype(np.float32)
+        extended = settings.match.structure == "extended"
+        score = np.maximum(every.similarity, 0).astype(np.float32)
+        if not extended:
+            score *= every.quality
         fitting = prompted | (every.similarity >= _rivals(store, where, parts))
         if unlike := int((~fitting).sum()):
             rejected.append(f"{unlike} of them left out, more similar to a negative than to the query")
             if store.group(layout.proposals(name)).attrs.get(propose.FULL):
                 best = f"the best {settings.match.count} places (match.count)"
                 rejected.append(f"they were among {best}; with more, others may be found")
+        if extended:
+            like = prompted | (every.similarity >= structure.MOST_UNLIKE)
+            if other := int((fitting & ~like).sum()):
+                rejected.append(
+                    f"{other} of them left out, of something else (similarity below {structure.MOST_UNLIKE})"
+                )
+            fitting &= like
     return _Segmented(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
 
 
@@ -284,6 +352,9 @@ STAGE = Declaration(
     "segment",
     per="query",
     made_from=("segment/instances",),
-    arrays=(Arrays(layout.pattern(layout.pick_column), "driver"),),
+    arrays=(
+        Arrays(layout.pattern(layout.pick_column), "driver"),
+        Arrays(layout.pattern(layout.piece_column), "driver"),
+    ),
     places=lambda store, query: (layout.picks(query),),
 )
