@@ -47,9 +47,9 @@ def test_a_flat_membrane_is_a_sheet_at_any_voxel_size_and_slant() -> None:
 
 
 def test_a_piece_of_a_filament_and_of_a_microtubule_are_threads() -> None:
-    z, y, x = grid(15, 80, 15)
+    z, _, x = grid(15, 80, 15)
     assert extent(np.hypot(z, x) <= 4, TEN).form == "thread"
-    z, y, x = grid(31, 100, 31)
+    z, _, x = grid(31, 100, 31)
     tube = np.abs(np.hypot(z, x) - 10.5) <= 2.5
     assert extent(tube & (x > 5), TEN).form != "compact"  # the side of the wall that the missing wedge leaves
 

@@ -106,7 +106,8 @@ def test_pieces_are_joined_where_a_whole_volume_connects_them(seed: int, count: 
     labels, _ = ndimage.label(np.any([whole(box, mask) for box, mask in zip(boxes, masks, strict=True)], axis=0))
     places = [labels[whole(box, mask)][0] for box, mask in zip(boxes, masks, strict=True)]
     assert [[a == b for b in bodies] for a in bodies] == [[a == b for b in places] for a in places]
-    assert bodies[0] == 0 and set(bodies.tolist()) == set(range(bodies.max() + 1))
+    assert bodies[0] == 0
+    assert set(bodies.tolist()) == set(range(bodies.max() + 1))
 
 
 def connected(mask: Bool) -> Bool:

@@ -224,7 +224,7 @@ def _instances(query: Query, settings: Settings) -> str:
     )
     kept = f"{instances.kept} instances{of} were kept"
     if settings.match.structure == "extended":
-        kept = f"Taken for an extended structure, masks{of} that overlap or touch were joined to {instances.kept} instances"
+        kept = f"Masks{of} that overlap or touch were joined to {instances.kept} instances of an extended structure"
     return (
         f"{kept}, leaving out {_rejected(query, settings.match)}those with more than "
         f"{settings.label.overlap:.0%} of their voxels in a better one{volume}.{others}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import propose, structure
+from cryosam_dask.stages import pieces, propose, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
@@ -73,6 +73,7 @@ class _Segmented:
 
     places : (group, index in the group) of each; score : between instances of any query with the same settings
     rejected : sentences on those that may not
+    shortest : voxels of the longest side of an instance of an extended structure, at least
     """
 
     name: str
@@ -84,6 +85,7 @@ class _Segmented:
     fitting: NDArray[np.intp]
     masks: stored.Masks
     rejected: list[str] = field(default_factory=list)
+    shortest: float = 0.0
 
     def mask(self, i: int) -> Bool:
         return self.masks.mask(*self.places[i])
@@ -125,12 +127,14 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
         )
     ]
     kept = kept[np.argsort(-segmented.score[kept], kind="stable")]
-    table, numbers, pieces = _numbered(segmented, kept)
+    bodies = _bodies(segmented, kept)
+    kept, bodies = kept[bodies >= 0], bodies[bodies >= 0]
+    table, numbers, joined = _numbered(segmented, kept, bodies)
     order = kept[::-1]
     painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, numbers[::-1].tolist(), strict=True)]
     attributes = {"segmented": len(segmented.places), "kept": len(table)}
     notes = [_counts(segmented, len(table), len(kept)), *segmented.rejected]
-    return Selection(name, table, attributes, measured.box[order], painted, notes, pieces)
+    return Selection(name, table, attributes, measured.box[order], painted, notes, joined)
 
 
 def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, Settings]) -> list[Selection]:
@@ -162,18 +166,23 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     )
     kept = kept[np.lexsort((index[kept], kinds[kept], -score[kept]))]
     numbers = np.zeros(len(kinds), np.int64)
+    bodies = np.zeros(len(kinds), np.int64)
+    for k, segmented in enumerate(every):
+        own = kept[kinds[kept] == k]
+        bodies[own] = _bodies(segmented, index[own])
+    kept = kept[bodies[kept] >= 0]
     told = []
     for k, segmented in enumerate(every):
         own = kept[kinds[kept] == k]
-        table, numbers[own], pieces = _numbered(segmented, index[own])
+        table, numbers[own], joined = _numbered(segmented, index[own], bodies[own])
         # of a structure in pieces the best one's; each number's first is the best, since they come best first
         best = own[np.unique(numbers[own], return_index=True)[1]]
         table["second"] = second[best]
         table["margin"] = (table["score"] - runner_up[best]).astype(np.float32)
-        told.append((own, table, pieces))
+        told.append((own, table, joined))
     order = kept[::-1]
     out = []
-    for k, (segmented, (own, table, pieces)) in enumerate(zip(every, told, strict=True)):
+    for k, (segmented, (own, table, joined)) in enumerate(zip(every, told, strict=True)):
         shown = order[(kinds[order] == k) | _touch(boxes[order], boxes[own])]
         sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
         attributes = {"segmented": len(segmented.places), "kept": len(table), "kinds": list(groups)}
@@ -181,48 +190,30 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
         notes = [f"{segmented.name}: {_counts(segmented, len(table), len(own))}", *segmented.rejected]
         if lost:
             notes.append(f"{lost} of them left out, largely inside better ones")
-        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes, pieces))
+        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes, joined))
     return out
 
 
+def _bodies(segmented: _Segmented, kept: NDArray[np.intp]) -> NDArray[np.int64]:
+    """The number of the instance that each of the kept masks is of, from 0; −1 for one that is left out after all."""
+    if not segmented.extended:
+        return np.arange(len(kept))
+    boxes, prompted = segmented.measured.box[kept], segmented.prompted[kept]
+    return pieces.bodies(boxes, lambda i: segmented.mask(int(kept[i])), prompted, segmented.shortest)
+
+
 def _numbered(
-    segmented: _Segmented, kept: NDArray[np.intp]
+    segmented: _Segmented, kept: NDArray[np.intp], bodies: NDArray[np.int64]
 ) -> tuple[pd.DataFrame, NDArray[np.int64], NDArray[np.int64] | None]:
-    """The picks of the kept instances, which come best first; the number of each; and what the pieces of structures
-    are."""
+    """The picks of the kept masks, which come best first and are of these bodies; the label of each mask; and
+    `Selection.pieces`."""
+    table = _table(segmented, kept)
     if not segmented.extended or not len(kept):
-        return _table(segmented, kept), np.arange(1, len(kept) + 1), None
+        return table, np.arange(1, len(kept) + 1), None
     boxes = segmented.measured.box[kept]
-    bodies = merging.joined(boxes, lambda i: segmented.mask(int(kept[i])))
-    rows = _joined_table(segmented, kept, bodies)
-    order = np.argsort(-rows["score"].to_numpy(), kind="stable")
-    table = rows.iloc[order].reset_index(drop=True)
-    table["instance"] = np.arange(1, len(table) + 1)
-    numbers = np.empty(len(table), np.int64)
-    numbers[order] = table["instance"]
+    table, labels = pieces.joined(table, bodies, boxes, lambda i: segmented.mask(int(kept[i])))
     places = np.array([segmented.places[i] for i in kept], np.int64)
-    return table, numbers[bodies], np.column_stack([numbers[bodies], places])
-
-
-def _joined_table(segmented: _Segmented, kept: NDArray[np.intp], bodies: NDArray[np.int64]) -> pd.DataFrame:
-    """A row for each body of pieces: centre and size of their union, the mean of their scores, similarities and
-    qualities, weighted by their sizes; `group` and `member` of the best piece."""
-    import pandas as pd
-
-    rows = _table(segmented, kept)
-    out = []
-    for body in range(int(bodies.max()) + 1):
-        own = np.flatnonzero(bodies == body)
-        pieces = kept[own]
-        row = rows.iloc[own[0]].to_dict()
-        size, centre = merging.union(segmented.measured.box[pieces], lambda i, p=pieces: segmented.mask(int(p[i])))  # type: ignore[misc]
-        row |= dict(zip(("z", "y", "x"), centre.tolist(), strict=True), size=size)
-        weights = segmented.measured.size[pieces]
-        for column in ("score", "similarity", "quality"):
-            row[column] = np.average(rows[column].to_numpy()[own], weights=weights)
-        row["prompted"] = rows["prompted"].to_numpy()[own].max()
-        out.append(row)
-    return pd.DataFrame(out).astype(rows.dtypes)
+    return table, labels, np.column_stack([labels, places])
 
 
 def _counts(segmented: _Segmented, instances: int, masks: int) -> str:
@@ -300,7 +291,10 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
                     f"{other} of them left out, of something else (similarity below {structure.MOST_UNLIKE})"
                 )
             fitting &= like
-    return _Segmented(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
+    shortest = structure.SHORTEST * structure.thickness(store, name)
+    return _Segmented(
+        name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected, shortest
+    )
 
 
 def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:

@@ -28,17 +28,23 @@ from cryosam_dask.types import Bool, Float32
 
 Structure = Literal["particle", "extended"]
 
-STRUCTURE, SPACING, LIKENESS = "structure", "spacing", "likeness"
-"""Attributes of a query: what it is of; of an extended structure the distance of two prompts in voxels, which is its
-thickness; and of a borrowed one the similarity that places must reach."""
+STRUCTURE, THICKNESS, LIKENESS = "structure", "thickness", "likeness"
+"""Attributes of a query: what it is of; of an extended structure how thick it is, in voxels; and of a borrowed one the
+similarity that places must reach."""
 
 ALIKE = 0.6
-"""A place must be so many times as like the query as the cells of the prompted masks are (their median). The query is the
-mean of just these cells, so that other parts of the structure are less like it."""
+"""A place must be so many times as like the query as the cells of the prompted masks are (their median). The query is
+the mean of just these cells, so that other parts of the structure are less like it."""
 
-MOST_UNLIKE = 0.7
+MOST_UNLIKE = 0.65
 """The least similarity of a piece's mean feature to the query. Means over many voxels are nearly free of noise: pieces
-of membranes and filaments have 0.8 to 1, particles that a place was mistaken for 0.3 to 0.65 (built-in models)."""
+of membranes and filaments have 0.7 to 1, particles that a place was mistaken for 0.3 to 0.65 (built-in models)."""
+
+SHORTEST = 3.0
+"""How many times as long as thick an instance must be that was not prompted; a shorter one is a particle."""
+
+CELLS = 2
+"""Prompts are as far apart as the structure is thick, or so many cells of the finest ratio if that is more."""
 
 
 def structure_of(store: RunStore, name: str) -> Structure:
@@ -63,9 +69,8 @@ def settle(store: RunStore, name: str, settings: MatchSettings, groups: int) -> 
     if settings.structure == "auto" and 2 * len(going_on) <= len(every):
         attributes[STRUCTURE] = "particle"
         return None
-    thickness = float(np.median([measured.thickness for measured in every]))
-    spacing = thickness * 10 / float(np.mean(store.voxel_size))
-    attributes.update({STRUCTURE: "extended", SPACING: max(spacing, 1.03 * settings.ratios[-1])})
+    thickness = float(np.median([measured.thickness for measured in every])) if every else 0.0
+    attributes.update({STRUCTURE: "extended", THICKNESS: thickness * 10 / float(np.mean(store.voxel_size))})
     return _reason(name, going_on[0]) if settings.structure == "auto" else None
 
 
@@ -91,14 +96,20 @@ def effective(store: RunStore, name: str, settings: Settings) -> Settings:
     """The settings that a query is searched for with: those that it was made with, if it is of particles."""
     if structure_of(store, name) == "particle":
         return settings
-    spacing = store.group(layout.query(name)).attrs.get(SPACING)
-    return extended(settings, None if spacing is None else float(str(spacing)))
+    spacing = max(thickness(store, name), CELLS * settings.match.ratios[-1])
+    return extended(settings, spacing)
 
 
 def extended(settings: Settings, spacing: float | None = None) -> Settings:
-    """Settings for an extended structure: places are ranked by similarity, and prompts are as dense as it is thick."""
+    """Settings for an extended structure: places are ranked by similarity. spacing : of prompts, unless it is set."""
     values = {"match.structure": "extended", "match.rank": "similarity"}
     return settings.replace(values | {"match.nms_radius": settings.match.nms_radius or spacing})
+
+
+def thickness(store: RunStore, name: str) -> float:
+    """Median thickness of the prompted masks of an extended structure, in voxels; 0 for a borrowed query."""
+    told = store.group(layout.query(name)).attrs.get(THICKNESS)
+    return 0.0 if told is None else float(str(told))
 
 
 def survey(store: RunStore, this: Pass, settings: MatchSettings) -> Survey:
@@ -113,8 +124,8 @@ def threshold(store: RunStore, name: str, settings: MatchSettings) -> float:
 
 
 def likeness(store: RunStore, name: str, settings: MatchSettings) -> float | None:
-    """`ALIKE` of the median similarity of the prompted masks' cells, on the finest ratio; of a borrowed query that of the
-    masks where it was made. None where there are no masks."""
+    """`ALIKE` of the median similarity of the prompted masks' cells, on the finest ratio; of a borrowed query that of
+    the masks where it was made. None where there are no masks."""
     told = store.group(layout.query(name)).attrs.get(LIKENESS)
     if told is not None:
         return float(str(told))
