@@ -227,7 +227,7 @@ def _instances(query: Query, settings: Settings) -> str:
         kept = f"Masks{of} that overlap or touch were joined to {instances.kept} instances of an extended structure"
     return (
         f"{kept}, leaving out {_rejected(query, settings.match)}those with more than "
-        f"{settings.label.overlap:.0%} of their voxels in a better one{volume}.{others}"
+        f"{select.share_of_duplicates(settings):.0%} of their voxels in a better one{volume}.{others}"
     )
 
 

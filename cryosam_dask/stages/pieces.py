@@ -14,6 +14,9 @@ from cryosam_dask.types import Bool
 if TYPE_CHECKING:
     import pandas as pd
 
+DUPLICATE = 0.95
+"""A piece with more than this share of its voxels inside a better one adds nothing."""
+
 Mask = Callable[[int], Bool]
 """Gives the mask of a piece in its box."""
 

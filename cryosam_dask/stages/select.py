@@ -96,6 +96,11 @@ class _Segmented:
         return self.settings.match.structure == "extended"
 
     @property
+    def overlap(self) -> float:
+        """The share of a mask inside a better one that makes it a duplicate."""
+        return share_of_duplicates(self.settings)
+
+    @property
     def rank(self) -> Float32:
         """The order in which instances are kept: what a user clicked first."""
         return np.where(self.prompted, self.score + 1, self.score).astype(np.float32)
@@ -123,7 +128,7 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
             measured.size[inside],
             segmented.rank[inside],
             lambda i: segmented.mask(int(inside[i])),
-            settings.label.overlap,
+            segmented.overlap,
         )
     ]
     kept = kept[np.argsort(-segmented.score[kept], kind="stable")]
@@ -153,7 +158,7 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     sizes = np.concatenate([segmented.measured.size[segmented.fitting] for segmented in every])
     score = np.concatenate([segmented.score[segmented.fitting] for segmented in every])
     rank = np.concatenate([segmented.rank[segmented.fitting] for segmented in every])
-    overlap = np.array([segmented.settings.label.overlap for segmented in every])[kinds]
+    overlap = np.array([segmented.overlap for segmented in every])[kinds]
     second = np.zeros(len(kinds), np.int64)
     runner_up = np.zeros(len(kinds), np.float32)
 
@@ -234,6 +239,13 @@ def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Sourc
         keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), worst_first]))
     order = np.lexsort(np.concatenate(keys, axis=1))  # of equals, in the order in which `compete` has them painted
     return np.concatenate(boxes)[order], [sources[i] for i in order]
+
+
+def share_of_duplicates(settings: Settings) -> float:
+    """The share of a mask inside a better one that makes it a duplicate. Pieces of extended structures are joined
+    anyway, so that all that they add is kept."""
+    overlap = settings.label.overlap
+    return max(overlap, pieces.DUPLICATE) if settings.match.structure == "extended" else overlap
 
 
 def _source(segmented: _Segmented, i: int, number: int, own: bool) -> Source:
