@@ -51,6 +51,7 @@ class Selection:
     ----------
     table : the picks; attributes : that are kept beside them
     boxes, sources : of the instances to paint, worst first; where kinds are told apart, with those of the others
+    scores : of the masks of this query among these
     pieces : (n, 3) instance, group, index in the group of each piece of extended structures; None for particles
     """
 
@@ -60,6 +61,7 @@ class Selection:
     boxes: NDArray[np.int64]
     sources: list[Source]
     notes: list[str]
+    scores: Float32
     pieces: NDArray[np.int64] | None = None
 
     def write(self, store: RunStore) -> None:
@@ -133,13 +135,14 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
     ]
     kept = kept[np.argsort(-segmented.score[kept], kind="stable")]
     bodies = _bodies(segmented, kept)
+    short = _short(int((bodies < 0).sum()))
     kept, bodies = kept[bodies >= 0], bodies[bodies >= 0]
     table, numbers, joined = _numbered(segmented, kept, bodies)
     order = kept[::-1]
     painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, numbers[::-1].tolist(), strict=True)]
     attributes = {"segmented": len(segmented.places), "kept": len(table)}
-    notes = [_counts(segmented, len(table), len(kept)), *segmented.rejected]
-    return Selection(name, table, attributes, measured.box[order], painted, notes, joined)
+    notes = [_counts(segmented, len(table), len(kept)), *segmented.rejected, *short]
+    return Selection(name, table, attributes, measured.box[order], painted, notes, segmented.score[order], joined)
 
 
 def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, Settings]) -> list[Selection]:
@@ -175,7 +178,7 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     for k, segmented in enumerate(every):
         own = kept[kinds[kept] == k]
         bodies[own] = _bodies(segmented, index[own])
-    kept = kept[bodies[kept] >= 0]
+    distinct, kept = kept, kept[bodies[kept] >= 0]
     told = []
     for k, segmented in enumerate(every):
         own = kept[kinds[kept] == k]
@@ -191,11 +194,12 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
         shown = order[(kinds[order] == k) | _touch(boxes[order], boxes[own])]
         sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
         attributes = {"segmented": len(segmented.places), "kept": len(table), "kinds": list(groups)}
-        lost = int((kinds == k).sum()) - len(own)
+        lost = int((kinds == k).sum()) - int((kinds[distinct] == k).sum())
         notes = [f"{segmented.name}: {_counts(segmented, len(table), len(own))}", *segmented.rejected]
+        notes += _short(int((kinds[distinct] == k).sum()) - len(own))
         if lost:
             notes.append(f"{lost} of them left out, largely inside better ones")
-        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes, joined))
+        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes, score[own][::-1], joined))
     return out
 
 
@@ -235,10 +239,14 @@ def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Sourc
         own = [i for i, source in enumerate(selection.sources) if len(source) == 3]
         boxes.append(selection.boxes[own])
         sources += [(*selection.sources[i][:2], number, selection.name) for i in own]
-        worst_first = selection.table["score"].to_numpy()[::-1]
-        keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), worst_first]))
+        keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), selection.scores]))
     order = np.lexsort(np.concatenate(keys, axis=1))  # of equals, in the order in which `compete` has them painted
     return np.concatenate(boxes)[order], [sources[i] for i in order]
+
+
+def _short(count: int) -> list[str]:
+    """What is said of pieces that end too soon to be of an extended structure."""
+    return [f"{count} of them left out, which end too soon to be of such a structure"] if count else []
 
 
 def share_of_duplicates(settings: Settings) -> float:
