@@ -160,6 +160,8 @@ def test_runs_of_earlier_versions_are_of_particles_and_go_on(tomogram: Path, cop
     assert structure.structure_of(store, "membrane") == "particle"
     driver = Driver(copied, SerialExecutor())
     driver.query("membrane", [CLICK], BUILTIN)  # no other settings
+    assert structure.structure_of(store, "membrane") == "particle"
+    assert driver.notes == []
 
 
 def test_a_borrowed_query_is_of_what_it_was_of(copied: Path, finished: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -158,9 +158,11 @@ class Driver(Runner):
         self._segment(stage, settings, prompts)
         # planned again: its memory follows from what has been segmented
         pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
+        # before the query is done: one that is done and says nothing is of an earlier version, and of particles
+        if self._overwrite or not marks.all_done(store, query.stage_name(name)):
+            for note in structure.settle(store, name, settings.match, len(stage.units)):
+                self.note(note)
         self._pool(pooling, "the prompt")
-        if note := structure.settle(store, name, settings.match, len(stage.units)):
-            self.note(note)
         settings = structure.effective(store, name, settings)
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)

@@ -54,8 +54,8 @@ def structure_of(store: RunStore, name: str) -> Structure:
     return "extended" if told == "extended" else "particle"
 
 
-def settle(store: RunStore, name: str, settings: MatchSettings, groups: int) -> str | None:
-    """Decide what a prompted query is of, and write it down. Return what a user should know, or None.
+def settle(store: RunStore, name: str, settings: MatchSettings, groups: int) -> list[str]:
+    """Decide what a prompted query is of, and write it down. Return what a user should know.
 
     By itself it is an extended structure where more than half of the prompted masks are (`kernels.extent`).
     groups : number of groups that the prompts were segmented in
@@ -63,15 +63,15 @@ def settle(store: RunStore, name: str, settings: MatchSettings, groups: int) -> 
     attributes = store.group(layout.query(name)).attrs
     if settings.structure == "particle":
         attributes[STRUCTURE] = "particle"
-        return None
+        return []
     every = [extent(mask, store.voxel_size) for mask, _ in _prompted(store, name, groups)]
     going_on = [measured for measured in every if measured.form != "compact"]
     if settings.structure == "auto" and 2 * len(going_on) <= len(every):
         attributes[STRUCTURE] = "particle"
-        return None
+        return []
     thickness = float(np.median([measured.thickness for measured in every])) if every else 0.0
     attributes.update({STRUCTURE: "extended", THICKNESS: thickness * 10 / float(np.mean(store.voxel_size))})
-    return _reason(name, going_on[0]) if settings.structure == "auto" else None
+    return [_reason(name, going_on[0])] if settings.structure == "auto" else []
 
 
 def _reason(name: str, measured: Extent) -> str:
