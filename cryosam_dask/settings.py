@@ -123,6 +123,8 @@ class MatchSettings(_Settings):
     count : K, the number of prompts to keep, or "auto", which finds a cut from the scores
     center : cosine of F − μ and F_Q − μ instead of F and F_Q
     nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size
+    structure : "particle", which has a size; "extended", as a membrane or a filament, which has none
+        (`stages.structure`); "auto": by the prompted masks
     """
 
     ratios: tuple[Literal[1, 2, 4, 8, 16], ...] = (16, 8, 4)
@@ -131,6 +133,7 @@ class MatchSettings(_Settings):
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = 512
     center: bool = False
     nms_radius: float | None = Field(default=None, gt=0)
+    structure: Literal["auto", "particle", "extended"] = "auto"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

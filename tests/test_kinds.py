@@ -356,7 +356,7 @@ def test_a_run_of_one_kind_has_no_trace_of_others(bare: Callable[..., Driver]) -
         [*picks.COLUMNS, "position_z", "position_y", "position_x", "zarr.json"]
     )
     assert dict(store.group("picks/big").attrs) == {"segmented": len(places(Path(driver.url), "big")), "kept": 2}
-    assert set(dict(store.group("queries/big").attrs)) == {"settings"}
+    assert set(dict(store.group("queries/big").attrs)) == {"settings", "structure"}
     assert "against" not in (marks.found_stage(store, "segment/instances/big") or {})["settings"]
     assert "kinds" not in (marks.found_stage(store, "label/big") or {})["settings"]
 

@@ -95,3 +95,43 @@ def test_the_centre_of_mass_is_that_of_the_whole_volume(seed: int) -> None:
     boxes, masks, _ = random_instances(seed, 1)
     found = merging.center_of_mass(boxes[0], masks[0])
     assert found == pytest.approx(ndimage.center_of_mass(whole(boxes[0], masks[0])))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 14))
+def test_pieces_are_joined_where_a_whole_volume_connects_them(seed: int, count: int) -> None:
+    boxes, masks, _ = random_instances(seed, count)
+    masks = [connected(mask) for mask in masks]
+    bodies = merging.joined(boxes, lambda i: masks[i])
+    labels, _ = ndimage.label(np.any([whole(box, mask) for box, mask in zip(boxes, masks, strict=True)], axis=0))
+    places = [labels[whole(box, mask)][0] for box, mask in zip(boxes, masks, strict=True)]
+    assert [[a == b for b in bodies] for a in bodies] == [[a == b for b in places] for a in places]
+    assert bodies[0] == 0
+    assert set(bodies.tolist()) == set(range(bodies.max() + 1))
+
+
+def connected(mask: Bool) -> Bool:
+    labels, _ = ndimage.label(mask)
+    return np.asarray(labels == labels[tuple(np.argwhere(mask)[0])], bool)
+
+
+def test_pieces_of_one_structure_far_apart_are_joined_through_those_between() -> None:
+    boxes = np.array([[0, 0, 60 * i, 2, 2, 60 * i + 62] for i in range(5)] + [[10, 0, 0, 12, 2, 2]])
+    bodies = merging.joined(boxes[[0, 4, 2, 5, 1, 3]], lambda i: np.ones((2, 2, 2 if i == 3 else 62), bool))
+    assert bodies.tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_bodies_that_meet_only_at_an_edge_stay_apart() -> None:
+    boxes = np.array([[0, 0, 0, 2, 2, 2], [2, 2, 0, 4, 4, 2], [0, 0, 2, 2, 2, 4]])
+    assert merging.joined(boxes, lambda _: np.ones((2, 2, 2), bool)).tolist() == [0, 1, 0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 14))
+def test_size_and_centre_of_a_union_are_those_of_the_whole(seed: int, count: int) -> None:
+    boxes, masks, _ = random_instances(seed, count)
+    everything = np.any([whole(box, mask) for box, mask in zip(boxes, masks, strict=True)], axis=0)
+    far = np.array([60, 62, 127] * 2)  # so that cubes cut it
+    size, centre = merging.union(boxes + far, lambda i: masks[i])
+    assert size == everything.sum()
+    np.testing.assert_allclose(centre, np.argwhere(everything).mean(0) + far[:3])

@@ -359,3 +359,9 @@ def test_a_machine_is_a_name_or_a_number() -> None:
     assert planning.machine("0.5").rate("float16") == 5e11
     with pytest.raises(SettingsError, match="speed"):
         planning.machine("")
+
+
+def test_an_extended_structure_is_not_ranked_by_profiles(ball_tomogram: Path) -> None:
+    made = plan(ball_tomogram, changes={"match.structure": "extended"})
+    assert "rank" not in {stage.name for stage in made.stages}
+    assert any("extended structure" in note for note in made.notes)

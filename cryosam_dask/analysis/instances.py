@@ -50,13 +50,13 @@ class Body(NamedTuple):
 class Rows:
     """Where the instances of a query are.
 
-    label : (n,) ids, in the order of the picks; group, member : (n,) where their masks are; box : (n, 6) z0 … x1
+    label : (n,) ids, in the order of the picks; box : (n, 6) z0 … x1
+    pieces : (m, 3) label, group, index in the group: where their masks are, of extended structures several
     """
 
     label: NDArray[np.int64]
-    group: NDArray[np.int64]
-    member: NDArray[np.int64]
     box: NDArray[np.int64]
+    pieces: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -65,15 +65,19 @@ class Rows:
 def rows(store: RunStore, name: str) -> Rows:
     """The instances of a query's picks."""
     table = picks.read(store, name)
-    label, group, member = (table[c].to_numpy(np.int64) for c in ("instance", "group", "member"))
-    box = np.zeros((len(table), 6), np.int64)
-    for number in np.unique(group):
+    label, pieces = table["instance"].to_numpy(np.int64), picks.pieces(store, name, table)
+    bounds = np.zeros((len(pieces), 6), np.int64)
+    for number in np.unique(pieces[:, 1]):
         path = layout.instance_array(layout.instances(name), int(number), "box")
-        boxes, chosen = store.read(path), group == number
-        if len(boxes) <= member[chosen].max():
+        boxes, chosen = store.read(path), pieces[:, 1] == number
+        if len(boxes) <= pieces[chosen, 2].max():
             raise StoreError(f"{store.url}: {path} has {len(boxes)} rows, the picks of {name!r} ask for more")
-        box[chosen] = boxes[member[chosen]]
-    return Rows(label, group, member, box)
+        bounds[chosen] = boxes[pieces[chosen, 2]]
+    box = np.zeros((len(table), 6), np.int64)
+    for index, number in enumerate(label.tolist()):
+        own = bounds[pieces[:, 0] == number]
+        box[index] = [*own[:, :3].min(0), *own[:, 3:].max(0)]
+    return Rows(label, box, pieces)
 
 
 class Kept:
@@ -132,8 +136,8 @@ class Bodies:
             return np.asarray(self._cached.read(box) == self.rows.label[index], bool)
         if self._whole is None:
             self._whole = stored.Masks(RunStore.open(self.url), layout.instances(self.name))
-        own = stored.as_box(self.rows.box[index])
-        mask = self._whole.mask(int(self.rows.group[index]), int(self.rows.member[index]))
+        pieces = self.rows.pieces
+        mask, own = self._whole.union(pieces[pieces[:, 0] == self.rows.label[index], 1:])
         return mask[tuple(slice(a - s, b - s) for (a, b), (s, _) in zip(box, own, strict=True))]
 
 

@@ -73,6 +73,14 @@ class Choice:
             metavar="R,R,…", help="Matching ratios, coarse to fine; 1 is naive matching. paper: 16,8,4; builtin: 4."
         ),
     ] = None
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="particle|extended|auto",
+            help="What was clicked: a particle, which has a size, or an extended structure (membrane, filament), which "
+            "has none. auto (default): by the click's mask.",
+        ),
+    ] = None
     set: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,6 +103,8 @@ class Choice:
             values["match.count"] = _value(self.count)
         if self.ratios is not None:
             values["match.ratios"] = whole_numbers(self.ratios, "--ratios")
+        if self.structure is not None:
+            values["match.structure"] = self.structure
         if like is not None and self.models is None:
             return like.replace(values)
         return settings_for(self.models or "paper", values)

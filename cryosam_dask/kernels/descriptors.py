@@ -22,7 +22,7 @@ _ROUNDS = (2, 4, 8, 16)
 _SURELY = 0.6
 """Probability from which a place may join."""
 
-_WEIGHTS = (-14.0, 17.0, 0.6, 0.25, -2.0)
+_WEIGHTS = (-9.42, 9.67, 0.93, 1.27, -1.48)
 """Of a constant, the similarity, the logits of quality and centrality, and the logarithm of the sizes' ratio."""
 
 

@@ -1,4 +1,4 @@
-"""Reduces overlapping instances to distinct ones, and finds their centres."""
+"""Reduces overlapping instances to distinct ones, joins pieces that touch, and finds centres."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cryosam_dask.types import Array, Bool, Float32
 
@@ -69,6 +70,73 @@ def distinct(
         for cell in cells:
             near[cell].append(i)
     return np.asarray(kept, np.intp)
+
+
+def joined(boxes: NDArray[np.int64], mask: Callable[[int], Bool]) -> NDArray[np.int64]:
+    """Which of (n,) pieces are of one body: numbers from 0, by the first piece of each body.
+
+    Pieces are of one body that overlap or share a voxel's face, or of which others in between do (union-find). Masks
+    are compared two at a time, and only where that can change anything.
+
+    boxes : (n, 6) z0 y0 x0 z1 y1 x1, the last ones excluded; mask : gives the mask of a piece in its box
+    """
+    parents = list(range(len(boxes)))
+
+    def root(i: int) -> int:
+        while parents[i] != i:
+            parents[i] = parents[parents[i]]
+            i = parents[i]
+        return i
+
+    grown = boxes + np.array([-1, -1, -1, 1, 1, 1])
+    near: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i in range(len(boxes)):
+        cells = list(_cells(grown[i]))
+        others = np.unique(np.asarray([j for cell in cells for j in near.get(cell, ())], np.intp))
+        meeting = np.all(
+            np.minimum(boxes[others, 3:], grown[i, 3:]) > np.maximum(boxes[others, :3], grown[i, :3]), axis=1
+        )
+        wide: Bool | None = None
+        for j in others[meeting].tolist():
+            if root(i) == root(j):
+                continue
+            if wide is None:
+                wide = ndimage.binary_dilation(np.pad(mask(i), 1))
+            if _common(grown[i], wide, boxes[j], mask(j)):
+                parents[max(root(i), root(j))] = min(root(i), root(j))
+        for cell in cells:
+            near[cell].append(i)
+    _, bodies = np.unique([root(i) for i in range(len(boxes))], return_inverse=True)
+    return np.asarray(bodies, np.int64)
+
+
+def union(boxes: NDArray[np.int64], mask: Callable[[int], Bool]) -> tuple[int, NDArray[np.float64]]:
+    """Number of voxels and centre of mass (z, y, x) of the union of (n > 0) masks, which may overlap.
+
+    Counted cube by cube, so that the union is never in memory.
+    """
+    touching: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, box in enumerate(boxes):
+        for cell in _cells(box):
+            touching[cell].append(i)
+    size, moment = 0, np.zeros(3)
+    for cell, pieces in touching.items():
+        low = np.array(cell) * _CELL
+        cube = np.zeros((_CELL,) * 3, bool)
+        for i in pieces:
+            _paint(cube, low, boxes[i], mask(i))
+        count = int(np.count_nonzero(cube))
+        if count:
+            size += count
+            moment += count * center_of_mass(low, cube)
+    return size, moment / size
+
+
+def _paint(cube: Bool, low: NDArray[np.int64], box: NDArray[np.int64], mask: Bool) -> None:
+    """Set the voxels of a mask that lie in a cube, which begins at `low`."""
+    first, last = np.maximum(box[:3], low), np.minimum(box[3:], low + cube.shape)
+    there = tuple(slice(a, b) for a, b in zip(first - low, last - low, strict=True))
+    cube[there] |= mask[tuple(slice(a, b) for a, b in zip(first - box[:3], last - box[:3], strict=True))]
 
 
 def _cells(box: Array) -> Iterator[tuple[int, ...]]:

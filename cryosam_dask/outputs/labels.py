@@ -81,25 +81,20 @@ def write_meshes(
 
 
 def surfaces(store: RunStore, name: str, *, origin: Point, smooth: float = 0.0) -> Iterator[Surface]:
-    """The surface of each instance as it was segmented, with the parts that others cover in the labels."""
+    """The surface of each instance as it was segmented, with the parts that others cover in the labels.
+
+    An extended structure that is joined from pieces is one surface; its mask is in memory as a whole.
+    """
     if not 0 <= smooth <= MOST_SMOOTHING:
         raise InputError(f"--smooth {smooth:g}: expected voxels from 0 to {MOST_SMOOTHING:g}")
     check_painted(store, name)
     # by group: masks of a group are read together
     table = picks.read(store, name).sort_values(["group", "member"])
+    pieces = picks.pieces(store, name, table)
     masks = stored.Masks(store, layout.instances(name))
-    for label, score, group, member in zip(
-        table["instance"], table["score"], table["group"], table["member"], strict=True
-    ):
-        yield surface_of(
-            masks.mask(int(group), int(member)),
-            masks.box(int(group), int(member)),
-            store.voxel_size,
-            origin,
-            label=int(label),
-            score=float(score),
-            smooth=smooth,
-        )
+    for label, score in zip(table["instance"].tolist(), table["score"].tolist(), strict=True):
+        mask, box = masks.union(pieces[pieces[:, 0] == label, 1:])
+        yield surface_of(mask, box, store.voxel_size, origin, label=label, score=score, smooth=smooth)
 
 
 def kinds_name(store: RunStore, name: str | None = None) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import borrow, label, negative, query
+from cryosam_dask.stages import borrow, label, negative, query, structure
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.store.views import query_names
@@ -26,7 +26,7 @@ def ingested(store: RunStore) -> RunStore:
 
 
 def queried(store: RunStore, name: str) -> Settings:
-    """Return the settings that a query was made with; `StoreError` if the query is not finished."""
+    """Return the settings that a query is searched for with; `StoreError` if the query is not finished."""
     ingested(store)
     where = layout.query(check_name(name))
     if where not in store or not marks.all_done(store, query.stage_name(name)):
@@ -38,7 +38,7 @@ def queried(store: RunStore, name: str) -> Settings:
         raise StoreError(f"{store.url}: the settings of query {name!r} are lost; run `cryosam query` again")
     if negative.given(store, name) and not marks.all_done(store, negative.stage_name(name)):
         raise StoreError(f"{store.url}: the negative points of {name!r} are not finished; run `cryosam query` again")
-    return Settings.model_validate(settings)
+    return structure.effective(store, name, Settings.model_validate(settings))
 
 
 def free_name(store: RunStore, name: str) -> None:
@@ -78,8 +78,11 @@ def lender(store: RunStore, name: str, settings: Settings) -> None:
 
 def _other_settings(store: RunStore, name: str, settings: Settings) -> list[str]:
     made_with = store.group(layout.query(name)).attrs.get("settings")
-    asked = settings.model_dump(mode="json")
-    return marks.differences(dict(made_with), asked) if isinstance(made_with, dict) else []
+    if not isinstance(made_with, dict):
+        return []
+    # what an earlier version had no setting for was made with the default
+    known = Settings.model_validate(made_with).model_dump(mode="json")
+    return marks.differences(known, settings.model_dump(mode="json"))
 
 
 def same_points(store: RunStore, name: str, points: ArrayLike | None, negatives: ArrayLike) -> None:
@@ -121,7 +124,8 @@ def kinds(store: RunStore, names: Sequence[str]) -> list[str]:
         raise InputError(f"kinds {', '.join(wanted)}: expected 2 to {layout.MOST_KINDS} different names")
     if layout.query(layout.KINDS) in store:
         raise StoreError(f"{store.url}: labels/{layout.KINDS} is to be the image of all kinds, not of a query")
-    ranks = {kind: queried(store, kind).match.rank for kind in wanted}
+    chosen = {kind: queried(store, kind).match for kind in wanted}
+    ranks = {kind: match.rank for kind, match in chosen.items() if match.structure != "extended"}
     if len(set(ranks.values())) > 1:
         said = ", ".join(f"{kind} by {how}" for kind, how in ranks.items())
         raise StoreError(

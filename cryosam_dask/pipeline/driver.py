@@ -38,6 +38,7 @@ from cryosam_dask.stages import (
     segment,
     select,
     standardize,
+    structure,
 )
 from cryosam_dask.stages.base import Stage, fingerprint
 from cryosam_dask.stages.borrow import Loan
@@ -159,7 +160,12 @@ class Driver(Runner):
         self._segment(stage, settings, prompts)
         # planned again: its memory follows from what has been segmented
         pooling = query.plan(store, name, settings, len(stage.units), prompts.tolist(), stage.fingerprint)
+        # before the query is done: one that is done and says nothing is of an earlier version, and of particles
+        if self._overwrite or not marks.all_done(store, query.stage_name(name)):
+            for note in structure.settle(store, name, settings.match, len(stage.units)):
+                self.note(note)
         self._pool(pooling, "the prompt")
+        settings = structure.effective(store, name, settings)
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
@@ -186,8 +192,10 @@ class Driver(Runner):
             self._forget(name)
         self._check_settings(name, settings)
         borrow.check_origin(store, name, loan)
-        self._begin_query(name, None, unwanted, settings, {borrow.FROM: loan.origin})
+        told = {borrow.FROM: loan.origin, **structure.borrowed(settings.match, loan.params)}
+        self._begin_query(name, None, unwanted, settings, told)
         self._execute(stage, store)
+        settings = structure.effective(store, name, settings)
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
@@ -212,13 +220,16 @@ class Driver(Runner):
         """Compare the query with the features, coarse to fine, and propose prompts."""
         store, settings = self._queried(name)
         this, survey, upstream = self._compare(name, settings)
+        if settings.match.structure == "extended" and settings.match.rank == "similarity":
+            survey = structure.survey(store, this, settings.match)
         among = propose.candidates(store, this, survey, settings.match)
         if propose.ranks(settings.match) and survey.reached:
             ranking = rank.plan(store, name, among.points, upstream)
             self._named(ranking)
             among, upstream = propose.ranked(store, name, ranking), ranking.fingerprint
         if settings.match.rank == "descriptor" and survey.reached:
-            looking = recognize.plan(store, name, settings.propagation, Sight.of_query(store, name), upstream)
+            sight = Sight.of_query(store, name, settings.match.structure == "extended")
+            looking = recognize.plan(store, name, settings.propagation, sight, upstream)
             self._named(looking)
             among, upstream = propose.recognized(store, name, looking), looking.fingerprint
         for note in propose.choose(store, name, settings.match, among, upstream):
@@ -341,7 +352,7 @@ class Driver(Runner):
         if not len(points):
             return
         store, upstream = self.store, stage_fingerprint(self.store, features.NAME)
-        sight = _sight(store, name, settings)
+        sight = Sight.of_query(store, name) if settings.match.rank == "descriptor" else None
         role = segment.NEGATIVES
         stage = segment.plan(store.shape, settings.propagation, upstream, role, name, points, sight=sight)
         if self._stale(stage):
@@ -393,7 +404,9 @@ def lent(where: str | Path, name: str) -> Loan:
 
 def _sight(store: RunStore, name: str, settings: Settings) -> Sight | None:
     """How a segmenter of volumes looks at a query; None for segmenters of planes."""
-    return Sight.of_query(store, name) if settings.match.rank == "descriptor" else None
+    if settings.match.rank != "descriptor":
+        return None
+    return Sight.of_query(store, name, settings.match.structure == "extended")
 
 
 def _points(points: Sequence[Sequence[float]], store: RunStore) -> NDArray[np.float64]:

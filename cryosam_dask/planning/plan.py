@@ -18,7 +18,7 @@ from cryosam_dask.planning.estimate import Bulk, Cluster, Limit, estimate
 from cryosam_dask.planning.stages import Planner, StageCost, names_of, planes_of
 from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import chain, origin, segment
+from cryosam_dask.stages import chain, origin, segment, structure
 from cryosam_dask.stages.cost import COMPRESSED
 from cryosam_dask.stages.embed import Plane
 from cryosam_dask.store import layout
@@ -152,6 +152,8 @@ def plan_run(source: TomogramSource, settings: Settings, options: Options | None
             f"diameter {chosen.diameter:g} Å is {diameter:.0f} voxels, more than the tomogram's {max(source.shape)}; "
             "give that of the particles"
         )
+    if settings.match.structure == "extended":
+        settings = structure.extended(settings)
     planner = Planner(source, settings, chosen.machine, diameter, chosen.like.factors if chosen.like else {})
     like = chosen.like
     points, waves = plan_stages(
@@ -298,6 +300,8 @@ def _notes(settings: Settings, options: Options, diameter: float, count: int) ->
     if settings.match.count == "auto":
         basis = "are assumed" if like is None else "follow from those of that run"
         notes.append(f"K is chosen by the run itself; {count} prompts {basis}, --count says otherwise")
+    if settings.match.structure == "extended":
+        notes.append("an extended structure: K grows with its area, a prompt for each patch as wide as it is thick")
     if options.kinds > 1:
         notes.append(f"{options.kinds} kinds, so many prompts for each; their clicks are negative points of each other")
     if math.isinf(options.bandwidth):

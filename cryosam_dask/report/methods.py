@@ -11,7 +11,7 @@ from cryosam_dask.report import words
 from cryosam_dask.report.facts import Facts
 from cryosam_dask.report.queries import Query
 from cryosam_dask.settings import FeatureSettings, MatchSettings, PropagationSettings, Settings
-from cryosam_dask.stages import segment, select
+from cryosam_dask.stages import segment, select, structure
 from cryosam_dask.store import marks
 from cryosam_dask.store.run_store import RunStore
 
@@ -198,7 +198,10 @@ def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:
         text += f"{unlike}."
     if not query.scores.proposals:
         return f"{text} None of {words.counted(query.scores.candidates, 'candidate')} became a proposal."
-    if settings.count == "auto":
+    if settings.count == "auto" and settings.structure == "extended":
+        share = f"{structure.ALIKE:.0%} of the median similarity within the prompted masks"
+        chosen = f"the {query.scores.proposals} of at least {share}"
+    elif settings.count == "auto":
         by = f"Otsu's method {cite('otsu')}" if settings.rank == "similarity" else "the gap in their scores"
         chosen = f"the {query.scores.proposals} best, cut by {by},"
     else:
@@ -219,14 +222,19 @@ def _instances(query: Query, settings: Settings) -> str:
         if query.kinds
         else ""
     )
+    kept = f"{instances.kept} instances{of} were kept"
+    if settings.match.structure == "extended":
+        kept = f"Masks{of} that overlap or touch were joined to {instances.kept} instances of an extended structure"
     return (
-        f"{instances.kept} instances{of} were kept, leaving out {_rejected(query, settings.match)}those with more than "
-        f"{settings.label.overlap:.0%} of their voxels in a better one{volume}.{others}"
+        f"{kept}, leaving out {_rejected(query, settings.match)}those with more than "
+        f"{select.share_of_duplicates(settings):.0%} of their voxels in a better one{volume}.{others}"
     )
 
 
 def _rejected(query: Query, settings: MatchSettings) -> str:
     """Which instances are left out besides duplicates."""
+    if settings.structure == "extended":
+        return f"those with a mean feature of a similarity below {structure.MOST_UNLIKE:g}, and "
     if settings.rank == "profile":
         return f"those more than {select.SIZE_FACTOR:g} times larger or smaller than the prompted masks, and "
     return "those more similar to what is not of the kind, and " if len(query.negatives) else ""

@@ -18,7 +18,7 @@ from cryosam_dask.report.maps import Maps, maps
 from cryosam_dask.report.reading import MOST_PICKS, attempt, table_of
 from cryosam_dask.report.scores import Scores, scores
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import borrow, negative
+from cryosam_dask.stages import borrow, negative, structure
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 
@@ -172,7 +172,9 @@ def _finite(points: NDArray[np.float64] | None) -> NDArray[np.float64]:
 def _settings(store: RunStore, name: str) -> Settings | None:
     where = layout.query(name)
     settings = store.group(where).attrs.get("settings") if where in store else None
-    return Settings.model_validate(settings) if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        return None
+    return structure.effective(store, name, Settings.model_validate(settings))
 
 
 def _points(store: RunStore, name: str) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cryosam_dask.kernels import peaks
 from cryosam_dask.report import charts
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import match, propose, rank
+from cryosam_dask.stages import match, propose, rank, structure
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -70,7 +70,9 @@ def _candidates(
     else:
         this = match.passes(name, settings.match)[-1]
         limit = 4 * settings.match.count if isinstance(settings.match.count, int) else None
-        survey = match.survey(store, this, settings.match.tau_sim)
+        extended = settings.match.structure == "extended"
+        lowest = structure.threshold(store, name, settings.match) if extended else settings.match.tau_sim
+        survey = match.survey(store, this, lowest)
         if limit is None and survey.reached > MOST_CELLS:
             return np.empty(0), None
         points, similarity = propose.survivors(store, this, survey, radius, limit)
@@ -78,4 +80,6 @@ def _candidates(
     values = values[peaks.non_maximum_suppression(points, values, radius)]
     if settings.match.count != "auto":
         return values, None
+    if settings.match.structure == "extended":
+        return values, peaks.Cut(lowest, len(values), "every place that is like what was clicked")
     return values, peaks.auto_cut(values) if settings.match.rank == "profile" else peaks.otsu_cut(values)

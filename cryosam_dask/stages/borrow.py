@@ -25,7 +25,7 @@ from cryosam_dask.io.frame import printable
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import MatchSettings, Settings
-from cryosam_dask.stages import features, negative, query, segment
+from cryosam_dask.stages import features, negative, query, segment, structure
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
@@ -66,7 +66,8 @@ class Loan:
     voxel_size : ångström (z, y, x)
     origin : what `FROM` records
     params : feature (3C,), sizes, and where there are any the profiles in units of the voxels' deviation about their
-        mean, and the features (n, 3C) and profiles of negatives; as lists of numbers
+        mean, and the features (n, 3C) and profiles of negatives; as lists of numbers. Of an extended structure also
+        the similarity that its places must reach
     """
 
     url: str
@@ -120,6 +121,9 @@ def take(donor: RunStore, name: str) -> Loan:
     # what was borrowed itself keeps saying where it was prompted
     origin = {**first, **(_origin(attributes) or {}), "digest": digest.hexdigest()}
     settings = Settings.model_validate(attributes["settings"])
+    if structure.structure_of(donor, name) == "extended":
+        like = structure.likeness(donor, name, settings.match)
+        params |= {} if like is None else {structure.LIKENESS: like}
     return Loan(donor.url, name, settings, _weights(donor, name), donor.voxel_size, origin, params)
 
 

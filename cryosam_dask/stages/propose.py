@@ -76,6 +76,8 @@ def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
 def recognized(store: RunStore, name: str, looking: Stage) -> Candidates:
     """The places that a segmenter of volumes saw, by how probably they are of the kind."""
     points, scores, rejected = recognize.gather(store, name, looking)
+    if looking.settings["extended"]:
+        return Candidates(points, scores, 0.0)
     size = float(np.median(store.read(layout.query_array(name, "sizes"))))
     return Candidates(points, scores, 0.8 * geometry.equivalent_radius(size), rejected)
 
@@ -153,7 +155,9 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     notes: list[str] = []
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
-    if settings.count == "auto":
+    if settings.count == "auto" and settings.structure == "extended":
+        notes.append(f"{name}: K = {len(points)}; every place that is like what was clicked")
+    elif settings.count == "auto":
         cut = _CUTS[settings.rank](scores)
         notes.append(f"{name}: K = {cut.kept}; {cut.reason}")
         chosen = scores >= cut.threshold

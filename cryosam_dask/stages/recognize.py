@@ -25,8 +25,8 @@ from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, Unit
 from cryosam_dask.stages.boxes import Boxes, grown, tiles
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_number
-from cryosam_dask.stages.volume_pieces import TILE, Pieces, pieces, query_of
 from cryosam_dask.stages.sight import Sight
+from cryosam_dask.stages.volume_pieces import TILE, Pieces, pieces, query_of
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Answers, Array, Float32, Json

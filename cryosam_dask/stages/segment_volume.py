@@ -18,8 +18,8 @@ from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import BESIDES
 from cryosam_dask.stages.boxes import Boxes, levels_of
 from cryosam_dask.stages.cost import Bench, Cost, cost
-from cryosam_dask.stages.volume_pieces import pieces, query_of, tile_of
 from cryosam_dask.stages.sight import MARGIN, MOST, Clicked, Sight, best, every_hypothesis, looks
+from cryosam_dask.stages.volume_pieces import pieces, query_of, tile_of
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Point, VolumeSegmenter
 

@@ -1,7 +1,8 @@
 """Select: all segmented proposals → the distinct instances that belong to the query, numbered best first.
 
 Several kinds are selected together: of instances of different kinds at one place the best stays, by the rule that also
-holds within a kind.
+holds within a kind. Of an extended structure (`stages.structure`) instances that touch are pieces of one, which has one
+number and one pick.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import propose
+from cryosam_dask.stages import pieces, propose, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
@@ -50,6 +51,8 @@ class Selection:
     ----------
     table : the picks; attributes : that are kept beside them
     boxes, sources : of the instances to paint, worst first; where kinds are told apart, with those of the others
+    scores : of the masks of this query among these
+    pieces : (n, 3) instance, group, index in the group of each piece of extended structures; None for particles
     """
 
     name: str
@@ -58,10 +61,12 @@ class Selection:
     boxes: NDArray[np.int64]
     sources: list[Source]
     notes: list[str]
+    scores: Float32
+    pieces: NDArray[np.int64] | None = None
 
     def write(self, store: RunStore) -> None:
         """Write the picks."""
-        picks.write(store, self.name, self.table, self.attributes)
+        picks.write(store, self.name, self.table, self.attributes, self.pieces)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class _Segmented:
 
     places : (group, index in the group) of each; score : between instances of any query with the same settings
     rejected : sentences on those that may not
+    shortest : voxels of the longest side of an instance of an extended structure, at least
     """
 
     name: str
@@ -81,9 +87,20 @@ class _Segmented:
     fitting: NDArray[np.intp]
     masks: stored.Masks
     rejected: list[str] = field(default_factory=list)
+    shortest: float = 0.0
 
     def mask(self, i: int) -> Bool:
         return self.masks.mask(*self.places[i])
+
+    @property
+    def extended(self) -> bool:
+        """Whether they are pieces of extended structures."""
+        return self.settings.match.structure == "extended"
+
+    @property
+    def overlap(self) -> float:
+        """The share of a mask inside a better one that makes it a duplicate."""
+        return share_of_duplicates(self.settings)
 
     @property
     def rank(self) -> Float32:
@@ -97,7 +114,9 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
     The score is that of the prompt where proposals were ranked by their profiles or descriptors, else the similarity of
     the instance's own mean feature with the query, times the segmenter's quality. Sizes are looked at in the first
     case only: proposals that are like the query as a whole have its size. In the second case instances go whose mean
-    feature is more similar to a negative's than to the query.
+    feature is more similar to a negative's than to the query. Of extended structures that were ranked by similarity
+    the score is the similarity alone, which must be `structure.MOST_UNLIKE` at least: how well masks of the three axes
+    agree says little where each ends somewhere.
 
     first : of all prompts only so many, the clicked ones and then the best proposals: what a smaller K gives
     """
@@ -111,16 +130,19 @@ def select(store: RunStore, name: str, groups: int, settings: Settings, first: i
             measured.size[inside],
             segmented.rank[inside],
             lambda i: segmented.mask(int(inside[i])),
-            settings.label.overlap,
+            segmented.overlap,
         )
     ]
     kept = kept[np.argsort(-segmented.score[kept], kind="stable")]
+    bodies = _bodies(segmented, kept)
+    short = _short(int((bodies < 0).sum()))
+    kept, bodies = kept[bodies >= 0], bodies[bodies >= 0]
+    table, numbers, joined = _numbered(segmented, kept, bodies)
     order = kept[::-1]
-    labels = range(len(kept), 0, -1)
-    painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, labels, strict=True)]
-    attributes = {"segmented": len(segmented.places), "kept": len(kept)}
-    notes = [f"{len(kept)} instances kept of {len(segmented.places)} segmented", *segmented.rejected]
-    return Selection(name, _table(segmented, kept), attributes, measured.box[order], painted, notes)
+    painted: list[Source] = [(*segmented.places[i], n) for i, n in zip(order, numbers[::-1].tolist(), strict=True)]
+    attributes = {"segmented": len(segmented.places), "kept": len(table)}
+    notes = [_counts(segmented, len(table), len(kept)), *segmented.rejected, *short]
+    return Selection(name, table, attributes, measured.box[order], painted, notes, segmented.score[order], joined)
 
 
 def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, Settings]) -> list[Selection]:
@@ -139,7 +161,7 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     sizes = np.concatenate([segmented.measured.size[segmented.fitting] for segmented in every])
     score = np.concatenate([segmented.score[segmented.fitting] for segmented in every])
     rank = np.concatenate([segmented.rank[segmented.fitting] for segmented in every])
-    overlap = np.array([segmented.settings.label.overlap for segmented in every])[kinds]
+    overlap = np.array([segmented.overlap for segmented in every])[kinds]
     second = np.zeros(len(kinds), np.int64)
     runner_up = np.zeros(len(kinds), np.float32)
 
@@ -152,26 +174,62 @@ def compete(store: RunStore, groups: Mapping[str, int], settings: Mapping[str, S
     )
     kept = kept[np.lexsort((index[kept], kinds[kept], -score[kept]))]
     numbers = np.zeros(len(kinds), np.int64)
-    for k in range(len(every)):
-        own = kept[kinds[kept] == k]
-        numbers[own] = np.arange(1, len(own) + 1)
-    order = kept[::-1]
-    out = []
+    bodies = np.zeros(len(kinds), np.int64)
     for k, segmented in enumerate(every):
         own = kept[kinds[kept] == k]
-        table = _table(segmented, index[own])
-        table["second"] = second[own]
-        table["margin"] = (score[own] - runner_up[own]).astype(np.float32)
+        bodies[own] = _bodies(segmented, index[own])
+    distinct, kept = kept, kept[bodies[kept] >= 0]
+    told = []
+    for k, segmented in enumerate(every):
+        own = kept[kinds[kept] == k]
+        table, numbers[own], joined = _numbered(segmented, index[own], bodies[own])
+        # of a structure in pieces the best one's; each number's first is the best, since they come best first
+        best = own[np.unique(numbers[own], return_index=True)[1]]
+        table["second"] = second[best]
+        table["margin"] = (table["score"] - runner_up[best]).astype(np.float32)
+        told.append((own, table, joined))
+    order = kept[::-1]
+    out = []
+    for k, (segmented, (own, table, joined)) in enumerate(zip(every, told, strict=True)):
         shown = order[(kinds[order] == k) | _touch(boxes[order], boxes[own])]
         sources = [_source(every[kinds[i]], int(index[i]), int(numbers[i]), kinds[i] == k) for i in shown]
-        attributes = {"segmented": len(segmented.places), "kept": len(own), "kinds": list(groups)}
-        lost = int((kinds == k).sum()) - len(own)
-        counts = f"{segmented.name}: {len(own)} instances kept of {len(segmented.places)} segmented"
-        notes = [counts, *segmented.rejected]
+        attributes = {"segmented": len(segmented.places), "kept": len(table), "kinds": list(groups)}
+        lost = int((kinds == k).sum()) - int((kinds[distinct] == k).sum())
+        notes = [f"{segmented.name}: {_counts(segmented, len(table), len(own))}", *segmented.rejected]
+        notes += _short(int((kinds[distinct] == k).sum()) - len(own))
         if lost:
             notes.append(f"{lost} of them left out, largely inside better ones")
-        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes))
+        out.append(Selection(segmented.name, table, attributes, boxes[shown], sources, notes, score[own][::-1], joined))
     return out
+
+
+def _bodies(segmented: _Segmented, kept: NDArray[np.intp]) -> NDArray[np.int64]:
+    """The number of the instance that each of the kept masks is of, from 0; −1 for one that is left out after all."""
+    if not segmented.extended:
+        return np.arange(len(kept))
+    boxes, prompted = segmented.measured.box[kept], segmented.prompted[kept]
+    return pieces.bodies(boxes, lambda i: segmented.mask(int(kept[i])), prompted, segmented.shortest)
+
+
+def _numbered(
+    segmented: _Segmented, kept: NDArray[np.intp], bodies: NDArray[np.int64]
+) -> tuple[pd.DataFrame, NDArray[np.int64], NDArray[np.int64] | None]:
+    """The picks of the kept masks, which come best first and are of these bodies; the label of each mask; and
+    `Selection.pieces`."""
+    table = _table(segmented, kept)
+    if not segmented.extended or not len(kept):
+        return table, np.arange(1, len(kept) + 1), None
+    boxes = segmented.measured.box[kept]
+    table, labels = pieces.joined(table, bodies, boxes, lambda i: segmented.mask(int(kept[i])))
+    places = np.array([segmented.places[i] for i in kept], np.int64)
+    return table, labels, np.column_stack([labels, places])
+
+
+def _counts(segmented: _Segmented, instances: int, masks: int) -> str:
+    of = f"of {len(segmented.places)} segmented"
+    if not segmented.extended:
+        return f"{instances} instances kept {of}"
+    return f"{masks} pieces kept {of}, joined to {instances} where they touch"
 
 
 def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Source]]:
@@ -181,10 +239,21 @@ def combined(selections: list[Selection]) -> tuple[NDArray[np.int64], list[Sourc
         own = [i for i, source in enumerate(selection.sources) if len(source) == 3]
         boxes.append(selection.boxes[own])
         sources += [(*selection.sources[i][:2], number, selection.name) for i in own]
-        worst_first = selection.table["score"].to_numpy()[::-1]
-        keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), worst_first]))
+        keys.append(np.stack([np.arange(len(own)), np.full(len(own), -number), selection.scores]))
     order = np.lexsort(np.concatenate(keys, axis=1))  # of equals, in the order in which `compete` has them painted
     return np.concatenate(boxes)[order], [sources[i] for i in order]
+
+
+def _short(count: int) -> list[str]:
+    """What is said of pieces that end too soon to be of an extended structure."""
+    return [f"{count} of them left out, which end too soon to be of such a structure"] if count else []
+
+
+def share_of_duplicates(settings: Settings) -> float:
+    """The share of a mask inside a better one that makes it a duplicate. Pieces of extended structures are joined
+    anyway, so that all that they add is kept."""
+    overlap = settings.label.overlap
+    return max(overlap, pieces.DUPLICATE) if settings.match.structure == "extended" else overlap
 
 
 def _source(segmented: _Segmented, i: int, number: int, own: bool) -> Source:
@@ -219,20 +288,34 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
     if settings.match.rank != "similarity":
         score = np.asarray(store.read(layout.proposal_array(name, "scores")))[every.prompt]
         typical = float(np.median(store.read(layout.query_array(name, "sizes"))))
-        fitting = prompted | of_size(every.box, every.size, typical, store.shape)
+        if settings.match.structure != "extended":
+            fitting = prompted | of_size(every.box, every.size, typical, store.shape)
         if strange := int((~fitting).sum()):
             rejected.append(
                 f"{strange} of them left out, less than half or more than twice as large as what was prompted"
             )
     else:
-        score = (np.maximum(every.similarity, 0) * every.quality).astype(np.float32)
+        extended = settings.match.structure == "extended"
+        score = np.maximum(every.similarity, 0).astype(np.float32)
+        if not extended:
+            score *= every.quality
         fitting = prompted | (every.similarity >= _rivals(store, where, parts))
         if unlike := int((~fitting).sum()):
             rejected.append(f"{unlike} of them left out, more similar to a negative than to the query")
             if store.group(layout.proposals(name)).attrs.get(propose.FULL):
                 best = f"the best {settings.match.count} places (match.count)"
                 rejected.append(f"they were among {best}; with more, others may be found")
-    return _Segmented(name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected)
+        if extended:
+            like = prompted | (every.similarity >= structure.MOST_UNLIKE)
+            if other := int((fitting & ~like).sum()):
+                rejected.append(
+                    f"{other} of them left out, of something else (similarity below {structure.MOST_UNLIKE})"
+                )
+            fitting &= like
+    shortest = structure.SHORTEST * structure.thickness(store, name)
+    return _Segmented(
+        name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected, shortest
+    )
 
 
 def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:
@@ -284,6 +367,9 @@ STAGE = Declaration(
     "segment",
     per="query",
     made_from=("segment/instances",),
-    arrays=(Arrays(layout.pattern(layout.pick_column), "driver"),),
+    arrays=(
+        Arrays(layout.pattern(layout.pick_column), "driver"),
+        Arrays(layout.pattern(layout.piece_column), "driver"),
+    ),
     places=lambda store, query: (layout.picks(query),),
 )

@@ -30,6 +30,12 @@ MOST = 2_500_000
 SCORES, QUALITIES, CLASSES, DESCRIPTORS = "seen_scores", "seen_qualities", "seen_classes", "seen_descriptors"
 """Arrays of a group of prompts: what was seen of each instance (n, ways), at each level and contrast."""
 
+WORDS = ("solvent", "particle", "membrane", "filament", "microtubule", "bead of gold")
+"""What a segmenter's classes are called."""
+
+EXTENDED = 2
+"""The first class of structures without a size."""
+
 BETTER = 0.05
 """By how much the mask of a click may be better than that of its own middle to be kept instead."""
 
@@ -124,6 +130,18 @@ def write_tried(store: RunStore, group: str, tried: list[list[Clicked]]) -> None
     put(QUALITIES, [[h.quality for h in each] for each in every])
     put(CLASSES, [[h.classes for h in each] for each in every], "class")
     put(DESCRIPTORS, [[one.descriptor for one in clicks] for clicks in tried], "component")
+
+
+def class_of(store: RunStore, name: str, groups: int) -> int:
+    """The class that most of the clicks are on, by the best look at each; `WORDS` says it."""
+    where = layout.query(name)
+    kinds = [hypotheses.PARTICLE]
+    for group in (layout.group(where, g) for g in range(groups)):
+        scores = store.read(layout.member(group, SCORES))
+        if len(scores):
+            classes = store.read(layout.member(group, CLASSES))[np.arange(len(scores)), scores.argmax(axis=1)]
+            kinds += (1 + classes[:, 1:].argmax(axis=1)).tolist()
+    return int(np.bincount(kinds[1:] or kinds).argmax())
 
 
 def describe_query(store: RunStore, name: str, groups: int) -> None:

@@ -83,6 +83,19 @@ class Masks:
         self._bits[group] = bits  # the last in the order that they are given up in
         return _unpacked(bits, offset, boxes, index)
 
+    def union(self, places: NDArray[np.int64]) -> tuple[Bool, Box]:
+        """The union of instances in its box; places : (n > 0, 2) group and index of each."""
+        rows = places.tolist()
+        if len(rows) == 1:
+            return self.mask(*rows[0]), self.box(*rows[0])
+        boxes = [self.box(*row) for row in rows]
+        z, y, x = ((min(box[i][0] for box in boxes), max(box[i][1] for box in boxes)) for i in range(3))
+        out = np.zeros([b - a for a, b in (z, y, x)], bool)
+        for row, box in zip(rows, boxes, strict=True):
+            there = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box, (z, y, x), strict=True))
+            out[there] |= self.mask(*row)
+        return out, (z, y, x)
+
     def _place(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if group not in self._places:
             box, offset = (layout.instance_array(self._where, group, array) for array in ("box", "offset"))

@@ -13,7 +13,7 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   similarity/NAME/r16, r8, …     similarity on the cells of each ratio
   proposals/NAME                 prompts found by matching
   instances/NAME                 masks of the proposals, by group
-  picks/NAME                     kept instances, one row each
+  picks/NAME                     kept instances, one row each; pieces/: the masks that extended structures have
   labels/NAME, NAME_semantic     OME-Zarr labels
   labels/kinds                   which kind each voxel is of, where several kinds competed
   marks/STAGE                    done marks: one byte a unit
@@ -238,6 +238,15 @@ def pick_column(name: str, column: str) -> str:
     return f"{picks(name)}/{column}"
 
 
+def pieces(name: str) -> str:
+    """Which masks the instances of extended structures are joined from."""
+    return f"{picks(name)}/pieces"
+
+
+def piece_column(name: str, column: str) -> str:
+    return f"{pieces(name)}/{column}"
+
+
 def standardization(axis: Axis) -> str:
     return f"{STANDARDIZATION}/{axis}"
 
@@ -266,6 +275,7 @@ def marks(stage: str) -> str:
 _HIDDEN = re.compile(
     f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS})"
     f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
+    f"|{PICKS}/[^/]+/pieces"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"
 )
 

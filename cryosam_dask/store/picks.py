@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
@@ -27,17 +28,29 @@ COLUMNS = {
     "group": "",
     "member": "",
 }
-"""Column → unit. `instance` is the label; `group` and `member` say where its mask is under `instances/`."""
+"""Column → unit. `instance` is the label; `group` and `member` say where its mask is under `instances/`: of an extended
+structure, which is joined from several (`pieces`), the best of them."""
+
+PIECES = ("instance", "group", "member")
+"""Columns of the pieces of extended structures: the pick's label, and where one of its masks is."""
 
 AMONG_KINDS = {"second": "", "margin": ""}
 """Columns of picks where several kinds competed: the number of the best other kind at the pick's place (its position in
 the attribute `kinds`, from 1; 0 if there is none), and the pick's score minus the score of that one."""
 
 
-def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str, Any]) -> None:
+def write(
+    store: RunStore,
+    name: str,
+    table: pd.DataFrame,
+    attributes: dict[str, Any],
+    joined: NDArray[np.int64] | None = None,
+) -> None:
     """Replace the picks of a query, unless they are the same. Positions are written in voxels and in ångström.
 
     The attributes are written last: picks without them are not complete.
+
+    joined : (n, 3) `PIECES` of the instances that have several masks, if there are such
     """
     where = layout.picks(name)
     known = {column: unit for column, unit in (COLUMNS | AMONG_KINDS).items() if column in table}
@@ -46,12 +59,31 @@ def write(store: RunStore, name: str, table: pd.DataFrame, attributes: dict[str,
     positions = geometry.to_angstrom(voxels, store.voxel_size, store.origin)
     for i, axis in enumerate(("z", "y", "x")):
         columns[f"position_{axis}"] = positions[:, i].copy(), "angstrom"
-    if _are_there(store, name, columns, attributes):
+    if _are_there(store, name, columns, attributes) and np.array_equal(
+        pieces(store, name, table), _alone(table) if joined is None else joined
+    ):
         return
     store.delete(where)
     for column, (values, unit) in columns.items():
         store.put(layout.pick_column(name, column), values, ("pick",), {"units": unit} if unit else None)
+    if joined is not None:
+        for i, column in enumerate(PIECES):
+            store.put(layout.piece_column(name, column), joined[:, i].copy(), ("piece",))
     store.group(where).attrs.update(attributes)
+
+
+def pieces(store: RunStore, name: str, table: pd.DataFrame | None = None) -> NDArray[np.int64]:
+    """The masks of a query's picks, (n, 3) `PIECES`: one for each particle, one or more for an extended structure.
+
+    table : the picks, if they have been read
+    """
+    if layout.piece_column(name, PIECES[-1]) not in store:
+        return _alone(read(store, name) if table is None else table)
+    return np.column_stack([np.asarray(store.read(layout.piece_column(name, c)), np.int64) for c in PIECES])
+
+
+def _alone(table: pd.DataFrame) -> NDArray[np.int64]:
+    return np.asarray(table[list(PIECES)].to_numpy(np.int64))
 
 
 def _are_there(store: RunStore, name: str, columns: dict[str, tuple[Any, str]], attributes: dict[str, Any]) -> bool:
