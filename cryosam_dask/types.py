@@ -221,7 +221,7 @@ class Answers(NamedTuple):
     descriptor : (n, D) float32, unit length; alike for instances of a kind. The mean over the click's mask
     quality : (n,) float32, 0 to 1, the model's own estimate of the mask's IoU with what was clicked
     size : (n,) voxels of the mask; middle : (n, 3) its centre of mass in voxels of the box, the click if it is empty
-    classes : (n, K) float32, what the mask's middle belongs to: probabilities of the model's classes, solvent first and
+    classes : (n, K) float32, what the mask belongs to: mean probabilities of the model's classes, solvent first and
         particles second, then structures without a size
     """
 

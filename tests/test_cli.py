@@ -177,7 +177,7 @@ def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> No
     )  # fmt: skip
     assert code == 0
     click = out.split("--point ")[1].strip()
-    common = ["--models", "texture+random-walker", "--workers", "0"]
+    common = ["--models", "builtin", "--workers", "0"]
     assert cryosam("run", tomogram, "--point", click, "--out", one, *common)[0] == 0
     assert cryosam("ingest", tomogram, "--out", two, "--workers", "0")[0] == 0
     assert cryosam("features", two, *common)[0] == 0
@@ -201,7 +201,7 @@ def test_stage_by_stage_equals_the_whole_run(cryosam: Run, tmp_path: Path) -> No
     code, out, _ = cryosam("info", one)
     assert code == 0
     assert "48 × 96 × 96 voxels" in out
-    assert "random-walker" in out
+    assert "particle-net" in out
     assert json.loads(cryosam("info", one, "--json")[1])["shape"] == [48, 96, 96]
 
     shutil.rmtree(two / "marks/query/particle/c")  # as if the query had not been finished

@@ -50,7 +50,8 @@ def test_the_paper_preset_is_what_the_paper_says(paper: Settings) -> None:
 def test_presets_differ_where_the_models_do() -> None:
     builtin, paper, mixed = settings_for("builtin"), settings_for("paper"), settings_for("texture+sam-vitb")
     assert mixed.features == builtin.features
-    assert mixed.match == builtin.match
+    assert mixed.match == settings_for("texture+random-walker").match
+    assert (mixed.match.rank, builtin.match.rank, paper.match.rank) == ("profile", "descriptor", "similarity")
     assert mixed.propagation.model_copy(update={"segmenter": "sam-vith"}) == paper.propagation
 
 

@@ -27,7 +27,7 @@ SHAPE = (40, 56, 60)
 WALLS = (14, 42)
 CLICK = [20.0, 14.0, 30.0]
 BALL = [20.0, 28.0, 44.0]
-BUILTIN = settings_for("builtin", {"match.nms_radius": 14.0})
+BUILTIN = settings_for("texture+random-walker", {"match.nms_radius": 14.0})
 """Few prompts, to be quick."""
 
 

@@ -25,7 +25,7 @@ class Hypothesis:
     """A mask of what was clicked.
 
     level, bright : the resolution and contrast at which it was seen
-    quality : 0 to 1, the segmenter's estimate of its IoU; classes : (K,) probabilities at its middle
+    quality : 0 to 1, the segmenter's estimate of its IoU; classes : (K,) mean probabilities over it
     diameter : of a sphere of its volume, in voxels of the level
     """
 

@@ -1,8 +1,8 @@
 """Slice encoders and prompted segmenters by name. Importing this package imports neither torch nor timm."""
 
 from cryosam_dask.models.cache import clear, get_encoder, get_segmenter
-from cryosam_dask.models.catalog import ENCODERS, SEGMENTERS, encoder_info, segmenter_info
-from cryosam_dask.models.info import EncoderInfo, SegmenterInfo
+from cryosam_dask.models.catalog import ENCODERS, SEGMENTERS, encoder_info, segmenter_info, volume_info
+from cryosam_dask.models.info import EncoderInfo, SegmenterInfo, VolumeInfo
 from cryosam_dask.models.presets import PRESETS, parse_models, preset
 from cryosam_dask.models.registry import (
     ensure_weights,
@@ -18,6 +18,7 @@ __all__ = [
     "SEGMENTERS",
     "EncoderInfo",
     "SegmenterInfo",
+    "VolumeInfo",
     "clear",
     "encoder_info",
     "ensure_weights",
@@ -29,5 +30,6 @@ __all__ = [
     "preset",
     "resolve_device",
     "segmenter_info",
+    "volume_info",
     "weights_identity",
 ]

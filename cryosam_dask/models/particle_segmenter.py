@@ -70,6 +70,7 @@ class ParticleLook:
         self._coarse = self._masks[::STRIDE, ::STRIDE, ::STRIDE].contiguous()
         voxels = tuple(slice(0, n) for n in shape)
         self._classes = torch.softmax(seen.classes[0][:, *voxels].float(), 0)
+        self._kinds = self._classes[:, ::STRIDE, ::STRIDE, ::STRIDE].permute(1, 2, 3, 0).contiguous()
 
     def centres(self, least: float) -> tuple[NDArray[np.float64], Float32]:
         """Places (n, 3) where an instance seems to have its centre, and how much so (n,), 0 to 1, from `least` on."""
@@ -87,12 +88,6 @@ class ParticleLook:
         for low, probability in self._probabilities(points, 1):
             out.append((low, _connected(probability > 0.5, np.round(points[len(out)]).astype(np.int64) - low)))
         return out
-
-    def classes(self, point: Array) -> Float32:
-        """Probabilities of `CLASSES` around a point: the mean of 3 × 3 × 3 voxels."""
-        middle = np.clip(np.round(point).astype(np.int64), 0, self._shape - 1)
-        around = tuple(slice(max(0, int(m) - 1), int(m) + 2) for m in middle)
-        return np.asarray(self._classes[:, *around].flatten(1).mean(1).cpu().numpy())
 
     def likeness(self, descriptor: Float32, classes: Float32) -> Float32:
         """How like a structure each voxel is; see `Look.likeness`."""
@@ -116,7 +111,8 @@ class ParticleLook:
             sizes.append(int(mask.sum()) * step**3)
             where = np.argwhere(mask)
             middles.append(where.mean(0) * step + low + (step - 1) / 2 if len(where) else np.asarray(point, float))
-            kinds.append(self.classes(middles[-1] if len(where) else point))
+            share = self._kinds[cells] if len(where) else self._kinds[_cell(point, self._kinds.shape[:3])][None]
+            kinds.append(share.mean(0).cpu().numpy())
         return Answers(
             np.asarray(vectors, np.float32).reshape(len(points), DESCRIPTOR),
             self._quality(points),
@@ -161,6 +157,11 @@ class ParticleLook:
         logits = mask_logits(filters[None], values[None], places[None].float().to(values.device))[0]
         shape = tuple(len(a) for a in axes)
         return low, torch.sigmoid(logits).reshape(shape).cpu().numpy()
+
+
+def _cell(point: Array, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The cell that a point lies in."""
+    return tuple(min(max(round(float(p)) // STRIDE, 0), n - 1) for p, n in zip(point, grid, strict=True))
 
 
 def _connected(mask: Bool, point: NDArray[np.int64]) -> Bool:

@@ -207,7 +207,7 @@ def _download(name: str, source: Source, target: Path) -> None:
         digest = f"SHA-256 {source.sha256}" if source.sha256 else "no published SHA-256"
         raise ModelError(
             f"weights of {name} could not be downloaded ({_reason(error, source.url)}); put {source.url} at {target} "
-            f"({digest}), or give a local file as {name}=PATH; --models builtin needs no weights"
+            f"({digest}), or give a local file as {name}=PATH; --models builtin needs no download"
         ) from error
 
 

@@ -72,10 +72,11 @@ def test_unknown_names_list_the_known_ones() -> None:
 PLAN = """
 import sys
 from cryosam_dask import models
-for spec in ("builtin", "paper", "sam-vitb+sam-vitl", "dinov3-vitb16+random-walker"):
+for spec in ("texture+random-walker", "paper", "sam-vitb+sam-vitl", "dinov3-vitb16+random-walker"):
     encoder, segmenter = models.parse_models(spec)
     models.encoder_info(encoder).encode_bytes((930, 960))
     models.segmenter_info(segmenter).predict_bytes((930, 960), 8)
+models.volume_info(models.parse_models("builtin")[1]).look_bytes((64, 128, 128))
 models.resolve_device("auto", uses_torch=False)
 assert models.weights_identity("dinov2-vitl14").startswith("dinov2-vitl14 sha256:d5383ea8")
 print(sorted({"torch", "timm", "segment_anything", "pooch", "safetensors"} & set(sys.modules)))
