@@ -365,3 +365,15 @@ def test_an_extended_structure_is_not_ranked_by_profiles(ball_tomogram: Path) ->
     made = plan(ball_tomogram, changes={"match.structure": "extended"})
     assert "rank" not in {stage.name for stage in made.stages}
     assert any("extended structure" in note for note in made.notes)
+
+
+def test_a_segmenter_of_volumes_is_planned_without_planes(ball_tomogram: Path) -> None:
+    made = plan(ball_tomogram, "builtin")
+    stages = {stage.name: stage for stage in made.stages}
+    assert {"segment", "recognize"} <= set(stages)
+    assert not {"embeddings", "rank"} & set(stages)
+    assert all(stage.memory > 0 and stage.seconds > 0 for stage in made.stages)
+    assert "planes to embed" not in planning.in_words(made)
+    assert not any(array.kind == "embeddings" and array.bytes for array in made.stored)
+    faster = plan(ball_tomogram, "builtin", machine=planning.machine("a100"))
+    assert {s.name for s in faster.stages if s.seconds < 0.9 * stages[s.name].seconds} == {"segment", "recognize"}

@@ -244,7 +244,7 @@ def _stored(planner: Planner, waves: list[Wave], prompts: int, diameter: float) 
         kind = _kind(array.path)
         sums[kind][0] += array.bytes
         sums[kind][1] += array.chunks
-    for axis, count in planes_of(waves).items():
+    for axis, count in planes_of(waves).items() if waves else ():
         sums["embeddings"][0] += count * planner.plane_bytes(axis)
         sums["embeddings"][1] += 2 * count
     # the masks' bits in their bounding boxes
