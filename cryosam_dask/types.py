@@ -247,6 +247,11 @@ class Look(Protocol):
         """For each click (n, 3) the first voxel of a window around it, and the mask in that window."""
         ...
 
+    @property
+    def clarity(self) -> float:
+        """How clearly instances stand out from the solvent: less in the wrong contrast, bright for dark."""
+        ...
+
     def likeness(self, descriptor: Float32, classes: Float32) -> Float32:
         """How like a structure each voxel of the box is, 0 to 1: by its descriptor (D,) and its classes (K,)."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 import cryosam_dask as cs
 from cryosam_dask.kernels import descriptors, hypotheses
-from cryosam_dask.kernels.descriptors import Places
+from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.kernels.hypotheses import Hypothesis
+from cryosam_dask.kernels.peaks import likely_cut
 from cryosam_dask.models import load_segmenter
 from cryosam_dask.models.particle_net import to_cells, to_voxels
 from cryosam_dask.pipeline import settings_for
@@ -142,9 +144,16 @@ def test_the_clearest_hypothesis_is_chosen_and_rivals_are_doubts() -> None:
     assert hypotheses.doubts(clear, 0) == []
     assert "1" not in hypotheses.doubts([_seen(0, 0.3, 12)], 0)[0]
     assert hypotheses.doubts([_seen(0, 0.3, 12)], 0) == ["no clear border"]
-    larger = [_seen(0, 0.8, 12), _seen(1, 0.79, 14)]
+    larger = [_seen(0, 0.7, 12), _seen(1, 0.85, 14)]
     assert hypotheses.doubts(larger, 0) == ["a body of 2 times the diameter fits about as well"]
     assert hypotheses.best([_seen(0, 0.8, 60), _seen(1, 0.7, 20)]) == 1  # too large to be seen whole at level 0
+
+
+def test_the_contrast_is_that_in_which_more_is_clear() -> None:
+    bright, dark = _seen(0, 0.5, 12), _seen(0, 0.6, 12, bright=False)
+    weighed = hypotheses.weighed([replace(bright, clarity=5.0), replace(dark, clarity=1.5)])
+    assert hypotheses.best([bright, dark]) == 1
+    assert hypotheses.best(weighed) == 0
 
 
 def _places(similar: list[float], size: float = 1000.0) -> Places:
@@ -161,22 +170,42 @@ def _first(n: int) -> Any:
     return np.eye(n + 1)[:1]
 
 
+def _query(n: int, size: float = 1000.0, negatives: Any = None) -> Query:
+    return Query(_first(n), 0.7, size, 10.0, np.empty((0, n + 1)) if negatives is None else negatives)
+
+
 def test_similar_places_are_likely_and_others_are_not() -> None:
-    places = _places([0.98, 0.97, 0.4, 0.1])
-    none = np.empty((0, 5))
-    likely = descriptors.probabilities(places, _first(4), 1000.0, 10.0, none)
+    places = _places([0.98, 0.97, 0.4, 0.1, 0.1, 0.1])
+    likely = descriptors.probabilities(places, _query(6))
     assert (likely[:2] > 0.5).all()
-    assert (likely[2:] < 0.1).all()
-    other_size = descriptors.probabilities(places, _first(4), 8000.0, 10.0, none)
-    assert (other_size <= likely).all()
+    assert (likely[2:] < 0.5 * likely[1]).all()
+    unsure = _places([0.6, 0.4, 0.1, 0.1, 0.1, 0.1])  # none of them joins
+    other_size = descriptors.probabilities(unsure, _query(6, size=8000.0))
+    assert (other_size < descriptors.probabilities(unsure, _query(6))).all()
+
+
+def test_examples_that_join_bring_their_like_nearer() -> None:
+    places = _places([0.95, 0.8, 0.1, 0.1, 0.1, 0.1])
+    shared = places.descriptors.copy()
+    shared[1, 2] = 0.0
+    shared[1, 1] = np.sqrt(1 - 0.8**2)  # like the first place in what the click lacks
+    near = Places(places.centres, shared, places.quality, places.centrality, places.sizes)
+    assert descriptors.probabilities(near, _query(6))[1] > descriptors.probabilities(places, _query(6))[1]
 
 
 def test_places_that_are_more_like_a_negative_are_rejected() -> None:
     places = _places([0.9, 0.9])
-    negative = places.descriptors[1:2]
-    likely = descriptors.probabilities(places, _first(2), 1000.0, 10.0, negative)
+    likely = descriptors.probabilities(places, _query(2, negatives=places.descriptors[1:2]))
     assert likely[0] > 0
     assert likely[1] == 0
+
+
+def test_the_cut_is_where_the_expected_f1_is_highest() -> None:
+    clear = likely_cut(np.array([0.99] * 10 + [0.05] * 200))
+    assert clear.kept == 10
+    assert likely_cut(np.array([0.4, 0.38, 0.35])).kept == 3  # all of them together are worth it
+    assert likely_cut(np.full(50, 0.2)).kept == 0
+    assert likely_cut(np.empty(0)).kept == 0
 
 
 def test_ranking_by_descriptors_needs_a_segmenter_that_gives_them() -> None:

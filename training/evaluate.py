@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.kernels import descriptors
-from cryosam_dask.kernels.descriptors import Places
-from cryosam_dask.kernels.peaks import non_maximum_suppression
+from cryosam_dask.kernels.descriptors import Places, Query
+from cryosam_dask.kernels.peaks import likely_cut, non_maximum_suppression
 from cryosam_dask.models.particle_info import WEIGHTS
 from cryosam_dask.models.particle_segmenter import ParticleSegmenter
 from cryosam_dask.types import Answers, Look
 
 CLICKS = 5
-LEAST = 0.05
+LEAST = 0.2
 
 
 class Truth(NamedTuple):
@@ -87,11 +87,11 @@ def right(places: Places, score: NDArray[np.float64], centres: NDArray[np.float6
 
 
 def curve(score: NDArray[np.float64], hits: NDArray[np.bool_], count: int) -> tuple[float, float, float]:
-    """F1 at the cut of 0.5, the best F1, and the average precision."""
+    """F1 at the cut that is found, the best F1, and the average precision."""
     order = np.argsort(-score, kind="stable")
     hit, number = np.cumsum(hits[order]), np.arange(1, len(order) + 1)
     f1 = 2 * hit / (number + count)
-    at = int((score >= 0.5).sum())
+    at = likely_cut(score).kept
     return (
         float(f1[at - 1]) if at else 0.0,
         float(f1.max(initial=0)),
@@ -122,15 +122,18 @@ def measure(
             if not mask.any():
                 rows.append({"kind": kind, "iou": 0.0, "f1": 0.0, "best": 0.0, "ap": 0.0, "quality": 0.0})
                 continue
-            size, query = float(mask.sum()), answers.descriptor.astype(float)
-            score = descriptors.probabilities(places, query, size, radius, np.empty((0, query.shape[1])))
+            clicked = answers.descriptor.astype(float)
+            query = Query(
+                clicked, float(answers.quality[0]), float(mask.sum()), radius, np.empty((0, clicked.shape[1]))
+            )
+            score = descriptors.probabilities(places, query)
             hits = right(places, score, centres, radius)
             f1, best, ap = curve(score, hits, len(labels))
             rows.append({
                 "kind": kind, "iou": iou(truth, label, low, mask), "f1": f1, "best": best, "ap": ap,
                 "quality": float(answers.quality[0]), "diameter": float(np.cbrt(6 * truth.sizes[label] / np.pi)),
             })  # fmt: skip
-            terms.append(np.column_stack([descriptors.terms_of(places, query, size, radius), hits]))
+            terms.append(np.column_stack([descriptors.terms(places, query, descriptors.learned(places, query)), hits]))
     return rows, terms
 
 

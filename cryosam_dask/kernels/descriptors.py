@@ -19,11 +19,17 @@ Float64 = NDArray[np.float64]
 _ROUNDS = (2, 4, 8, 16)
 """Places that join the query, round by round."""
 
-_SURELY = 0.6
+_SURELY = 0.65
 """Probability from which a place may join."""
 
-_WEIGHTS = (-9.42, 9.67, 0.93, 1.27, -1.48)
-"""Of a constant, the similarity, the logits of quality and centrality, and the logarithm of the sizes' ratio."""
+_WEIGHTS = (0.87, 27.05, -0.64, 1.18, -1.18, -7.23, 0.34)
+"""Of the terms of `_terms`; from `training/evaluate.py`, on tomograms that have the kind and such that have not."""
+
+_UNLIKE = 0.5
+"""Similarity below which places are not told apart."""
+
+_NEXT = 5
+"""The place, counted by falling similarity from 0, whose similarity says what two of the kind may have here."""
 
 
 @dataclass(frozen=True)
@@ -43,56 +49,77 @@ class Places:
         return len(self.centres)
 
 
-def probabilities(places: Places, queries: Float64, size: float, radius: float, negatives: Float64) -> Float64:
-    """How probably each place is of the kind, (n,) 0 to 1.
+@dataclass(frozen=True)
+class Query:
+    """What was clicked.
 
-    queries : (m, D) descriptors of the clicks; size : voxels of the clicked ones; radius : voxels, places nearer than
-    this count as one when examples join; negatives : (k, D) descriptors of what is not of the kind: a place that is
-    more similar to one of these has probability 0
+    descriptors : (m, D) of the clicks; quality : 0 to 1, of their masks; size : voxels of their masks
+    radius : voxels; of places that are nearer to each other than this one may join
+    negatives : (k, D) descriptors of what is not of the kind
     """
-    query = learned(places, queries, size, radius, negatives)
-    result = _probability(places, query, size)
-    result[_rejected(places, query, negatives)] = 0.0
-    return result
+
+    descriptors: Float64
+    quality: float
+    size: float
+    radius: float
+    negatives: Float64
 
 
-def learned(places: Places, queries: Float64, size: float, radius: float, negatives: Float64) -> Float64:
-    """The query (D,) of the clicks and of the places that surely are of their kind."""
-    clicked = queries.sum(axis=0)
-    query = _unit(clicked)
+def probabilities(places: Places, query: Query) -> Float64:
+    """How probably each place is of the kind, (n,) 0 to 1; 0 for one that is more similar to a negative."""
+    if not len(places):
+        return np.empty(0)
+    return _probability(places, query, learned(places, query))
+
+
+def learned(places: Places, query: Query) -> Float64:
+    """The descriptor (D,) of the clicks and of the places that surely are of their kind."""
+    clicked = query.descriptors.sum(axis=0)
+    mean = _unit(clicked)
     for count in _ROUNDS:
-        likely = _probability(places, query, size)
-        likely[_rejected(places, query, negatives)] = 0.0
+        likely = _probability(places, query, mean)
         sure = np.flatnonzero(likely >= _SURELY)
-        sure = sure[non_maximum_suppression(places.centres[sure], likely[sure], radius, count)]
+        sure = sure[non_maximum_suppression(places.centres[sure], likely[sure], query.radius, count)]
         if len(sure):
-            query = _unit(clicked + places.descriptors[sure].sum(axis=0))
+            mean = _unit(clicked + places.descriptors[sure].sum(axis=0))
         if len(sure) < count:
             break
-    return query
+    return mean
 
 
-def terms_of(places: Places, queries: Float64, size: float, radius: float) -> Float64:
-    """What `_WEIGHTS` weigh, (n, 5), after learning from the places: for fitting them."""
-    return _terms(places, learned(places, queries, size, radius, np.empty((0, queries.shape[1]))), size)
+def terms(places: Places, query: Query, mean: Float64) -> Float64:
+    """What `_WEIGHTS` weigh, (n, 7).
+
+    A constant; the square of the similarity to `mean` above `_UNLIKE`; logits of quality and centrality; the
+    logarithm of the sizes' ratio, unsigned; the similarity that others of the kind have here, for clicks in noise are
+    less like any; the logit of the clicks' quality.
+    """
+    similarity = places.descriptors @ mean
+    there = np.sort(similarity)[::-1][min(_NEXT, len(places) - 1)]
+    columns = (
+        np.ones(len(places)),
+        np.maximum(similarity - _UNLIKE, 0) ** 2,
+        _logit(places.quality),
+        _logit(places.centrality),
+        np.abs(np.log(np.maximum(places.sizes, 1) / max(query.size, 1.0))),
+        np.full(len(places), there),
+        np.full(len(places), _logit(np.array([query.quality]))[0]),
+    )
+    return np.stack(columns, axis=1)
 
 
-def _terms(places: Places, query: Float64, size: float) -> Float64:
-    ratio = np.abs(np.log(np.maximum(places.sizes, 1) / max(size, 1.0)))
-    terms = (np.ones(len(places)), places.descriptors @ query, _logit(places.quality), _logit(places.centrality), ratio)
-    return np.stack(terms, axis=1)
+def _probability(places: Places, query: Query, mean: Float64) -> Float64:
+    total = terms(places, query, mean) @ np.array(_WEIGHTS)
+    likely = np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
+    likely[_rejected(places, mean, query.negatives)] = 0.0
+    return likely
 
 
-def _probability(places: Places, query: Float64, size: float) -> Float64:
-    total = _terms(places, query, size) @ np.array(_WEIGHTS)
-    return np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
-
-
-def _rejected(places: Places, query: Float64, negatives: Float64) -> NDArray[np.bool_]:
+def _rejected(places: Places, mean: Float64, negatives: Float64) -> NDArray[np.bool_]:
     if not len(negatives):
         return np.zeros(len(places), bool)
     nearest = (places.descriptors @ negatives.T).max(axis=1)
-    return np.asarray(nearest > places.descriptors @ query)
+    return np.asarray(nearest > places.descriptors @ mean)
 
 
 def _logit(values: Float64) -> Float64:

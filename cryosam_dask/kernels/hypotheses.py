@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +17,12 @@ UNSURE = 0.5
 RIVAL = 0.85
 """Share of the best score from which another hypothesis is a rival, if it means another body."""
 
+FINER = 0.8
+"""What the score of each coarser level is multiplied by."""
+
+UNLIKELY = 0.1
+"""Weight of the contrast in which less is clear."""
+
 PARTICLE = 1
 """The class of particles; classes from 2 on have no size."""
 
@@ -27,6 +34,8 @@ class Hypothesis:
     level, bright : the resolution and contrast at which it was seen
     quality : 0 to 1, the segmenter's estimate of its IoU; classes : (K,) mean probabilities over it
     diameter : of a sphere of its volume, in voxels of the level
+    clarity : of all that was seen around the click, at this level and contrast; see `Look.clarity`
+    likely : weight of the contrast among all, from `weighed`
     """
 
     level: int
@@ -34,6 +43,8 @@ class Hypothesis:
     quality: float
     classes: tuple[float, ...]
     diameter: float
+    clarity: float = 1.0
+    likely: float = 1.0
 
     @property
     def kind(self) -> int:
@@ -42,8 +53,11 @@ class Hypothesis:
 
     @property
     def score(self) -> float:
-        """How well it explains the click: quality × probability that there is something × how its size suits."""
-        something = 1 - self.classes[0]
+        """How well it explains the click: quality × probability that there is something × how its size suits.
+
+        A finer level is believed more: what is a body at a coarse one may be several.
+        """
+        something = (1 - self.classes[0]) * self.likely * FINER**self.level
         if self.kind != PARTICLE or SMALLEST <= self.diameter <= LARGEST:
             return float(self.quality * something)
         off = max(SMALLEST / max(self.diameter, 1e-3), self.diameter / LARGEST)
@@ -53,6 +67,15 @@ class Hypothesis:
     def size(self) -> float:
         """The diameter in voxels of the tomogram."""
         return float(self.diameter * 2**self.level)
+
+
+def weighed(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """The hypotheses, with weights by contrast: in the right one more is clear, on all levels together."""
+    evidence = dict.fromkeys((True, False), 0.0)
+    for h in hypotheses:
+        evidence[h.bright] += math.log(max(h.clarity, 1e-6))
+    bright = evidence[True] >= evidence[False]
+    return [replace(h, likely=1.0 if h.bright == bright else UNLIKELY) for h in hypotheses]
 
 
 def best(hypotheses: Sequence[Hypothesis]) -> int:

@@ -21,6 +21,7 @@ LIMIT = 8.0
 """Densities beyond so many deviations count as so many: beads of gold."""
 
 _POOLED = 0.1  # cells of a mask with a lower probability don't enter its descriptor
+_CLEAREST = 8  # cells whose centrality says how clear a look is
 _SOME = 64  # clicks that are answered at a time
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -88,6 +89,15 @@ class ParticleLook:
         for low, probability in self._probabilities(points, 1):
             out.append((low, _connected(probability > 0.5, np.round(points[len(out)]).astype(np.int64) - low)))
         return out
+
+    @property
+    def clarity(self) -> float:
+        """Centrality of the clearest centres over the share of what is no solvent.
+
+        Noise of the wrong contrast looks like much, and nothing in it has a clear centre.
+        """
+        highest = np.sort(self._centre, axis=None)[-_CLEAREST:]
+        return float(highest.mean()) / max(float((1 - self._classes[0]).mean()), 1e-3)
 
     def likeness(self, descriptor: Float32, classes: Float32) -> Float32:
         """How like a structure each voxel is; see `Look.likeness`."""

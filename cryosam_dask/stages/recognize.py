@@ -8,6 +8,7 @@ driver (`kernels.descriptors`).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import descriptors
-from cryosam_dask.kernels.descriptors import Places
+from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.models.cache import get_volume_segmenter
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.models.registry import weights_identity
@@ -33,7 +34,7 @@ from cryosam_dask.types import Answers, Array, Float32, Json
 
 Float64 = NDArray[np.float64]
 
-LEAST = 0.05
+LEAST = 0.2
 """Centrality from which a place is looked into."""
 
 
@@ -134,12 +135,15 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[Float64, Float64, 
     every = {array: np.concatenate(values).astype(float) for array, values in parts.items()}
     places = Places(*(every[array] for array in _READ))
     size = float(np.median(store.read(layout.query_array(name, "sizes"))))
-    queries = np.asarray(store.read(layout.query_array(name, "descriptors")), float)
-    radius = geometry.equivalent_radius(size)
     unlike = negative.descriptors(store, name)
     if stage.settings["extended"]:
         return places.centres, places.quality, 0
-    result = descriptors.probabilities(places, queries, size, radius, unlike)
+    clicked = store.array(layout.query_array(name, "descriptors"))
+    qualities: Any = clicked.attrs["quality"]
+    query = Query(
+        np.asarray(clicked[:], float), float(np.mean(qualities)), size, geometry.equivalent_radius(size), unlike
+    )
+    result = descriptors.probabilities(places, query)
     kept = result > 0
     return places.centres[kept], result[kept], int((~kept).sum()) if len(unlike) else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,22 +91,25 @@ def clicked(model: VolumeSegmenter, info: VolumeInfo, boxes: Boxes, point: Array
         if again.size[0] and again.quality[0] >= answers.quality[0] - BETTER:
             place, answers = answers.middle, again
     low, mask = look.masks(place)[0]
-    return Clicked(_hypothesis(boxes, answers, int(mask.sum())), answers.descriptor[0], low + start, mask)
+    seen = _hypothesis(boxes, answers, int(mask.sum()), look.clarity)
+    return Clicked(seen, answers.descriptor[0], low + start, mask)
 
 
-def _hypothesis(boxes: Boxes, answers: Answers, size: int) -> Hypothesis:
+def _hypothesis(boxes: Boxes, answers: Answers, size: int, clarity: float) -> Hypothesis:
     diameter = (6 * size / np.pi) ** (1 / 3)
     classes = tuple(float(v) for v in answers.classes[0])
-    return Hypothesis(boxes.level, boxes.bright, float(answers.quality[0]), classes, float(diameter))
+    return Hypothesis(boxes.level, boxes.bright, float(answers.quality[0]), classes, float(diameter), clarity)
 
 
 def every_hypothesis(model: VolumeSegmenter, info: VolumeInfo, store: RunStore, point: Array) -> list[Clicked]:
     """What a point lies on, at each level and contrast."""
-    return [
+    seen = [
         clicked(model, info, Boxes(store, level, bright), point)
         for bright in (True, False)
         for level in levels_of(store.shape)
     ]
+    weighed = hypotheses.weighed([one.hypothesis for one in seen])
+    return [replace(one, hypothesis=hypothesis) for one, hypothesis in zip(seen, weighed, strict=True)]
 
 
 def best(tried: list[Clicked]) -> tuple[Clicked, list[str]]:
