@@ -18,17 +18,23 @@ import numpy as np
 from cryosam_dask.errors import SettingsError
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, preset, simulate
 from cryosam_dask.simulate.splits import require_split
-from cryosam_dask.simulate.structures import CLASSES
+from cryosam_dask.simulate.structures import CLASS_OF, CLASSES, Structure
 
 SHAPE = (72, 160, 160)
+STRUCTURES_FROM = 1000
+"""The first seed from which a quarter of the tomograms are of structures."""
+
 FINEST = 8.0
 """Ångström; smaller voxels are simulated in larger volumes and averaged to twice their size."""
 
 
 def settings_of(seed: int) -> SimulationSettings:
-    """What the tomogram of a seed is made of: two thirds "random", and the fixed species in crowds and apart."""
+    """What the tomogram of a seed is made of: half "random", the fixed species in crowds and apart, and structures."""
     rng = np.random.default_rng([seed, 3])
-    if rng.uniform() < 0.25:
+    drawn = rng.uniform()
+    if drawn >= 0.75 and seed >= STRUCTURES_FROM:
+        chosen = structures_of(seed, rng)
+    elif drawn < 0.25:
         chosen = preset("crowded", seed=seed, shape=SHAPE)
         count = int(rng.integers(6, 16))
         chosen = replace(
@@ -51,6 +57,20 @@ def settings_of(seed: int) -> SimulationSettings:
         )
     require_split(chosen, "tune")
     return chosen
+
+
+def structures_of(seed: int, rng: np.random.Generator) -> SimulationSettings:
+    """Many filaments, microtubules or membranes among a few random particles."""
+    chosen = preset("random", seed=seed, shape=SHAPE)
+    thin = rng.uniform() < 0.6
+    kinds = {"filament": (8, 24), "microtubule": (1, 4)} if thin else {"vesicle": (2, 6), "sheet": (0, 2)}
+    structures = tuple(Structure(kind, int(rng.integers(*counts))) for kind, counts in kinds.items())
+    return replace(
+        chosen,
+        voxel_size=float(rng.choice([8.0, 10.0, 13.5])),
+        structures=tuple(s for s in structures if s.count),
+        species=tuple(replace(s, count=min(s.count, 8)) for s in chosen.species),
+    )
 
 
 def made(seed: int) -> SimulatedTomogram | None:
@@ -81,7 +101,7 @@ def arrays_of(tomogram: SimulatedTomogram) -> dict[str, Any]:
     cytosol = tomogram.semantic == tomogram.number_of("cytosol")
     species = {s.name: k for k, s in enumerate(settings.species, 1)}
     kinds = [species[p.species] for p in tomogram.particles]
-    kinds += [len(species) + 1 + CLASSES.index(_class(s.kind)) for s in tomogram.structures]
+    kinds += [len(species) + 1 + CLASSES.index(CLASS_OF[s.kind]) for s in tomogram.structures]
     if settings.voxel_size < FINEST:
         density, labels, cytosol = _halved(density), labels[1::2, 1::2, 1::2], cytosol[1::2, 1::2, 1::2]
         density = (density - density.mean()) / density.std()
@@ -93,12 +113,6 @@ def arrays_of(tomogram: SimulatedTomogram) -> dict[str, Any]:
         "species": len(species),
         "settings": json.dumps(settings.to_dict()),
     }
-
-
-def _class(kind: str) -> str:
-    from cryosam_dask.simulate.structures import CLASS_OF
-
-    return CLASS_OF[kind]
 
 
 def _halved(volume: np.ndarray) -> np.ndarray:
