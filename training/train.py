@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -367,12 +368,16 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0, help="stop after so long")
     parser.add_argument("--steps", type=int, default=6000, help="in all")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, help="weights (safetensors) to begin from, where there is no checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     chosen.out.mkdir(parents=True, exist_ok=True)
     net = ParticleNet().to(memory_format=torch.channels_last_3d)
+    if chosen.start is not None:
+        weights = {name: value.float() for name, value in load_file(chosen.start).items()}
+        net.load_state_dict(weights, strict=False)
     optimizer = torch.optim.AdamW(net.parameters(), chosen.rate, weight_decay=0.02)
     averaged = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True

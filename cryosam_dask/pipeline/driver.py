@@ -152,14 +152,14 @@ class Driver(Runner):
         unwanted = _points(negatives, store)
         upstream = stage_fingerprint(store, features.NAME)
         stage = segment.plan(store.shape, settings.propagation, upstream, segment.PROMPTS, name, prompts)
-        pooling = query.plan(store, name, settings, len(stage.units), prompts.tolist(), stage.fingerprint)
+        pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
         if self._stale(stage) or self._stale(pooling) or (self._overwrite and borrow.origin(store, name)):
             self._forget(name)
         self._check_settings(name, settings)
         self._begin_query(name, prompts, unwanted, settings)
         self._segment(stage, settings, prompts)
         # planned again: its memory follows from what has been segmented
-        pooling = query.plan(store, name, settings, len(stage.units), prompts.tolist(), stage.fingerprint)
+        pooling = query.plan(store, name, settings.match, len(stage.units), prompts.tolist(), stage.fingerprint)
         # before the query is done: one that is done and says nothing is of an earlier version, and of particles
         if self._overwrite or not marks.all_done(store, query.stage_name(name)):
             for note in structure.settle(store, name, settings.match, len(stage.units)):

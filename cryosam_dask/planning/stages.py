@@ -221,7 +221,7 @@ class Planner:
 
     def query(self) -> None:
         points = [[n / 2 for n in self.shape]]
-        self._plan(query.STAGE, query.plan(self.store, self.name, self.settings, 1, points, ""))
+        self._plan(query.STAGE, query.plan(self.store, self.name, self.settings.match, 1, points, ""))
         self._declared("query", "query")
 
     def negatives(self, points: NDArray[np.float64]) -> None:

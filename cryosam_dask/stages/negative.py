@@ -60,7 +60,7 @@ def plan(
     """
     where = layout.negatives(name)
     boxes = query.prompted_boxes(store, where, groups)
-    memory = max(query.unit_memory(store, box, settings) for box in boxes)
+    memory = max(query.unit_memory(store, box, settings.match) for box in boxes)
     if settings.match.rank == "profile" and layout.query_array(name, "profiles") in store:
         shells = radial_profiles.profile(rank.query_radius(store, name))
         block = np.minimum(np.array(store.shape), rank.BLOCK + 2 * shells.halo)

@@ -12,7 +12,7 @@ from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
-from cryosam_dask.settings import Settings
+from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import rank, sight
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import cost
@@ -40,7 +40,7 @@ def stage_name(name: str) -> str:
 def plan(
     store: RunStore,
     name: str,
-    settings: Settings,
+    settings: MatchSettings,
     groups: int,
     points: list[list[float]],
     upstream: str,
@@ -49,8 +49,7 @@ def plan(
 
     Its memory follows from their boxes, or from boxes of `TYPICAL` voxels a side if they are not segmented yet.
 
-    settings : whether similarities are to be taken of F − μ, μ the tomogram's mean feature, how they are ranked, and
-        which segmenter gives descriptors where they are ranked by these
+    settings : whether similarities are to be taken of F − μ, μ the tomogram's mean feature, and how they are ranked
     groups : number of groups that the prompts were segmented in
     """
     channels = FeatureVolume(store).channels
@@ -61,15 +60,15 @@ def plan(
         writes=(Region(layout.query_array(name, "feature"), (0,), (channels,)),),
         memory=max(unit_memory(store, box, settings) for box in prompted_boxes(store, layout.query(name), groups)),
     )
-    described = {"name": name, "center": settings.match.center, "rank": settings.match.rank, "points": points}
+    described = {"name": name, "center": settings.center, "rank": settings.rank, "points": points}
     return Stage(stage_name(name), work, described, upstream, (unit,), 1)
 
 
-def unit_memory(store: RunStore, box: Box, settings: Settings) -> int:
+def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
     """Bytes of pooling over one instance, and of describing what is around it if that takes more."""
     sides = [b - a for a, b in box]
     most = 0
-    if settings.match.rank == "profile":
+    if settings.rank == "profile":
         most = radial_profiles.working_bytes_at(geometry.equivalent_radius(math.prod(sides) * math.pi / 6))
     for axis in AXES:
         latents = store.array(layout.latents(1, axis))
