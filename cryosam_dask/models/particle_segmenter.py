@@ -81,7 +81,25 @@ class ParticleLook:
 
     def answer(self, points: Array) -> Answers:
         """Answer clicks; see `Look.answer`. Masks are of cells here: each stands for STRIDE³ voxels."""
-        return self._answer(points, STRIDE)
+        vectors, sizes, middles, kinds = [], [], [], []
+        for point, (low, probability) in zip(points, self._probabilities(points, STRIDE), strict=True):
+            inside = np.nonzero(probability > _POOLED)
+            cells = tuple(torch.from_numpy(i + int(a) // STRIDE) for i, a in zip(inside, low, strict=True))
+            here, weight = self._descriptors[cells], torch.from_numpy(probability[inside]).to(self._descriptors.device)
+            vectors.append(functional.normalize((weight @ here)[None], eps=1e-6)[0].cpu().numpy())
+            mask = _connected(probability > 0.5, np.round((point - low) / STRIDE).astype(np.int64))
+            sizes.append(int(mask.sum()) * STRIDE**3)
+            where = np.argwhere(mask)
+            middles.append(where.mean(0) * STRIDE + low + (STRIDE - 1) / 2 if len(where) else np.asarray(point, float))
+            share = self._kinds[cells] if len(where) else self._kinds[_cell(point, self._kinds.shape[:3])][None]
+            kinds.append(share.mean(0).cpu().numpy())
+        return Answers(
+            np.asarray(vectors, np.float32).reshape(len(points), DESCRIPTOR),
+            self._quality(points),
+            np.asarray(sizes, np.int64),
+            np.asarray(middles, np.float64).reshape(-1, 3),
+            np.asarray(kinds, np.float32).reshape(-1, len(CLASSES)),
+        )
 
     def masks(self, points: Array) -> list[tuple[NDArray[np.int64], Bool]]:
         """The masks of clicks; see `Look.masks`."""
@@ -109,27 +127,6 @@ class ParticleLook:
         share[0] = 0.0
         kind = torch.tensordot(share, self._classes, 1)
         return np.asarray((kind * fine.clamp(0, 1)).cpu().numpy())
-
-    def _answer(self, points: Array, step: int) -> Answers:
-        vectors, sizes, middles, kinds = [], [], [], []
-        for point, (low, probability) in zip(points, self._probabilities(points, step), strict=True):
-            inside = np.nonzero(probability > _POOLED)
-            cells = tuple(torch.from_numpy(i + int(a) // STRIDE) for i, a in zip(inside, low, strict=True))
-            here, weight = self._descriptors[cells], torch.from_numpy(probability[inside]).to(self._descriptors.device)
-            vectors.append(functional.normalize((weight @ here)[None], eps=1e-6)[0].cpu().numpy())
-            mask = _connected(probability > 0.5, np.round((point - low) / step).astype(np.int64))
-            sizes.append(int(mask.sum()) * step**3)
-            where = np.argwhere(mask)
-            middles.append(where.mean(0) * step + low + (step - 1) / 2 if len(where) else np.asarray(point, float))
-            share = self._kinds[cells] if len(where) else self._kinds[_cell(point, self._kinds.shape[:3])][None]
-            kinds.append(share.mean(0).cpu().numpy())
-        return Answers(
-            np.asarray(vectors, np.float32).reshape(len(points), DESCRIPTOR),
-            self._quality(points),
-            np.asarray(sizes, np.int64),
-            np.asarray(middles, np.float64).reshape(-1, 3),
-            np.asarray(kinds, np.float32).reshape(-1, len(CLASSES)),
-        )
 
     def _at(self, points: Array) -> torch.Tensor:
         cells = np.round(np.asarray(points)).astype(np.int64) // STRIDE

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -125,11 +124,6 @@ def _averaged(values: Float32, step: int) -> Float32:
         shape[axis] = len(counts)
         values = np.asarray(np.add.reduceat(values, starts, axis=axis) / counts.reshape(shape), np.float32)
     return values
-
-
-def tiles(shape: Shape3, size: Shape3) -> list[Box]:
-    """The tiles of a level, in (z, y, x) order."""
-    return list(geometry.boxes(shape, size))
 
 
 def grown(box: Box, by: int, shape: Shape3) -> Box:

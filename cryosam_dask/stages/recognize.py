@@ -17,16 +17,15 @@ from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import descriptors
 from cryosam_dask.kernels.descriptors import Places, Query
-from cryosam_dask.models.cache import get_volume_segmenter
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages import negative
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.boxes import Boxes, grown, tiles
+from cryosam_dask.stages.boxes import Boxes, grown
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_number
-from cryosam_dask.stages.sight import Sight
+from cryosam_dask.stages.sight import Sight, model_of
 from cryosam_dask.stages.volume_pieces import TILE, Pieces, pieces, query_of
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -48,7 +47,7 @@ def plan(store: RunStore, name: str, settings: PropagationSettings, sight: Sight
     assert info is not None
     boxes = Boxes(store, sight.level, sight.bright)
     units = []
-    for index, tile in enumerate(tiles(boxes.shape, TILE)):
+    for index, tile in enumerate(geometry.boxes(boxes.shape, TILE)):
         seen = grown(tile, info.halo, boxes.shape)
         shape = tuple(b - a for a, b in seen)
         units.append(
@@ -77,9 +76,7 @@ def plan(store: RunStore, name: str, settings: PropagationSettings, sight: Sight
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Look at one tile and write what is seen at each place in it."""
     store, name, index = context.store, settings["name"], unit.params["index"]
-    info = volume_info(settings["segmenter"])
-    assert info is not None
-    model = get_volume_segmenter(settings["segmenter"], context.device, settings["precision"])
+    model, info = model_of(settings["segmenter"], context.device, settings["precision"])
     boxes = Boxes(store, settings["level"], settings["bright"])
     z, y, x = ((int(a), int(b)) for a, b in unit.params["tile"])
     tile: Box = (z, y, x)
@@ -134,10 +131,10 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[Float64, Float64, 
     }
     every = {array: np.concatenate(values).astype(float) for array, values in parts.items()}
     places = Places(*(every[array] for array in _READ))
-    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
-    unlike = negative.descriptors(store, name)
     if stage.settings["extended"]:
         return places.centres, places.quality, 0
+    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
+    unlike = negative.descriptors(store, name)
     clicked = store.array(layout.query_array(name, "descriptors"))
     qualities: Any = clicked.attrs["quality"]
     query = Query(

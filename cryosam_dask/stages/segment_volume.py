@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.kernels.instance import Instance
-from cryosam_dask.models.cache import get_volume_segmenter
-from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.models.info import VolumeInfo
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import BESIDES
 from cryosam_dask.stages.boxes import Boxes, levels_of
 from cryosam_dask.stages.cost import Bench, Cost, cost
-from cryosam_dask.stages.sight import MARGIN, MOST, Clicked, Sight, best, every_hypothesis, looks
+from cryosam_dask.stages.sight import MARGIN, MOST, Clicked, Sight, best, every_hypothesis, looks, model_of
 from cryosam_dask.stages.volume_pieces import pieces, query_of, tile_of
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Point, VolumeSegmenter
@@ -53,9 +51,7 @@ def instances_of(
     sight : how to look
     descriptors : the array of the query's, where the points are seeds of pieces of an extended structure
     """
-    info = volume_info(settings.segmenter)
-    assert info is not None
-    model = get_volume_segmenter(settings.segmenter, device, settings.precision)
+    model, info = model_of(settings.segmenter, device, settings.precision)
     boxes = Boxes(store, sight.level, sight.bright)
     out: list[Instance | None] = [None] * len(points)
     places = np.asarray(points, float)
@@ -93,9 +89,7 @@ def prompted(
     store: RunStore, settings: PropagationSettings, device: str, points: list[Point]
 ) -> tuple[list[Instance | None], list[list[str]], list[list[Clicked]]]:
     """The instance at each of a user's points, the doubts about it, and what was seen there in every way."""
-    info = volume_info(settings.segmenter)
-    assert info is not None
-    model = get_volume_segmenter(settings.segmenter, device, settings.precision)
+    model, info = model_of(settings.segmenter, device, settings.precision)
     instances: list[Instance | None] = []
     doubted, seen = [], []
     for i, point in enumerate(points):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import hypotheses
 from cryosam_dask.kernels.hypotheses import Hypothesis
@@ -78,6 +79,13 @@ class Clicked:
     mask: Bool
 
 
+def model_of(spec: str, device: str, precision: str) -> tuple[VolumeSegmenter, VolumeInfo]:
+    """A segmenter of volumes, loaded, and its entry."""
+    info = volume_info(spec)
+    assert info is not None
+    return get_volume_segmenter(spec, device, precision), info
+
+
 def clicked(model: VolumeSegmenter, info: VolumeInfo, boxes: Boxes, point: Array) -> Clicked:
     """Look at what a point of the tomogram lies on: its mask is asked for from the point, and again from its middle."""
     own = boxes.from_voxels(point)
@@ -96,9 +104,9 @@ def clicked(model: VolumeSegmenter, info: VolumeInfo, boxes: Boxes, point: Array
 
 
 def _hypothesis(boxes: Boxes, answers: Answers, size: int, clarity: float) -> Hypothesis:
-    diameter = (6 * size / np.pi) ** (1 / 3)
+    diameter = 2 * geometry.equivalent_radius(size)
     classes = tuple(float(v) for v in answers.classes[0])
-    return Hypothesis(boxes.level, boxes.bright, float(answers.quality[0]), classes, float(diameter), clarity)
+    return Hypothesis(boxes.level, boxes.bright, float(answers.quality[0]), classes, diameter, clarity)
 
 
 def every_hypothesis(model: VolumeSegmenter, info: VolumeInfo, store: RunStore, point: Array) -> list[Clicked]:
@@ -173,9 +181,7 @@ def describe(
     store: RunStore, device: str, settings: Json, sight: Sight, points: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """The descriptors (n, D) of points as a query is seen; settings : with the segmenter and its precision."""
-    info = volume_info(settings["segmenter"])
-    assert info is not None
-    model = get_volume_segmenter(settings["segmenter"], device, settings["precision"])
+    model, info = model_of(settings["segmenter"], device, settings["precision"])
     boxes = Boxes(store, sight.level, sight.bright)
     seen = [clicked(model, info, boxes, point).descriptor for point in points]
     return np.asarray(seen, np.float32).reshape(len(seen), -1)
@@ -188,10 +194,9 @@ def looks(
 
     Neighbouring clicks share one where that is less to look at than one for each.
     """
-    own = boxes.from_voxels(points)
-    for members in _shared([boxes.around(p, info.reach + MARGIN, info.multiple) for p in own], list(range(len(own)))):
-        each = [boxes.around(own[i], info.reach + MARGIN, info.multiple) for i in members]
-        box = _union(each)
+    each = [boxes.around(p, info.reach + MARGIN, info.multiple) for p in boxes.from_voxels(points)]
+    for members in _shared(each, list(range(len(each)))):
+        box = _union([each[i] for i in members])
         yield members, np.array([a for a, _ in box]), model.look(boxes.read(box))
 
 
