@@ -143,7 +143,7 @@ def test_the_clearest_hypothesis_is_chosen_and_rivals_are_doubts() -> None:
     assert hypotheses.best(clear) == 0
     assert hypotheses.doubts(clear, 0) == []
     assert "1" not in hypotheses.doubts([_seen(0, 0.3, 12)], 0)[0]
-    assert hypotheses.doubts([_seen(0, 0.3, 12)], 0) == ["no clear border"]
+    assert hypotheses.doubts([_seen(0, 0.3, 12)], 0) == [hypotheses.BORDERLESS]
     larger = [_seen(0, 0.7, 12), _seen(1, 0.85, 14)]
     assert hypotheses.doubts(larger, 0) == ["a body of 2 times the diameter fits about as well"]
     assert hypotheses.best([_seen(0, 0.8, 60), _seen(1, 0.7, 20)]) == 1  # too large to be seen whole at level 0

@@ -23,6 +23,9 @@ FINER = 0.8
 UNLIKELY = 0.1
 """Weight of the contrast in which less is clear."""
 
+BORDERLESS = "it has no clear border"
+"""What is said of a mask whose quality is doubtful."""
+
 PARTICLE = 1
 """The class of particles; classes from 2 on have no size."""
 
@@ -88,7 +91,7 @@ def doubts(hypotheses: Sequence[Hypothesis], chosen: int) -> list[str]:
     own = hypotheses[chosen]
     said = []
     if own.quality * (1 - own.classes[0]) < UNSURE:
-        said.append("no clear border")
+        said.append(BORDERLESS)
     rivals = [h for h in hypotheses if h.score > RIVAL * own.score and h.kind == own.kind == PARTICLE]
     sizes = [h.size for h in rivals if not 2 / 3 < h.size / max(own.size, 1e-3) < 3 / 2]
     if sizes:

@@ -22,6 +22,7 @@ from cryosam_dask.settings import Precision, Settings
 from cryosam_dask.stages import (
     borrow,
     chain,
+    doubts,
     embed,
     features,
     ingest,
@@ -365,8 +366,10 @@ class Driver(Runner):
         self._pool(telling, "the negative point")
 
     def _pool(self, stage: Stage, what: str) -> None:
-        """Average features over what was segmented, and say where nothing was."""
+        """Average features over what was segmented; say where nothing was, and what is doubtful."""
         for result in self._execute(stage, self.store).values():
+            for point, doubt in result.get("doubts", []):
+                self.note(f"{what} {checks.say(point)}: {doubt}; {doubts.HELPS}")
             for point in result.get("missing", []):
                 self.note(f"nothing could be segmented at {what} {checks.say(point)}")
 

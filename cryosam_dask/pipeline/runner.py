@@ -20,7 +20,6 @@ from cryosam_dask.executors.base import Execution, Executor, Timing, execute, on
 from cryosam_dask.executors.outcomes import Failure
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.models.catalog import volume_info
-from cryosam_dask.pipeline import checks
 from cryosam_dask.pipeline.integrity import check_complete
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import chain, embed, ingest, segment
@@ -33,8 +32,6 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.version import __version__
 
 logger = logging.getLogger(__name__)
-
-HELPS = "look at the mask; another click, or a point on what it must not have (--not), tells more"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R", bound="Runner")
@@ -135,9 +132,7 @@ class Runner:
         """Run all groups of a segmentation to their end, and embed the planes that they wait for."""
         store = self.store
         if volume_info(settings.propagation.segmenter) is not None:
-            for result in self._execute(stage, store).values():
-                for point, doubt in result.get("doubts", []):
-                    self.note(f"{checks.say(point)}: {doubt}; {HELPS}")
+            self._execute(stage, store)
             return
         embedded = self._embedding(store, settings)
         shape = store.shape

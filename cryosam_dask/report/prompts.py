@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.report.images import PANELS, Picture, contrast, grey, webp
+from cryosam_dask.stages import doubts
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -46,23 +47,25 @@ class Close:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A prompted particle: its click (z, y, x) in voxels, its mask's voxels, and three close views."""
+    """A prompted particle: click (z, y, x) in voxels, voxels of its mask, three close views, and what is doubtful."""
 
     point: tuple[float, float, float]
     size: int
     views: tuple[Close, ...]
+    doubts: tuple[str, ...] = ()
 
 
 def prompted(store: RunStore, name: str, points: NDArray[np.float64]) -> list[Prompted]:
     """The first prompts of a query with their masks; prompts without a mask are left out."""
     where = layout.query(name)
-    masks = stored.Masks(store, where)
+    masks, doubtful = stored.Masks(store, where), doubts.read(store, name)
     out: list[Prompted] = []
     for group, index, prompt, size in _members(store, where):
         if len(out) < MOST_PROMPTS and 0 <= prompt < len(points):
             z, y, x = (float(v) for v in points[prompt])
             views = _views(store, (z, y, x), masks.box(group, index), masks.mask(group, index))
-            out.append(Prompted((z, y, x), size, views))
+            said = tuple(doubtful[prompt]) if prompt < len(doubtful) else ()
+            out.append(Prompted((z, y, x), size, views, said))
     return out
 
 

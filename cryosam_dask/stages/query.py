@@ -13,7 +13,7 @@ from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import rank, sight
+from cryosam_dask.stages import doubts, rank, sight, structure
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
@@ -77,7 +77,7 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
         # half precision, single precision; the mask as weights; chunks that are decoded at a time
         own = n * tokens * latents.shape[3] * (2 + 4) + math.prod(sides) * 4
         most = max(most, own + DECODED * math.prod(latents.chunks) * latents.dtype.itemsize)
-    return most + BESIDES
+    return max(most, doubts.BYTES) + BESIDES
 
 
 def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:
@@ -101,8 +101,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     sizes: list[int] = []
     centres: list[Array] = []
     segmented: list[int] = []
+    said: list[list[str]] = []
+    particles = structure.structure_of(store, name) == "particle"
     for group in range(unit.params["groups"]):
         instances = stored.read(store, layout.group(where, group))
+        said += doubts.of_group(store, layout.group(where, group), instances, particles)
         for i in range(len(instances.prompt)):
             mask = instances.mask(i)
             total += volume.pool_block(mask, stored.as_box(instances.box[i]))
@@ -116,7 +119,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         )
     feature = (total / sum(sizes)).astype(np.float32)
     mean = volume.mean if settings["center"] else np.zeros_like(feature)
-    store.put(layout.query_array(name, "points"), np.asarray(settings["points"], np.float64), ("prompt", "axis"))
+    if particles:
+        said = [[*a, *b] for a, b in zip(said, doubts.of_sizes(sizes), strict=True)]
+    by_prompt = doubts.by_prompt(segmented, said, len(settings["points"]))
+    points = np.asarray(settings["points"], np.float64)
+    store.put(layout.query_array(name, "points"), points, ("prompt", "axis"), {sight.DOUBTS: by_prompt})
     store.put(layout.query_array(name, "feature"), feature, ("channel",))
     store.put(layout.query_array(name, "mean"), mean, ("channel",))
     store.put(layout.query_array(name, "sizes"), np.asarray(sizes, np.int64), ("instance",), {"units": "voxel"})
@@ -124,7 +131,8 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         rank.describe_query(store, name, np.stack(centres), sizes)
     if settings["rank"] == "descriptor":
         sight.describe_query(store, name, unit.params["groups"])
-    return UnitResult({"segmented": len(sizes), "missing": missing})
+    doubted = [[point, text] for point, each in zip(settings["points"], by_prompt, strict=True) for text in each]
+    return UnitResult({"segmented": len(sizes), "missing": missing, "doubts": doubted})
 
 
 def _say(points: list[list[float]]) -> str:

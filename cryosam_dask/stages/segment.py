@@ -196,10 +196,10 @@ def work_in_volume(context: Context, settings: Json, unit: Unit) -> UnitResult |
         instances = segment_volume.instances_of(store, chosen, context.device, points, sight, descriptors)
         return UnitResult(_write_instances(store, settings, unit, instances))
     instances, doubts, tried = segment_volume.prompted(store, chosen, context.device, points)
-    kept = [seen for seen, instance in zip(tried, instances, strict=True) if instance is not None]
-    write_tried(store, layout.group(settings["where"], unit.params["index"]), kept)
-    doubted = [[list(point), said] for point, each in zip(points, doubts, strict=True) for said in each]
-    return UnitResult({**_write_instances(store, settings, unit, instances), "doubts": doubted})
+    kept = [i for i, instance in enumerate(instances) if instance is not None]
+    group = layout.group(settings["where"], unit.params["index"])
+    write_tried(store, group, [tried[i] for i in kept], [doubts[i] for i in kept])
+    return UnitResult(_write_instances(store, settings, unit, instances))
 
 
 def _write_instances(store: RunStore, settings: Json, unit: Unit, instances: list[Instance | None]) -> Json:

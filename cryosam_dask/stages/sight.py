@@ -31,6 +31,9 @@ MOST = 2_500_000
 SCORES, QUALITIES, CLASSES, DESCRIPTORS = "seen_scores", "seen_qualities", "seen_classes", "seen_descriptors"
 """Arrays of a group of prompts: what was seen of each instance (n, ways), at each level and contrast."""
 
+DOUBTS = "doubts"
+"""Attribute: what is doubtful of each instance of a group of prompts, a list of sentences each."""
+
 WORDS = ("solvent", "particle", "membrane", "filament", "microtubule", "bead of gold")
 """What a segmenter's classes are called."""
 
@@ -127,11 +130,14 @@ def best(tried: list[Clicked]) -> tuple[Clicked, list[str]]:
     return tried[number], hypotheses.doubts(every, number)
 
 
-def write_tried(store: RunStore, group: str, tried: list[list[Clicked]]) -> None:
-    """Write what was seen of a group's instances, on every level and in both contrasts: `describe_query` chooses."""
+def write_tried(store: RunStore, group: str, tried: list[list[Clicked]], doubts: list[list[str]]) -> None:
+    """Write what was seen of a group's instances, on every level and in both contrasts: `describe_query` chooses.
+
+    doubts : about each of them
+    """
     every = [[one.hypothesis for one in clicks] for clicks in tried]
     first = every[0] if every else []
-    ways = {"levels": [h.level for h in first], "bright": [h.bright for h in first]}
+    ways = {"levels": [h.level for h in first], "bright": [h.bright for h in first], DOUBTS: doubts}
 
     def put(array: str, values: list[Any], *dims: str) -> None:
         full = np.asarray(values, np.float32).reshape(len(every), len(first), *([-1] if dims else []))
