@@ -2,13 +2,16 @@
 
 `python training/evaluate.py TOMOGRAMS [--weights FILE] [--fit]`: TOMOGRAMS is a folder of `training/tomograms.py` with
 seeds of its own. Each kind of particle is clicked several times, anywhere on its masks; what is clicked, and which
-places are of its kind, is compared with the truth, per tomogram and in all.
+places are of its kind, is compared with the truth, per tomogram and in all. Some clicks of each tomogram are taken to
+another one, where they should find nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +27,11 @@ from cryosam_dask.types import Answers, Look
 
 CLICKS = 5
 LEAST = 0.2
+
+
+ABSENT = 8  # clicks of other tomograms that are taken to each
+ROUNDS = 4  # of fitting: which examples join a query depends on the weights
+BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
 
 
 class Truth(NamedTuple):
@@ -86,6 +94,74 @@ def right(places: Places, score: NDArray[np.float64], centres: NDArray[np.float6
     return out
 
 
+class Click(NamedTuple):
+    """A click, what was seen of it, and where others of its kind are in its tomogram (M, 3)."""
+
+    query: Query
+    centres: NDArray[np.float64]
+    iou: float
+    diameter: float
+
+
+class Seen(NamedTuple):
+    """What was seen of a tomogram: its places, and clicks in it; `missed` clicks have no mask at all."""
+
+    name: str
+    places: Places
+    clicks: list[Click]
+    missed: int
+
+
+def see(model: ParticleSegmenter, path: Path, rng: np.random.Generator) -> Seen:
+    """Look at a tomogram, and click on each kind of particle."""
+    with np.load(path) as file:
+        density = file["density"].astype(np.float32)
+        kinds = np.concatenate([[0], file["kinds"]]).astype(np.int64)
+        truth, species = truth_of(file["labels"].astype(np.int64), kinds), int(file["species"])
+    look = model.look(density)
+    clicks, missed = [], 0
+    for kind in range(1, species + 1):
+        labels = np.flatnonzero((truth.kinds == kind) & (truth.sizes >= 60))
+        if len(labels) < 4:
+            continue
+        radius = max(3.0, 0.5 * float(np.cbrt(6 * np.median(truth.sizes[labels]) / np.pi)))
+        for label in rng.choice(labels, min(CLICKS, len(labels)), replace=False):
+            voxels = np.argwhere(truth.labels == label)
+            answers, low, mask = click(look, voxels[rng.integers(len(voxels))])
+            if not mask.any():
+                missed += 1
+                continue
+            seen = answers.descriptor.astype(float)
+            query = Query(seen, float(answers.quality[0]), float(mask.sum()), radius, np.empty((0, seen.shape[1])))
+            diameter = float(np.cbrt(6 * truth.sizes[label] / np.pi))
+            clicks.append(Click(query, truth.centres[labels], iou(truth, label, low, mask), diameter))
+    return Seen(path.stem, places_of(look), clicks, missed)
+
+
+def absent(every: list[Seen], rng: np.random.Generator) -> list[tuple[Places, Query]]:
+    """Clicks of other tomograms with the places that they are compared with."""
+    pairs = []
+    for seen in every:
+        others = [click for other in every if other is not seen for click in other.clicks]
+        chosen = rng.choice(len(others), min(ABSENT, len(others)), replace=False) if others else []
+        pairs += [(seen.places, others[i].query) for i in chosen]
+    return pairs
+
+
+def figures(every: list[Seen], weights: Sequence[float]) -> dict[str, float]:
+    """Means over the clicks: IoU, F1 at the cut that is found, the best F1, average precision."""
+    rows = [(0.0,) * 5 for seen in every for _ in range(seen.missed)]
+    for places, clicks in ((seen.places, seen.clicks) for seen in every):
+        for one in clicks:
+            score = descriptors.probabilities(places, one.query, weights)
+            hits = right(places, score, one.centres, one.query.radius)
+            rows.append((one.iou, float(one.iou < 0.4), *curve(score, hits, len(one.centres))))
+    if not rows:
+        return {}
+    names = ("iou", "iou<.4", "f1", "best", "ap")
+    return {name: round(float(v), 3) for name, v in zip(names, np.mean(rows, axis=0), strict=True)}
+
+
 def curve(score: NDArray[np.float64], hits: NDArray[np.bool_], count: int) -> tuple[float, float, float]:
     """F1 at the cut that is found, the best F1, and the average precision."""
     order = np.argsort(-score, kind="stable")
@@ -99,48 +175,44 @@ def curve(score: NDArray[np.float64], hits: NDArray[np.bool_], count: int) -> tu
     )
 
 
-def measure(
-    model: ParticleSegmenter, path: Path, rng: np.random.Generator
-) -> tuple[list[dict[str, float]], list[NDArray[np.float64]]]:
-    """Rows of figures, one for a click, and terms with the truth for fitting."""
-    with np.load(path) as file:
-        density = file["density"].astype(np.float32)
-        kinds = np.concatenate([[0], file["kinds"]]).astype(np.int64)
-        truth, species = truth_of(file["labels"].astype(np.int64), kinds), int(file["species"])
-    look = model.look(density)
-    places = places_of(look)
-    rows, terms = [], []
-    for kind in range(1, species + 1):
-        labels = np.flatnonzero((truth.kinds == kind) & (truth.sizes >= 60))
-        if len(labels) < 4:
-            continue
-        centres = truth.centres[labels]
-        radius = max(3.0, 0.5 * float(np.cbrt(6 * np.median(truth.sizes[labels]) / np.pi)))
-        for label in rng.choice(labels, min(CLICKS, len(labels)), replace=False):
-            voxels = np.argwhere(truth.labels == label)
-            answers, low, mask = click(look, voxels[rng.integers(len(voxels))])
-            if not mask.any():
-                rows.append({"kind": kind, "iou": 0.0, "f1": 0.0, "best": 0.0, "ap": 0.0, "quality": 0.0})
-                continue
-            clicked = answers.descriptor.astype(float)
-            query = Query(
-                clicked, float(answers.quality[0]), float(mask.sum()), radius, np.empty((0, clicked.shape[1]))
-            )
-            score = descriptors.probabilities(places, query)
-            hits = right(places, score, centres, radius)
-            f1, best, ap = curve(score, hits, len(labels))
-            rows.append({
-                "kind": kind, "iou": iou(truth, label, low, mask), "f1": f1, "best": best, "ap": ap,
-                "quality": float(answers.quality[0]), "diameter": float(np.cbrt(6 * truth.sizes[label] / np.pi)),
-            })  # fmt: skip
-            terms.append(np.column_stack([descriptors.terms(places, query, descriptors.learned(places, query)), hits]))
-    return rows, terms
+def calibration(every: list[Seen], pairs: list[tuple[Places, Query]], weights: Sequence[float]) -> dict[str, object]:
+    """Of places with a probability in each of `BINS`, the share that is of the kind; false picks where none is."""
+    scores, truths = [], []
+    for seen in every:
+        for one in seen.clicks:
+            score = descriptors.probabilities(seen.places, one.query, weights)
+            scores.append(score)
+            truths.append(right(seen.places, score, one.centres, one.query.radius))
+    score, truth = np.concatenate(scores), np.concatenate(truths)
+    share = {
+        f"{low:g}": round(float(truth[(score >= low) & (score < high)].mean()), 2)
+        for low, high in itertools.pairwise(BINS)
+        if ((score >= low) & (score < high)).any()
+    }
+    false = [likely_cut(descriptors.probabilities(places, query, weights)).kept for places, query in pairs]
+    return {"right": share, "false where absent": {"mean": float(np.mean(false)), "median": float(np.median(false))}}
 
 
-def fit(terms: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Logistic regression, by Newton's steps with a small penalty."""
-    every = np.concatenate(terms)
-    x, y = every[:, :-1], every[:, -1]
+def fit(every: list[Seen], pairs: list[tuple[Places, Query]]) -> NDArray[np.float64]:
+    """The weights of `kernels.descriptors`, with queries that have their kind here and such that have not."""
+    weights = np.asarray(descriptors.WEIGHTS)
+    for _ in range(ROUNDS):
+        rows = []
+        for seen in every:
+            for one in seen.clicks:
+                mean = descriptors.learned(seen.places, one.query, weights)
+                hits = right(seen.places, seen.places.descriptors @ mean, one.centres, one.query.radius)
+                rows.append(np.column_stack([descriptors.terms(seen.places, one.query, mean), hits]))
+        for places, query in pairs:
+            terms = descriptors.terms(places, query, descriptors.learned(places, query, weights))
+            rows.append(np.column_stack([terms, np.zeros(len(places))]))
+        weights = regression(np.concatenate(rows))
+    return weights
+
+
+def regression(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logistic regression of the last column on the others, by Newton's steps with a small penalty."""
+    x, y = rows[:, :-1], rows[:, -1]
     weights = np.zeros(x.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
@@ -154,27 +226,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tomograms", type=Path)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--count", type=int, default=20, help="tomograms at most")
+    parser.add_argument("--fit", action="store_true", help="find the weights of kernels.descriptors again")
     parser.add_argument("--dtype", default="float32")
     chosen = parser.parse_args()
     model = ParticleSegmenter(chosen.weights, "", "cpu", chosen.dtype)
-    every, terms = [], []
+    every = []
     for path in sorted(chosen.tomograms.glob("*.npz"))[: chosen.count]:
-        rows, more = measure(model, path, np.random.default_rng(0))
-        every += rows
-        terms += more
-        print(path.stem, json.dumps(summary(rows)), flush=True)
-    print("all", json.dumps(summary(every)))
+        every.append(see(model, path, np.random.default_rng(0)))
+        print(path.stem, json.dumps(figures(every[-1:], descriptors.WEIGHTS)), flush=True)
+    pairs = absent(every, np.random.default_rng(1))
+    weights = descriptors.WEIGHTS
+    print("all", json.dumps(figures(every, weights) | calibration(every, pairs, weights)))
     if chosen.fit:
-        print("weights", [round(float(w), 3) for w in fit(terms)])
-
-
-def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    if not rows:
-        return {}
-    means = {name: round(float(np.mean([r[name] for r in rows])), 3) for name in ("iou", "f1", "best", "ap", "quality")}
-    return means | {"iou<.4": round(float(np.mean([r["iou"] < 0.4 for r in rows])), 3)}
+        weights = tuple(round(float(w), 2) for w in fit(every, pairs))
+        print("fitted", json.dumps(figures(every, weights) | calibration(every, pairs, weights)))
+        print("weights", weights)
 
 
 if __name__ == "__main__":

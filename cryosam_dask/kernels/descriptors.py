@@ -7,6 +7,7 @@ examples, round by round, and average its noise away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,8 @@ _ROUNDS = (2, 4, 8, 16)
 _SURELY = 0.65
 """Probability from which a place may join."""
 
-_WEIGHTS = (0.87, 27.05, -0.64, 1.18, -1.18, -7.23, 0.34)
-"""Of the terms of `_terms`; from `training/evaluate.py`, on tomograms that have the kind and such that have not."""
+WEIGHTS = (0.87, 27.05, -0.64, 1.18, -1.18, -7.23, 0.34)
+"""Of `terms`; from `training/evaluate.py`, on tomograms that have the kind and such that have not."""
 
 _UNLIKE = 0.5
 """Similarity below which places are not told apart."""
@@ -65,19 +66,19 @@ class Query:
     negatives: Float64
 
 
-def probabilities(places: Places, query: Query) -> Float64:
+def probabilities(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) -> Float64:
     """How probably each place is of the kind, (n,) 0 to 1; 0 for one that is more similar to a negative."""
     if not len(places):
         return np.empty(0)
-    return _probability(places, query, learned(places, query))
+    return _probability(places, query, learned(places, query, weights), weights)
 
 
-def learned(places: Places, query: Query) -> Float64:
+def learned(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) -> Float64:
     """The descriptor (D,) of the clicks and of the places that surely are of their kind."""
     clicked = query.descriptors.sum(axis=0)
     mean = _unit(clicked)
     for count in _ROUNDS:
-        likely = _probability(places, query, mean)
+        likely = _probability(places, query, mean, weights)
         sure = np.flatnonzero(likely >= _SURELY)
         sure = sure[non_maximum_suppression(places.centres[sure], likely[sure], query.radius, count)]
         if len(sure):
@@ -88,7 +89,7 @@ def learned(places: Places, query: Query) -> Float64:
 
 
 def terms(places: Places, query: Query, mean: Float64) -> Float64:
-    """What `_WEIGHTS` weigh, (n, 7).
+    """What `WEIGHTS` weigh, (n, 7).
 
     A constant; the square of the similarity to `mean` above `_UNLIKE`; logits of quality and centrality; the
     logarithm of the sizes' ratio, unsigned; the similarity that others of the kind have here, for clicks in noise are
@@ -108,8 +109,8 @@ def terms(places: Places, query: Query, mean: Float64) -> Float64:
     return np.stack(columns, axis=1)
 
 
-def _probability(places: Places, query: Query, mean: Float64) -> Float64:
-    total = terms(places, query, mean) @ np.array(_WEIGHTS)
+def _probability(places: Places, query: Query, mean: Float64, weights: Sequence[float]) -> Float64:
+    total = terms(places, query, mean) @ np.asarray(weights, float)
     likely = np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
     likely[_rejected(places, mean, query.negatives)] = 0.0
     return likely
