@@ -1,0 +1,333 @@
+"""Which similarities are of the kind: a mixture of two groups of scores, and probabilities from it.
+
+Cosines have no scale of their own: what counts as alike depends on the encoder, the noise and the tomogram. So the
+scores of the candidates are modelled themselves, as for local false discovery rates (Efron, Large-scale simultaneous
+hypothesis testing, JASA 2004): the background, and on its high side the kind. The probability of the kind at a score is
+the share that the second group has in the density there.
+
+Whether there are two groups depends on the shapes that one may have, since two symmetrical ones describe any skewed one
+well. The background is a log-F distribution (Jones, Families of distributions arising from distributions of order
+statistics, TEST 2004): its log density is concave, and its tails lie between those of a normal and of an exponential
+distribution, each side by itself. So maxima of noise, normal and skewed scores are all one group. The density of two
+normal groups of deviation σ is not log-concave from a distance of 2 σ on, whatever their shares: there telling them
+apart begins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from cryosam_dask.kernels.peaks import NOTHING, Cut, likely_cut
+
+Float64 = NDArray[np.float64]
+
+LEAST = 8
+"""Scores below which no groups are sought."""
+
+_FINE = 64  # groups of equal rank that scores are pooled in: the k-th from either end with k / 64 others
+_LARGEST = 0.9999
+_STARTS = (0.02, 0.1, 0.3, 0.6, 0.9)  # shares of the kind that fits begin at
+_APART = 1.7  # least distance of two groups' means, in their mean deviation
+_EVIDENCE = 1.5  # by how much log-likelihood must exceed what BIC asks for …
+_MISFIT = 1e-3  # … and by how much more for each score, since no background is quite as the model has it
+
+NEAR = 0.7
+"""A group is of the kind if it lies at least so much of the way from the background to what was clicked. Where all are
+one group the threshold of similarity stands for the background; besides, …"""
+
+MOST_OF_IT = 0.25
+"""… what reaches the threshold must be at most this share of the tomogram, …"""
+
+CLEAR_OF_IT = 0.5
+"""… and nine in ten of the group must be farther from it than so much of their median distance: noise that reaches it
+crowds there (0.15 of the median for an exponential tail)."""
+
+_HANDFUL = 3
+_BY_CHANCE = 0.05
+
+
+class Standing(NamedTuple):
+    """What is known of similarities besides the candidates' own.
+
+    Attributes
+    ----------
+    own : similarity of what was clicked with the query, which is its mean; None where that is not known
+    reached : share of the tomogram that reaches `lowest`, the threshold of candidates
+    """
+
+    own: float | None = None
+    reached: float = 1.0
+    lowest: float | None = None
+
+
+UNKNOWN = Standing()
+
+
+def alike_cut(scores: NDArray[np.floating], standing: Standing) -> Cut:
+    """Where the kind ends among (N,) similarities of candidates, those of clicked places left out.
+
+    Notes
+    -----
+    Two groups: the cut follows from the probabilities (`peaks.likely_cut`), unless the upper group is so much less
+    like the query than what was clicked that it must be another kind. One group is the background, of which the few
+    stay that are too far out for it; or it is all of the kind, where the threshold of similarity has removed the rest
+    already. This it is if it is about as like the query as what was clicked, if little of the tomogram reaches the
+    threshold, and if scores do not crowd there. Less than `LEAST` scores are judged one by one, like one group.
+    """
+    values = np.asarray(scores, float).ravel()
+    alike = _alike(values, standing)
+    if len(values) < LEAST:
+        if alike.any():
+            return _kept(values, float(values[alike].min()), "are about as like the query as what was clicked")
+        none = f"none of {len(values)} places is surely as like the query as what was clicked"
+        return Cut(_above(values), 0, f"{NOTHING}: {none}", False)
+    seen = groups(values, standing.lowest)
+    if seen.upper is None and 2 * alike.sum() >= len(values) and _is_clear_of(values, standing.lowest):
+        return _kept(values, float(values.min()), "are one group, about as like the query as what was clicked")
+    if seen.upper is not None and _is_near(math.tanh(seen.upper[0]), math.tanh(seen.lower[0]), standing.own):
+        likely = likely_cut(seen.probability)
+        if likely.kept:
+            threshold = float(values[seen.probability >= likely.threshold].min())
+            why = f"are of the kind with a probability of {likely.threshold:.2f} or more"
+            return _kept(values, threshold, why)
+    return _outliers(values, seen, standing.own)
+
+
+def _alike(values: Float64, standing: Standing) -> NDArray[np.bool_]:
+    """Which scores are about those of what was clicked, where the threshold left little of the tomogram."""
+    own, lowest = standing.own, standing.lowest
+    if own is None or lowest is None or own <= lowest or standing.reached > MOST_OF_IT:
+        return np.zeros(len(values), bool)
+    return np.asarray(values - lowest >= NEAR * (own - lowest))
+
+
+def _is_near(upper: float, lower: float, own: float | None) -> bool:
+    """Whether a group may be of the kind, as far as what was clicked tells."""
+    return own is None or own <= lower or upper - lower >= NEAR * (own - lower)
+
+
+def _is_clear_of(values: Float64, lowest: float | None) -> bool:
+    """Whether scores do not crowd at the threshold below which others were left out."""
+    if lowest is None:
+        return False
+    first, middle = np.quantile(values, (0.1, 0.5))
+    return bool(first - lowest >= CLEAR_OF_IT * (middle - lowest))
+
+
+def _outliers(values: Float64, seen: Groups, own: float | None) -> Cut:
+    """A handful at most, of those that are farther out than chance takes any of the background."""
+    far = np.sort(values[seen.tail * len(values) < _BY_CHANCE])[::-1]
+    far = far[[_is_near(value, math.tanh(seen.lower[0]), own) for value in far]] if len(far) else far
+    if seen.upper is not None:
+        why = f"the best group of {len(values)} places is far less like the query than what was clicked"
+    else:
+        why = f"the similarities of {len(values)} places are one group"
+    if not 0 < len(far) <= _HANDFUL:
+        return Cut(_above(values), 0, f"{NOTHING}: {why}", False)
+    return Cut(float(far[-1]), len(far), f"{NOTHING} but {len(far)} places: {why}", False)
+
+
+def _kept(values: Float64, threshold: float, why: str) -> Cut:
+    kept = int((values >= threshold).sum())
+    return Cut(threshold, kept, f"{kept} of {len(values)} places {why} (similarity {threshold:.3f})")
+
+
+def _above(values: Float64) -> float:
+    """A threshold that none reaches."""
+    return float(np.nextafter(values.max(), 2.0)) if len(values) else 1.0
+
+
+class Groups(NamedTuple):
+    """Two groups of scores, or one.
+
+    Attributes
+    ----------
+    probability : (N,) of each score, that it is of the upper group; never falls with the score. 0 where there is one
+        group
+    share : of the upper group
+    lower, upper : (mean, deviation) of the groups as Fisher transforms of the scores; `upper` is None for one group
+    evidence : by how much two groups are more likely than one, as a difference of log-likelihoods less what BIC, and
+        some caution, ask for; there are two where it is above 0
+    tail : (N,) share of the lower group that lies above each score
+    """
+
+    probability: Float64
+    share: float
+    lower: tuple[float, float]
+    upper: tuple[float, float] | None
+    evidence: float
+    tail: Float64
+
+
+def fisher(scores: Float64) -> Float64:
+    """Fisher's transform of cosines, artanh, by which their spread depends little on where they lie."""
+    return np.asarray(np.arctanh(np.clip(scores, -_LARGEST, _LARGEST)))
+
+
+def groups(scores: Float64, lowest: float | None = None) -> Groups:
+    """Part (N,) cosines in background and kind, N from `LEAST` on.
+
+    lowest : below which scores were left out, if they were; groups are then cut there
+    """
+    values = fisher(np.asarray(scores, float))
+    middle, unit = float(np.median(values)), max(float(values.std()), 1e-4)
+    scaled = (values - middle) / unit
+    floor = -np.inf if lowest is None else (float(fisher(np.asarray(lowest))) - middle) / unit - 1e-6
+    points, weights = _pooled(np.sort(scaled))
+    one = _fit(_One(points, weights, floor), [_start_of_one(points, weights)])
+    two = _fit(_Two(points, weights, floor), _starts_of_two(points, weights))
+    model = _Two(points, weights, floor)
+    caution = _EVIDENCE + _MISFIT * len(values)
+    evidence = one.value - two.value - 1.5 * math.log(len(values)) - caution  # three numbers more
+    lower, upper, share = model.read(two.where)
+    if evidence <= 0:
+        mean, deviation = float(one.where[0]), math.exp(one.where[1])
+        told = (middle + unit * mean, unit * deviation)
+        return Groups(np.zeros(len(values)), 0.0, told, None, evidence, _log_f_above(scaled, one.where[:4], floor))
+    probability = _monotone(model, two.where, scaled)
+    return Groups(
+        probability,
+        share,
+        (middle + unit * lower[0], unit * lower[1]),
+        (middle + unit * upper[0], unit * upper[1]),
+        evidence,
+        _log_f_above(scaled, two.where[:4], floor),
+    )
+
+
+def _pooled(ordered: Float64) -> tuple[Float64, Float64]:
+    """Scores pooled with their neighbours in rank, the fewer the nearer to an end: values and how many each is of."""
+    n = len(ordered)
+    ends: list[int] = []
+    k = 0
+    while k < n // 2:
+        k += 1 + k // _FINE
+        ends.append(min(k, n // 2))
+    edges = np.unique([0, *ends, *(n - np.array(ends, int)), n])
+    counts = np.diff(edges).astype(float)
+    return np.add.reduceat(ordered, edges[:-1]) / counts, counts
+
+
+class _Fit(NamedTuple):
+    where: Float64
+    value: float
+
+
+class _One:
+    """Minus the log-likelihood of one group, with weak priors: mean, log deviation, log of both tails' rates."""
+
+    def __init__(self, points: Float64, weights: Float64, floor: float) -> None:
+        self.points, self.weights, self.floor = points, weights, floor
+        self.bounds = [(-6.0, 6.0), (-5.0, 1.5), (-1.0, 4.0), (-1.0, 4.0)]
+
+    def cost(self, where: Float64) -> float:
+        return _prior(where) - float(self.weights @ _log_f(self.points, where, self.floor))
+
+    def read(self, where: Float64) -> None:
+        return None
+
+
+class _Two:
+    """The same of two groups: besides distance in deviations, log ratio of deviations, and log odds of the upper."""
+
+    def __init__(self, points: Float64, weights: Float64, floor: float) -> None:
+        self.points, self.weights, self.floor = points, weights, floor
+        self.bounds = [*_One(points, weights, floor).bounds, (_APART, 40.0), (-2.0, 1.5), (-9.0, 4.0)]
+
+    def parts(self, points: Float64, where: Float64) -> tuple[Float64, Float64]:
+        """Log densities of the groups, each times its share."""
+        (mean, deviation), share = self.read(where)[1], special.expit(where[6])
+        low = _log_f(points, where[:4], self.floor) + math.log1p(-share)
+        inside = special.log_ndtr((mean - self.floor) / deviation) if np.isfinite(self.floor) else 0.0
+        high = -0.5 * ((points - mean) / deviation) ** 2 - math.log(deviation * math.sqrt(2 * math.pi)) - inside
+        return low, high + math.log(share)
+
+    def cost(self, where: Float64) -> float:
+        low, high = self.parts(self.points, where)
+        prior = _prior(where) + 0.5 * (where[5] / 0.7) ** 2
+        return float(prior - self.weights @ np.logaddexp(low, high))
+
+    def read(self, where: Float64) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """(mean, deviation) of both groups, and the share of the upper one."""
+        low = math.exp(where[1])
+        high = math.exp(where[1] + where[5])
+        distance = where[4] * math.sqrt((low**2 + high**2) / 2)
+        return (where[0], low), (where[0] + distance, high), float(special.expit(where[6]))
+
+
+def _prior(where: Float64) -> float:
+    """Tails are a little heavier than a normal distribution's unless scores say otherwise."""
+    return float(0.5 * ((where[2:4] - 1.5) ** 2).sum() + 0.02 * where[0] ** 2)
+
+
+def _fit(model: _One | _Two, starts: list[Float64]) -> _Fit:
+    best = _Fit(starts[0], np.inf)
+    for start in starts:
+        got = optimize.minimize(
+            model.cost, start, method="L-BFGS-B", bounds=model.bounds, options={"maxiter": 60, "maxfun": 700}
+        )
+        if got.fun < best.value:
+            best = _Fit(np.asarray(got.x), float(got.fun))
+    return best
+
+
+def _start_of_one(points: Float64, weights: Float64) -> Float64:
+    mean = float(weights @ points / weights.sum())
+    deviation = math.sqrt(float(weights @ (points - mean) ** 2 / weights.sum()))
+    return np.array([mean, math.log(max(deviation, 0.02)), 1.5, 1.5])
+
+
+def _starts_of_two(points: Float64, weights: Float64) -> list[Float64]:
+    """From the best so many scores as the upper group."""
+    below = np.cumsum(weights) / weights.sum()
+    starts = []
+    for share in _STARTS:
+        top = below > 1 - share
+        top[-1], top[0] = True, False
+        low, high = (_start_of_one(points[part], weights[part]) for part in (~top, top))
+        between = math.sqrt((math.exp(2 * low[1]) + math.exp(2 * high[1])) / 2)
+        distance = float(np.clip((high[0] - low[0]) / between, _APART + 0.1, 39))
+        starts.append(np.array([*low, distance, np.clip(high[1] - low[1], -1.5, 1), special.logit(share)]))
+    return starts
+
+
+def _standard(points: Float64, where: Float64) -> tuple[Float64, float, float, float]:
+    """Points on the log-F distribution's own scale, its two rates, and that scale in units of the points."""
+    mean, deviation, a, b = where[0], math.exp(where[1]), math.exp(where[2]), math.exp(where[3])
+    scale = deviation / math.sqrt(special.zeta(2, a) + special.zeta(2, b))
+    return (points - mean) / scale + special.digamma(a) - special.digamma(b), a, b, scale
+
+
+def _log_f(points: Float64, where: Float64, floor: float) -> Float64:
+    """Log density of the log-F distribution cut at `floor`: of log(g₁ / g₂), gamma variates of shapes a and b."""
+    t, a, b, scale = _standard(points, where)
+    out = a * t - (a + b) * np.logaddexp(0, t) - special.betaln(a, b) - math.log(scale)
+    if np.isfinite(floor):
+        at, *_ = _standard(np.array([floor]), where)
+        out = out - math.log(max(float(special.betainc(b, a, special.expit(-at[0]))), 1e-12))
+    return np.asarray(out)
+
+
+def _log_f_above(points: Float64, where: Float64, floor: float) -> Float64:
+    """Share of the cut log-F distribution that lies above each point."""
+    t, a, b, _ = _standard(points, where)
+    above = special.betainc(b, a, special.expit(-t))
+    if np.isfinite(floor):
+        at, *_ = _standard(np.array([floor]), where)
+        above = above / max(float(special.betainc(b, a, special.expit(-at[0]))), 1e-12)
+    return np.asarray(np.minimum(above, 1.0))
+
+
+def _monotone(model: _Two, where: Float64, points: Float64) -> Float64:
+    """Probability of the upper group, which falls nowhere: outside of both groups their tails decide nothing."""
+    start = model.read(where)[0][0]
+    order = np.argsort(points, kind="stable")
+    low, high = model.parts(np.maximum(points[order], start), where)
+    out = np.empty(len(points))
+    out[order] = np.maximum.accumulate(special.expit(high - low))
+    return out
