@@ -46,13 +46,12 @@ def lowest(background: str) -> float | None:
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("count", [5, 30, 300, 3000])
 def test_background_alone_gives_a_handful_at_most_and_says_so(background: str, count: int) -> None:
-    for seed in range(2):
-        scores = cosines(BACKGROUNDS[background](np.random.default_rng(seed), count))
-        cut = alike_cut(scores, Standing(own=0.9, lowest=lowest(background)))
-        assert cut.kept <= 3
-        assert cut.kept == (scores >= cut.threshold).sum()
-        assert not cut.clear
-        assert cut.reason.startswith("nothing stands out from the background")
+    scores = cosines(BACKGROUNDS[background](np.random.default_rng(0), count))
+    cut = alike_cut(scores, Standing(own=0.9, lowest=lowest(background)))
+    assert cut.kept <= 3
+    assert cut.kept == (scores >= cut.threshold).sum()
+    assert not cut.clear
+    assert cut.reason.startswith("nothing stands out from the background")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_where_the_threshold_left_the_kind_alone_all_of_it_stays() -> None:
     st.sampled_from([None, -1.0, 0.0, 0.5, 1.0]),
     st.sampled_from([None, -1.0, 0.25]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_ties_and_odd_scores_have_a_cut(scores: Float64, own: float | None, threshold: float | None) -> None:
     kept = scores if threshold is None else scores[scores >= threshold]
     cut = alike_cut(kept, Standing(own, 0.1, threshold))
@@ -122,7 +121,7 @@ def test_ties_and_odd_scores_have_a_cut(scores: Float64, own: float | None, thre
 
 
 @given(hnp.arrays(np.float64, st.integers(8, 80), elements=st.floats(-0.99, 0.99)))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_probability_never_falls_with_the_score(scores: Float64) -> None:
     seen = groups(scores)
     assert ((seen.probability >= 0) & (seen.probability <= 1)).all()

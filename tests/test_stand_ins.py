@@ -245,7 +245,7 @@ def unsure(driver: Driver) -> list[str]:
 # --- what is found ---
 
 
-@pytest.mark.parametrize("noise", [0.3, 2.0, 4.0])
+@pytest.mark.parametrize("noise", [0.3, 1.5, 2.5])
 def test_the_kind_is_found_and_few_others(noise: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = balls(tmp_path / "t.mrc", {1: 11, 2: 11, 3: 10}, 0)
     settings = search(use(scene, noise, monkeypatch))

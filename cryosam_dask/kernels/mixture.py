@@ -33,7 +33,8 @@ _FINE = 64  # groups of equal rank that scores are pooled in: the k-th from eith
 _LARGEST = 0.9999
 _STARTS = (0.02, 0.1, 0.3, 0.6, 0.9)  # shares of the kind that fits begin at
 _APART = 1.7  # least distance of two groups' means, in their mean deviation
-_EVIDENCE = 1.5  # by how much log-likelihood must exceed what BIC asks for …
+_FIRST, _PROMISING, _MOST = 8, 2, 50  # steps of all fits, how many go on, and their steps at most
+_EVIDENCE = 2.0  # by how much log-likelihood must exceed what BIC asks for …
 _MISFIT = 1e-3  # … and by how much more for each score, since no background is quite as the model has it
 
 NEAR = 0.7
@@ -86,7 +87,7 @@ def alike_cut(scores: NDArray[np.floating], standing: Standing) -> Cut:
             return _kept(values, float(values[alike].min()), "are about as like the query as what was clicked")
         none = f"none of {len(values)} places is surely as like the query as what was clicked"
         return Cut(_above(values), 0, f"{NOTHING}: {none}", False)
-    seen = groups(values, standing.lowest)
+    seen = groups(values, standing.lowest, standing.own is not None)
     if seen.upper is None and 2 * alike.sum() >= len(values) and _is_clear_of(values, standing.lowest):
         return _kept(values, float(values.min()), "are one group, about as like the query as what was clicked")
     if seen.upper is not None and _is_near(math.tanh(seen.upper[0]), math.tanh(seen.lower[0]), standing.own):
@@ -169,10 +170,11 @@ def fisher(scores: Float64) -> Float64:
     return np.asarray(np.arctanh(np.clip(scores, -_LARGEST, _LARGEST)))
 
 
-def groups(scores: Float64, lowest: float | None = None) -> Groups:
+def groups(scores: Float64, lowest: float | None = None, placed: bool = False) -> Groups:
     """Part (N,) cosines in background and kind, N from `LEAST` on.
 
     lowest : below which scores were left out, if they were; groups are then cut there
+    placed : whether it is known where the upper group should lie, so that BIC asks for one number less
     """
     values = fisher(np.asarray(scores, float))
     middle, unit = float(np.median(values)), max(float(values.std()), 1e-4)
@@ -183,7 +185,8 @@ def groups(scores: Float64, lowest: float | None = None) -> Groups:
     two = _fit(_Two(points, weights, floor), _starts_of_two(points, weights))
     model = _Two(points, weights, floor)
     caution = _EVIDENCE + _MISFIT * len(values)
-    evidence = one.value - two.value - 1.5 * math.log(len(values)) - caution  # three numbers more
+    numbers = 2 if placed else 3
+    evidence = one.value - two.value - 0.5 * numbers * math.log(len(values)) - caution
     lower, upper, share = model.read(two.where)
     if evidence <= 0:
         mean, deviation = float(one.where[0]), math.exp(one.where[1])
@@ -266,14 +269,15 @@ def _prior(where: Float64) -> float:
 
 
 def _fit(model: _One | _Two, starts: list[Float64]) -> _Fit:
-    best = _Fit(starts[0], np.inf)
-    for start in starts:
-        got = optimize.minimize(
-            model.cost, start, method="L-BFGS-B", bounds=model.bounds, options={"maxiter": 60, "maxfun": 700}
-        )
-        if got.fun < best.value:
-            best = _Fit(np.asarray(got.x), float(got.fun))
-    return best
+    """The best fit: a few steps from each start, then on from the most promising ones."""
+    tried = sorted((_steps(model, start, _FIRST) for start in starts), key=lambda fit: fit.value)
+    return min((_steps(model, fit.where, _MOST) for fit in tried[:_PROMISING]), key=lambda fit: fit.value)
+
+
+def _steps(model: _One | _Two, start: Float64, steps: int) -> _Fit:
+    options = {"maxiter": steps, "maxfun": 10 * steps}
+    got = optimize.minimize(model.cost, start, method="L-BFGS-B", bounds=model.bounds, options=options)
+    return _Fit(np.asarray(got.x), float(got.fun))
 
 
 def _start_of_one(points: Float64, weights: Float64) -> Float64:
