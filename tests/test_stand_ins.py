@@ -23,6 +23,7 @@ from cryosam_dask.outputs.queries import export_query
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.report import write_report
 from cryosam_dask.settings import Settings
+from cryosam_dask.stages import structure
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Float32, Prediction, PromptedSegmenter, SliceEncoder
@@ -269,6 +270,7 @@ def test_nothing_is_made_of_a_tomogram_without_the_kind(tmp_path: Path, monkeypa
     use(other, 1.0, monkeypatch)
     driver = cs.run(other.path, None, tmp_path / "b.zarr", query=tmp_path / "ball.json", name="ball", workers=0)
     assert len(picks.read(RunStore.open(tmp_path / "b.zarr"), "ball")) <= 3
+    assert RunStore.open(tmp_path / "b.zarr").group(layout.query("ball")).attrs[structure.OWN] > 0.7, "of the donor"
     (note,) = unsure(driver)
     assert note.startswith("ball: little or nothing stands out from the background")
     assert "match.count" in note
@@ -293,7 +295,7 @@ def test_an_extended_structure_is_covered_from_one_click(tmp_path: Path, monkeyp
     kinds = np.where(y > 36, scene.kinds, 0)
     kinds[wall] = 1
     scene = write(tmp_path / "wall.mrc", kinds, {}, 0)
-    settings = settings_for(use(scene, 1.0, monkeypatch), {"match.structure": "extended"})
+    settings = settings_for(use(scene, 1.0, monkeypatch), {"match.structure": "extended", "match.nms_radius": 28.0})
     cs.run(scene.path, [(18, 20, 0)], tmp_path / "r.zarr", name="wall", settings=settings, workers=0)
     labels = RunStore.open(tmp_path / "r.zarr").read(layout.labels("wall")) > 0
     assert 2 * (labels & wall).sum() / (labels.sum() + wall.sum()) >= 0.8
