@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels.mixture import Standing, alike_cut, groups
+from cryosam_dask.kernels.mixture import groups
+from cryosam_dask.kernels.standing_out import Standing, alike_cut
 
 Float64 = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Float64]
@@ -93,6 +94,17 @@ def test_others_that_stand_out_are_not_the_kind_if_the_clicked_ones_are_far_more
     assert cut.kept <= 3
     assert not cut.clear
     assert "far less like the query than what was clicked" in cut.reason
+
+
+def test_the_kind_is_found_above_others_that_stand_out() -> None:
+    """A part of the background may lie lower than the rest, and another kind higher."""
+    rng = np.random.default_rng(0)
+    for lower, upper in ((150, 300), (400, 60)):
+        parts = [rng.normal(0, 1, lower), rng.normal(7, 1, upper), rng.normal(14, 1, 40)]
+        scores = cosines(np.concatenate(parts))
+        cut = alike_cut(scores, Standing(own=float(cosines(np.array(14.5)))))
+        assert cut.clear
+        assert 36 <= cut.kept <= 44
 
 
 def test_where_the_threshold_left_the_kind_alone_all_of_it_stays() -> None:

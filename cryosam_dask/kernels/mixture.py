@@ -22,125 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from cryosam_dask.kernels.peaks import NOTHING, Cut, likely_cut
-
 Float64 = NDArray[np.float64]
 
 LEAST = 8
 """Scores below which no groups are sought."""
 
+LARGEST = 0.9999
+"""Cosines are taken for no more than this, or less than minus this."""
+
 _FINE = 64  # groups of equal rank that scores are pooled in: the k-th from either end with k / 64 others
-_LARGEST = 0.9999
 _STARTS = (0.02, 0.1, 0.3, 0.6, 0.9)  # shares of the kind that fits begin at
 _APART = 1.7  # least distance of two groups' means, in their mean deviation
 _FIRST, _PROMISING, _MOST = 8, 2, 50  # steps of all fits, how many go on, and their steps at most
 _EVIDENCE = 2.0  # by how much log-likelihood must exceed what BIC asks for …
 _MISFIT = 1e-3  # … and by how much more for each score, since no background is quite as the model has it
-
-NEAR = 0.7
-"""A group is of the kind if it lies at least so much of the way from the background to what was clicked. Where all are
-one group the threshold of similarity stands for the background; besides, …"""
-
-MOST_OF_IT = 0.25
-"""… what reaches the threshold must be at most this share of the tomogram, …"""
-
-CLEAR_OF_IT = 0.5
-"""… and nine in ten of the group must be farther from it than so much of their median distance: noise that reaches it
-crowds there (0.15 of the median for an exponential tail)."""
-
-_HANDFUL = 3
-_BY_CHANCE = 0.05
-
-
-class Standing(NamedTuple):
-    """What is known of similarities besides the candidates' own.
-
-    Attributes
-    ----------
-    own : similarity of what was clicked with the query, which is its mean; None where that is not known
-    reached : share of the tomogram that reaches `lowest`, the threshold of candidates
-    """
-
-    own: float | None = None
-    reached: float = 1.0
-    lowest: float | None = None
-
-
-UNKNOWN = Standing()
-
-
-def alike_cut(scores: NDArray[np.floating], standing: Standing) -> Cut:
-    """Where the kind ends among (N,) similarities of candidates, those of clicked places left out.
-
-    Notes
-    -----
-    Two groups: the cut follows from the probabilities (`peaks.likely_cut`), unless the upper group is so much less
-    like the query than what was clicked that it must be another kind. One group is the background, of which the few
-    stay that are too far out for it; or it is all of the kind, where the threshold of similarity has removed the rest
-    already. This it is if it is about as like the query as what was clicked, if little of the tomogram reaches the
-    threshold, and if scores do not crowd there. Less than `LEAST` scores are judged one by one, like one group.
-    """
-    values = np.asarray(scores, float).ravel()
-    alike = _alike(values, standing)
-    if len(values) < LEAST:
-        if alike.any():
-            return _kept(values, float(values[alike].min()), "are about as like the query as what was clicked")
-        none = f"none of {len(values)} places is surely as like the query as what was clicked"
-        return Cut(_above(values), 0, f"{NOTHING}: {none}", False)
-    seen = groups(values, standing.lowest, standing.own is not None)
-    if seen.upper is None and 2 * alike.sum() >= len(values) and _is_clear_of(values, standing.lowest):
-        return _kept(values, float(values.min()), "are one group, about as like the query as what was clicked")
-    if seen.upper is not None and _is_near(math.tanh(seen.upper[0]), math.tanh(seen.lower[0]), standing.own):
-        likely = likely_cut(seen.probability)
-        if likely.kept:
-            threshold = float(values[seen.probability >= likely.threshold].min())
-            why = f"are of the kind with a probability of {likely.threshold:.2f} or more"
-            return _kept(values, threshold, why)
-    return _outliers(values, seen, standing.own)
-
-
-def _alike(values: Float64, standing: Standing) -> NDArray[np.bool_]:
-    """Which scores are about those of what was clicked, where the threshold left little of the tomogram."""
-    own, lowest = standing.own, standing.lowest
-    if own is None or lowest is None or own <= lowest or standing.reached > MOST_OF_IT:
-        return np.zeros(len(values), bool)
-    return np.asarray(values - lowest >= NEAR * (own - lowest))
-
-
-def _is_near(upper: float, lower: float, own: float | None) -> bool:
-    """Whether a group may be of the kind, as far as what was clicked tells."""
-    return own is None or own <= lower or upper - lower >= NEAR * (own - lower)
-
-
-def _is_clear_of(values: Float64, lowest: float | None) -> bool:
-    """Whether scores do not crowd at the threshold below which others were left out."""
-    if lowest is None:
-        return False
-    first, middle = np.quantile(values, (0.1, 0.5))
-    return bool(first - lowest >= CLEAR_OF_IT * (middle - lowest))
-
-
-def _outliers(values: Float64, seen: Groups, own: float | None) -> Cut:
-    """A handful at most, of those that are farther out than chance takes any of the background."""
-    far = np.sort(values[seen.tail * len(values) < _BY_CHANCE])[::-1]
-    far = far[[_is_near(value, math.tanh(seen.lower[0]), own) for value in far]] if len(far) else far
-    if seen.upper is not None:
-        why = f"the best group of {len(values)} places is far less like the query than what was clicked"
-    else:
-        why = f"the similarities of {len(values)} places are one group"
-    if not 0 < len(far) <= _HANDFUL:
-        return Cut(_above(values), 0, f"{NOTHING}: {why}", False)
-    return Cut(float(far[-1]), len(far), f"{NOTHING} but {len(far)} places: {why}", False)
-
-
-def _kept(values: Float64, threshold: float, why: str) -> Cut:
-    kept = int((values >= threshold).sum())
-    return Cut(threshold, kept, f"{kept} of {len(values)} places {why} (similarity {threshold:.3f})")
-
-
-def _above(values: Float64) -> float:
-    """A threshold that none reaches."""
-    return float(np.nextafter(values.max(), 2.0)) if len(values) else 1.0
 
 
 class Groups(NamedTuple):
@@ -167,7 +62,7 @@ class Groups(NamedTuple):
 
 def fisher(scores: Float64) -> Float64:
     """Fisher's transform of cosines, artanh, by which their spread depends little on where they lie."""
-    return np.asarray(np.arctanh(np.clip(scores, -_LARGEST, _LARGEST)))
+    return np.asarray(np.arctanh(np.clip(scores, -LARGEST, LARGEST)))
 
 
 def groups(scores: Float64, lowest: float | None = None, placed: bool = False) -> Groups:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.kernels import mixture, peaks
-from cryosam_dask.kernels.mixture import Standing
+from cryosam_dask.kernels import peaks
 from cryosam_dask.kernels.peaks import Cut
+from cryosam_dask.kernels.standing_out import Standing, alike_cut
 from cryosam_dask.settings import MatchSettings
 
 Float64 = NDArray[np.float64]
@@ -40,7 +40,7 @@ class Way:
 
 WAYS: dict[str, Way] = {
     "similarity": Way(
-        mixture.alike_cut,
+        alike_cut,
         "probabilities from a mixture of two groups of similarities",
         "Efron B. Large-scale simultaneous hypothesis testing: the choice of a null hypothesis. "
         "Journal of the American Statistical Association 99, 2004.",

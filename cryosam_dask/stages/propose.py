@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
-from cryosam_dask.kernels.mixture import UNKNOWN, Standing
+from cryosam_dask.kernels.standing_out import UNKNOWN, Standing
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import cut, match, negative, rank, recognize, structure
 from cryosam_dask.stages.base import Stage
