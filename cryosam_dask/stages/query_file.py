@@ -24,7 +24,7 @@ from cryosam_dask.io.frame import printable
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.borrow import Loan
-from cryosam_dask.stages.structure import LIKENESS
+from cryosam_dask.stages.structure import LIKENESS, OWN
 from cryosam_dask.storage.address import is_local, local_path, public, scrub
 from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.store.run_store import check_name
@@ -49,6 +49,7 @@ _DIMENSIONS = {
     "negative_features": 2,
     "negative_profiles": 2,
 }
+_NUMBERS = ("radius", LIKENESS, OWN)
 _ABOUT = ("name", "settings", "weights", "voxel_size", "origin", "params")
 
 
@@ -160,10 +161,10 @@ def _loan(url: str, about: Json) -> Loan:
 
 def _params(url: str, params: Any) -> Json:
     """The numbers of a query, of shapes that belong together."""
-    if not isinstance(params, dict) or not {"feature", "sizes"} <= set(params) <= {*_DIMENSIONS, "radius", LIKENESS}:
+    if not isinstance(params, dict) or not {"feature", "sizes"} <= set(params) <= {*_DIMENSIONS, *_NUMBERS}:
         _refuse(url, "its numbers are not those of a query")
     arrays = {key: _array(url, key, params[key], n) for key, n in _DIMENSIONS.items() if key in params}
-    if LIKENESS in params and not _is_cosine(params[LIKENESS]):
+    if not all(_is_cosine(params[key]) for key in (LIKENESS, OWN) if key in params):
         _refuse(url, "the likeness of its places is no cosine")
     sizes, channels = arrays["sizes"], arrays["feature"].shape[0]
     if not 0 < len(sizes) <= MOST or not ((sizes > 0) & (sizes == np.floor(sizes)) & (sizes < 2**53)).all():
