@@ -7,11 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from scipy import ndimage
 from torch.nn import functional
 
-from cryosam_dask.models.particle_net import CLASSES, DESCRIPTOR, MULTIPLE, STRIDE, ParticleNet, Seen, mask_logits
+from cryosam_dask.models.particle_net import (
+    CLASSES,
+    DESCRIPTOR,
+    MULTIPLE,
+    STRIDE,
+    ParticleNet,
+    Seen,
+    load_weights,
+    mask_logits,
+)
 from cryosam_dask.types import Answers, Array, Bool, Float32
 
 REACH = 22
@@ -41,7 +49,7 @@ class ParticleSegmenter:
         self.identity = identity
         self._device, self._dtype = torch.device(device), _DTYPES[dtype]
         net = ParticleNet()
-        net.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, strict=False)
+        load_weights(net, weights)
         self._net = net.eval().to(self._device).to(memory_format=torch.channels_last_3d)
 
     def look(self, box: Float32) -> ParticleLook:
