@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.kernels import descriptors
-from cryosam_dask.kernels.descriptors import Places, Query
+from cryosam_dask.kernels.descriptors import Places, Query, Weights
 from cryosam_dask.kernels.peaks import likely_cut, non_maximum_suppression
-from cryosam_dask.models.particle_info import WEIGHTS
+from cryosam_dask.models.particle_info import WEIGHTS as NETWORK
 from cryosam_dask.models.particle_segmenter import ParticleSegmenter
 from cryosam_dask.types import Answers, Look
 
@@ -30,12 +30,12 @@ LEAST = 0.2
 
 
 ABSENT = 8  # clicks of other tomograms that are taken to each
-STRICTLY = 4  # times that these count for queries of other tomograms
+THINLY, STRICTLY = 3, 4  # every third counts for clicks in a tomogram, each four times for queries of other tomograms
 ROUNDS = 4  # of fitting: which examples join a query depends on the weights
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
 
 
-Scores = Callable[[Places, Query, Sequence[float]], NDArray[np.float64]]
+Scores = Callable[[Places, Query, Weights], NDArray[np.float64]]
 
 
 class Truth(NamedTuple):
@@ -152,9 +152,7 @@ def absent(every: list[Seen], rng: np.random.Generator) -> list[tuple[Places, Qu
     return pairs
 
 
-def figures(
-    every: list[Seen], weights: Sequence[float], scores: Scores = descriptors.probabilities
-) -> dict[str, float]:
+def figures(every: list[Seen], weights: Weights, scores: Scores = descriptors.probabilities) -> dict[str, float]:
     """Means over the clicks: IoU, F1 at the cut that is found, the best F1, average precision."""
     rows = [(0.0,) * 5 for seen in every for _ in range(seen.missed)]
     for places, clicks in ((seen.places, seen.clicks) for seen in every):
@@ -168,18 +166,18 @@ def figures(
     return {name: round(float(v), 3) for name, v in zip(names, np.mean(rows, axis=0), strict=True)}
 
 
-def by_similarity(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
+def by_similarity(places: Places, query: Query, weights: Weights) -> NDArray[np.float64]:
     """The likeness of descriptors alone."""
     return np.asarray(np.maximum(places.descriptors @ query.descriptors[0], 0))
 
 
-def by_size(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
+def by_size(places: Places, query: Query, weights: Weights) -> NDArray[np.float64]:
     """No descriptors: how much a place is one of a particle, and of the same size."""
     ratio = np.minimum(places.sizes, query.size) / np.maximum(np.maximum(places.sizes, query.size), 1)
     return np.asarray(places.quality * places.centrality * ratio)
 
 
-def alone(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
+def alone(places: Places, query: Query, weights: Weights) -> NDArray[np.float64]:
     """Probabilities by the click alone: no place joins it."""
     mean = query.descriptors[0] / np.linalg.norm(query.descriptors[0])
     return descriptors.probability(places, query, mean, weights)
@@ -206,7 +204,7 @@ def curve(score: NDArray[np.float64], hits: NDArray[np.bool_], count: int) -> tu
     )
 
 
-def calibration(every: list[Seen], pairs: list[tuple[Places, Query]], weights: Sequence[float]) -> dict[str, object]:
+def calibration(every: list[Seen], pairs: list[tuple[Places, Query]], weights: Weights) -> dict[str, object]:
     """Of places with a probability in each of `BINS`, the share that is of the kind; false picks where none is."""
     scores, truths = [], []
     for seen in every:
@@ -224,21 +222,38 @@ def calibration(every: list[Seen], pairs: list[tuple[Places, Query]], weights: S
     return {"right": share, "false where absent": {"mean": float(np.mean(false)), "median": float(np.median(false))}}
 
 
-def fit(every: list[Seen], pairs: list[tuple[Places, Query]]) -> NDArray[np.float64]:
+def fit(every: list[Seen], pairs: list[tuple[Places, Query]]) -> Weights:
     """The weights of `kernels.descriptors`, with queries that have their kind here and such that have not."""
-    weights = np.asarray(descriptors.WEIGHTS)
+    weights = descriptors.WEIGHTS
     for _ in range(ROUNDS):
-        rows = []
-        for seen in every:
-            for one in seen.clicks:
-                mean = descriptors.learned(seen.places, one.query, weights)
-                hits = right(seen.places, seen.places.descriptors @ mean, one.centres, one.query.radius)
-                rows.append(np.column_stack([descriptors.terms(seen.places, one.query, mean), hits]))
-        for places, query in pairs:
-            terms = descriptors.terms(places, query, descriptors.learned(places, query, weights))
-            rows.append(np.column_stack([terms, np.zeros(len(places))]))
-        weights = regression(np.concatenate(rows))
-    return weights
+        rows = [
+            np.column_stack([descriptors.terms(places, query, mean), hits])
+            for places, query, mean, hits in judged(every, pairs, weights)
+        ]
+        weights = weights._replace(first=rounded(regression(np.concatenate(rows))))
+    rows = []
+    for places, query, mean, hits in judged(every, pairs, weights):
+        terms = descriptors.terms(places, query, mean)
+        likely = descriptors.probability(places, query, mean, weights)
+        rows.append(np.column_stack([descriptors.counted(terms, likely), hits]))
+    return weights._replace(then=rounded(regression(np.concatenate(rows))))
+
+
+def judged(
+    every: list[Seen], pairs: list[tuple[Places, Query]], weights: Weights
+) -> Iterator[tuple[Places, Query, NDArray[np.float64], NDArray[np.bool_]]]:
+    """Queries, the places that they are compared with, what they are after these joined, and which are of the kind."""
+    for seen in every:
+        for one in seen.clicks:
+            mean = descriptors.learned(seen.places, one.query, weights)
+            hits = right(seen.places, seen.places.descriptors @ mean, one.centres, one.query.radius)
+            yield seen.places, one.query, mean, hits
+    for places, query in pairs:
+        yield places, query, descriptors.learned(places, query, weights), np.zeros(len(places), bool)
+
+
+def rounded(weights: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(round(float(w), 2) for w in weights)
 
 
 def regression(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -256,7 +271,7 @@ def regression(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tomograms", type=Path)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--weights", type=Path, default=NETWORK)
     parser.add_argument("--count", type=int, default=20, help="tomograms at most")
     parser.add_argument("--fit", action="store_true", help="find the weights of kernels.descriptors again")
     parser.add_argument("--dtype", default="float32")
@@ -272,8 +287,8 @@ def main() -> None:
     for part, scores in PARTS.items():
         print(part, json.dumps(figures(every, weights, scores)))
     if chosen.fit:
-        for name, count in (("WEIGHTS", 1), ("STRICT", STRICTLY)):
-            weights = tuple(round(float(w), 2) for w in fit(every, pairs * count))
+        for name, others in (("WEIGHTS", pairs[::THINLY]), ("STRICT", pairs * STRICTLY)):
+            weights = fit(every, others)
             print(name, weights, json.dumps(figures(every, weights) | calibration(every, pairs, weights)))
 
 

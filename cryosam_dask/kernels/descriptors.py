@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,8 @@ _ROUNDS = (2, 4, 8, 16)
 _SURELY = 0.65
 """Probability from which a place may join."""
 
-WEIGHTS = (2.12, 30.79, -0.98, 1.61, -1.45, -8.68, 0.12)
-"""Of `terms`, where the click is in this tomogram; from `training/evaluate.py`, on tomograms that have more of the kind
-and such that have not."""
-
-STRICT = (-4.72, 32.21, -0.93, 1.42, -1.55, -2.48, 0.11)
-"""The same for a query of another tomogram: that this one has the kind at all is not known."""
+_FEWEST = 0.1
+"""Places that are counted as expected at least, so that their logarithm is finite."""
 
 _UNLIKE = 0.5
 """Similarity below which places are not told apart."""
@@ -70,17 +67,41 @@ class Query:
     negatives: Float64
 
 
-def probabilities(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) -> Float64:
+class Weights(NamedTuple):
+    """What turns descriptors into probabilities: two logistic regressions, one after the other.
+
+    first : of `terms`
+    then : of `terms`, and of the logarithm of the number of places that are expected to be of the kind by the first
+    """
+
+    first: Sequence[float]
+    then: Sequence[float]
+
+
+WEIGHTS = Weights((2.64, 31.36, -1.28, 2.06, -1.63, -8.95, 0.1), (-0.12, 32.16, -1.21, 2.06, -1.73, -4.37, 0.15, -0.66))
+"""Where the click is in this tomogram; from `training/evaluate.py`, on tomograms that have more of the kind and such
+that have not."""
+
+STRICT = Weights(
+    (-5.75, 31.37, -1.2, 1.99, -1.68, -1.02, -0.12), (-13.44, 31.47, -1.19, 1.96, -1.85, 7.9, -0.08, -0.43)
+)
+"""For a query of another tomogram: that this one has the kind at all is not known."""
+
+
+def probabilities(places: Places, query: Query, weights: Weights = WEIGHTS) -> Float64:
     """How probably each place is of the kind, (n,) 0 to 1; 0 for one that is more similar to a negative.
 
     weights : `WEIGHTS`, or `STRICT` for a query of another tomogram
     """
     if not len(places):
         return np.empty(0)
-    return probability(places, query, learned(places, query, weights), weights)
+    mean = learned(places, query, weights)
+    likely = probability(places, query, mean, weights)
+    columns = counted(terms(places, query, mean), likely)
+    return np.where(likely > 0, _sigmoid(columns @ np.asarray(weights.then)), 0.0)
 
 
-def learned(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) -> Float64:
+def learned(places: Places, query: Query, weights: Weights = WEIGHTS) -> Float64:
     """The descriptor (D,) of the clicks and of the places that surely are of their kind."""
     clicked = query.descriptors.sum(axis=0)
     mean = _unit(clicked)
@@ -96,7 +117,7 @@ def learned(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) ->
 
 
 def terms(places: Places, query: Query, mean: Float64) -> Float64:
-    """What `WEIGHTS` weigh, (n, 7).
+    """What `Weights.first` weigh, (n, 7).
 
     A constant; the square of the similarity to `mean` above `_UNLIKE`; logits of quality and centrality; the
     logarithm of the sizes' ratio, unsigned; the similarity that others of the kind have here, for clicks in noise are
@@ -116,10 +137,15 @@ def terms(places: Places, query: Query, mean: Float64) -> Float64:
     return np.stack(columns, axis=1)
 
 
-def probability(places: Places, query: Query, mean: Float64, weights: Sequence[float]) -> Float64:
-    """`probabilities` by the descriptor `mean` (D,), which no place joins."""
-    total = terms(places, query, mean) @ np.asarray(weights, float)
-    likely = np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
+def counted(columns: Float64, likely: Float64) -> Float64:
+    """What `Weights.then` weigh, (n, 8), of `terms` and the probabilities (n,) by `Weights.first`."""
+    expected = np.full(len(likely), np.log(likely.sum() + _FEWEST))
+    return np.column_stack([columns, expected])
+
+
+def probability(places: Places, query: Query, mean: Float64, weights: Weights) -> Float64:
+    """How probable each place is (n,) by the descriptor `mean` (D,) and `Weights.first` alone."""
+    likely = _sigmoid(terms(places, query, mean) @ np.asarray(weights.first, float))
     likely[_rejected(places, mean, query.negatives)] = 0.0
     return likely
 
@@ -134,6 +160,10 @@ def _rejected(places: Places, mean: Float64, negatives: Float64) -> NDArray[np.b
 def _logit(values: Float64) -> Float64:
     inside = np.clip(values, 1e-3, 1 - 1e-3)
     return np.asarray(np.log(inside / (1 - inside)))
+
+
+def _sigmoid(values: Float64) -> Float64:
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -30, 30))))
 
 
 def _unit(vector: Float64) -> Float64:
