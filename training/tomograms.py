@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask.errors import SettingsError
+from cryosam_dask.kernels.images import halve
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, preset, simulate
 from cryosam_dask.simulate.splits import require_split
 from cryosam_dask.simulate.structures import CLASS_OF, CLASSES, Structure
@@ -103,7 +104,7 @@ def arrays_of(tomogram: SimulatedTomogram) -> dict[str, Any]:
     kinds = [species[p.species] for p in tomogram.particles]
     kinds += [len(species) + 1 + CLASSES.index(CLASS_OF[s.kind]) for s in tomogram.structures]
     if settings.voxel_size < FINEST:
-        density, labels, cytosol = _halved(density), labels[1::2, 1::2, 1::2], cytosol[1::2, 1::2, 1::2]
+        density, labels, cytosol = halve(density), labels[1::2, 1::2, 1::2], cytosol[1::2, 1::2, 1::2]
         density = (density - density.mean()) / density.std()
     return {
         "density": density.astype(np.float16),
@@ -113,11 +114,6 @@ def arrays_of(tomogram: SimulatedTomogram) -> dict[str, Any]:
         "species": len(species),
         "settings": json.dumps(settings.to_dict()),
     }
-
-
-def _halved(volume: np.ndarray) -> np.ndarray:
-    z, y, x = (n // 2 for n in volume.shape)
-    return volume[: 2 * z, : 2 * y, : 2 * x].reshape(z, 2, y, 2, x, 2).mean((1, 3, 5))
 
 
 def make(seed: int, folder: Path) -> str:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cryosam_dask.kernels.images import halve
 from cryosam_dask.models.particle_net import CLASSES, STRIDE, ParticleNet, Seen, load_weights, mask_logits
 from cryosam_dask.simulate.structures import CLASSES as STRUCTURES
 
@@ -64,7 +65,7 @@ def boxes_of(path: Path, rng: np.random.Generator) -> list[Box]:
         cytosol = np.unpackbits(file["cytosol"], count=labels.size).reshape(labels.shape).astype(bool)
         kinds, species = np.concatenate([[0], file["kinds"]]).astype(np.int64), int(file["species"])
     if rng.uniform() < 0.2 and min(density.shape) >= 2 * BOX[0] and density.shape[1] >= 2 * 72:
-        density, labels, cytosol = _halved(density), labels[::2, ::2, ::2], cytosol[::2, ::2, ::2]
+        density, labels, cytosol = halve(density), labels[::2, ::2, ::2], cytosol[::2, ::2, ::2]
     flips = tuple(slice(None, None, int(s)) for s in rng.choice([-1, 1], 3))
     density, labels, cytosol = density[flips], labels[flips], cytosol[flips]
     if rng.uniform() < 0.5:
@@ -87,11 +88,6 @@ def boxes_of(path: Path, rng: np.random.Generator) -> list[Box]:
         assert best is not None
         made.append(Box(*(np.ascontiguousarray(a[best]) for a in (density, labels, cytosol)), kinds, species))
     return made
-
-
-def _halved(volume: np.ndarray) -> np.ndarray:
-    z, y, x = (n // 2 for n in volume.shape)
-    return volume[: 2 * z, : 2 * y, : 2 * x].reshape(z, 2, y, 2, x, 2).mean((1, 3, 5))
 
 
 class Clicks(NamedTuple):
