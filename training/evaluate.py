@@ -183,11 +183,17 @@ def alone(places: Places, query: Query, weights: Weights) -> NDArray[np.float64]
     return descriptors.probability(places, query, mean, weights)
 
 
+def joined(places: Places, query: Query, weights: Weights) -> NDArray[np.float64]:
+    """Places that are sure join the click; how many are expected is not counted."""
+    return descriptors.probability(places, query, descriptors.learned(places, query, weights), weights)
+
+
 PARTS: dict[str, Scores] = {
     "size, quality, centrality": by_size,
     "descriptors": by_similarity,
     "both": alone,
-    "both, places that are sure join the click": descriptors.probabilities,
+    "both, places that are sure join the click": joined,
+    "and how many are expected is known": descriptors.probabilities,
 }
 
 
