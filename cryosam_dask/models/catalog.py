@@ -130,6 +130,11 @@ def about_segmenter(spec: str) -> About:
     return SEGMENTERS[name].about if name in SEGMENTERS else UNKNOWN_SEGMENTER
 
 
+def looks_at_boxes(spec: str) -> bool:
+    """Whether a segmenter, be it known or not, looks at boxes of the tomogram and not at planes."""
+    return spec.partition("=")[0].strip() in VOLUME_SEGMENTERS
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like a mistyped one, if one is."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)

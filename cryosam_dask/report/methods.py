@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cryosam_dask.models.catalog import about_encoder, about_segmenter
+from cryosam_dask.models.catalog import about_encoder, about_segmenter, looks_at_boxes
 from cryosam_dask.models.info import About
 from cryosam_dask.report import words
 from cryosam_dask.report.facts import Facts
@@ -84,7 +84,8 @@ def _tomogram(facts: Facts, cite: _Citations) -> str:
     return (
         f"The tomogram {facts.name} ({z} × {y} × {x} voxels along z, y, x, with {size}) was segmented with "
         f"cryosam_dask {facts.version}, an out-of-core implementation of CryoSAM {cite('cryosam')} on Dask "
-        f"{cite('dask')} and Zarr {cite('zarr')}{using}; no training or annotation beyond the prompts was used.{where}"
+        f"{cite('dask')} and Zarr {cite('zarr')}{using}; no training on it and no annotation beyond the prompts was "
+        f"used.{where}"
     )
 
 
@@ -135,6 +136,11 @@ def _features(settings: FeatureSettings, weights: str, cite: _Citations) -> str:
 
 def _masks(settings: PropagationSettings, weights: str, cite: _Citations) -> str:
     model = cite.model(about_segmenter(settings.segmenter))
+    if looks_at_boxes(settings.segmenter):
+        return (
+            f"Points became three-dimensional masks by {model} ({_identity(settings.segmenter, weights)}), which "
+            "looked at a box around each, at the binning and in the contrast that suited the prompts best."
+        )
     thick = f" on planes averaged over {settings.plane_thickness} slices" if settings.plane_thickness > 1 else ""
     area = "" if settings.max_area is None else f" and a mask area below {settings.max_area} pixels"
     guards = (

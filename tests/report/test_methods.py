@@ -83,6 +83,13 @@ def test_encoders_are_cited_by_what_they_are(said: Any, toys: None, name: str) -
     assert ("of a vision transformer [" in text) == (name not in ("texture", "toy", "of-another"))
 
 
+def test_a_segmenter_of_volumes_has_no_planes_in_its_sentence(said: Any) -> None:
+    text = said("texture", "particle-net")
+    assert "looked at a box around each" in text
+    assert "plane to plane" not in text
+    assert "Tian Z" in text
+
+
 def test_models_that_are_not_known_get_a_plain_sentence(said: Any) -> None:
     """Of a run that another version made; nothing is cited for them, and no path is told."""
     text = said("vit-x=/w/x.pth", "sam9=/w/y.pth")
