@@ -14,6 +14,7 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   proposals/NAME                 prompts found by matching
   instances/NAME                 masks of the proposals, by group
   picks/NAME                     kept instances, one row each; pieces/: the masks that extended structures have
+  reviews/NAME                   what people decided about picks: logs, one for each writer
   labels/NAME, NAME_semantic     OME-Zarr labels
   labels/kinds                   which kind each voxel is of, where several kinds competed
   marks/STAGE                    done marks: one byte a unit
@@ -45,6 +46,7 @@ LABELS_VARIABLE = "labels"
 FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"
 QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
 PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
+REVIEWS = "reviews"
 STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
 """The name of the label image of all kinds; no query of these kinds may have it."""
@@ -247,6 +249,16 @@ def piece_column(name: str, column: str) -> str:
     return f"{pieces(name)}/{column}"
 
 
+def reviews(name: str) -> str:
+    """Group of the decisions about a query's picks."""
+    return f"{REVIEWS}/{name}"
+
+
+def review_log(name: str, writer: str, page: int) -> str:
+    """Decisions of one writer, a fixed number to a page."""
+    return f"{reviews(name)}/{writer}_{page:04d}"
+
+
 def standardization(axis: Axis) -> str:
     return f"{STANDARDIZATION}/{axis}"
 
@@ -287,7 +299,8 @@ def is_hidden(path: str) -> bool:
 
 MOST_LEVELS = 16
 TOP_GROUPS = (
-    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, LABELS, MARKS, JOURNAL),
+    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, REVIEWS, LABELS, MARKS),
+    JOURNAL,
     *(level_group(level) for level in range(MOST_LEVELS)),
 )
 """Groups at the root of a run."""
