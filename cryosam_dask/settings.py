@@ -120,7 +120,8 @@ class MatchSettings(_Settings):
     rank : how proposals are ordered: by their "similarity", as published; by the "profile" of the density around
         them in the tomogram, which distinguishes particles that differ in size or amplitude (`kernels.likeness`); or
         by the "descriptor" that a segmenter of volumes gives them (`kernels.descriptors`)
-    count : K, the number of prompts to keep, or "auto", which finds a cut from the scores
+    count : K, the number of prompts to keep, or "auto", which finds a cut from the scores (`stages.cut`), and says so
+        where nothing stands out
     center : cosine of F − μ and F_Q − μ instead of F and F_Q
     nms_radius : least distance of two prompts in voxels; None: from the ratio and the prompted instance's size
     structure : "particle", which has a size; "extended", as a membrane or a filament, which has none

@@ -210,7 +210,7 @@ def plain_tokens_of_part(weights: Path, slices: np.ndarray, size: tuple[int, int
 
 
 @pytest.mark.parametrize("count", ["auto", 1])
-def test_proposals_by_similarity_are_cut_by_otsu_or_by_number(
+def test_proposals_by_similarity_are_cut_by_their_scores_or_by_number(
     finished: RunStore, ball_tomogram: Path, weights: Path, tmp_path: Path, count: Any
 ) -> None:
     import shutil

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cryosam_dask.kernels.likeness import similarity
-from cryosam_dask.kernels.peaks import auto_cut, best_first, non_maximum_suppression, otsu_cut, top_k
+from cryosam_dask.kernels.peaks import auto_cut, best_first, non_maximum_suppression, top_k
 
 # Few distinct values on purpose: ties and exact distances are where suppression goes wrong.
 CANDIDATES = st.integers(0, 60).flatmap(
@@ -95,7 +95,10 @@ def test_auto_cut_falls_between_two_groups(alike, others):
 
 
 def test_auto_cut_with_none_of_the_kind_or_nothing_at_all():
-    assert auto_cut(similarity(np.full(50, 6.0))).kept == 0
+    none = auto_cut(similarity(np.full(50, 6.0)))
+    assert none.kept == 0
+    assert not none.clear
+    assert none.reason.startswith("nothing stands out from the background")
     empty = auto_cut(np.empty(0))
     assert empty.kept == 0
     assert 0 < empty.threshold < 1
@@ -109,14 +112,3 @@ def test_auto_cut_stays_near_its_distance_when_scores_fade_out_evenly():
 def test_auto_cut_refuses_cosines():
     with pytest.raises(ValueError, match=r"\(0, 1\]"):
         auto_cut(np.array([-0.5, 0.5]))
-
-
-def test_otsu_cut_splits_scores_of_any_scale():
-    rng = np.random.default_rng(0)
-    scores = np.concatenate([rng.normal(-40, 2, 200), rng.normal(30, 2, 25)])
-    assert otsu_cut(scores).kept == 25
-
-
-@pytest.mark.parametrize("scores", [np.empty(0), np.array([0.5]), np.full(9, 0.25)])
-def test_otsu_cut_keeps_what_it_cannot_split(scores):
-    assert otsu_cut(scores).kept == len(scores)

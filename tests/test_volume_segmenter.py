@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import cryosam_dask as cs
+from cryosam_dask.errors import InputError
 from cryosam_dask.kernels import descriptors, hypotheses
 from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.kernels.hypotheses import Hypothesis
@@ -17,7 +18,9 @@ from cryosam_dask.kernels.peaks import likely_cut
 from cryosam_dask.models import load_segmenter
 from cryosam_dask.models.particle_net import to_cells, to_voxels
 from cryosam_dask.pipeline import settings_for
+from cryosam_dask.report.scores import scores, unsure
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
+from cryosam_dask.stages import propose, query_file, structure
 from cryosam_dask.stages.boxes import Boxes, levels_of
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -77,8 +80,44 @@ def test_a_query_of_another_tomogram_finds_nothing_where_the_kind_is_absent(run:
     rods = Species("rod", "rod", 14.0, 10, 1.0, seed=3)
     other = simulate(SimulationSettings(shape=SHAPE, seed=9, species=(rods,), membranes=0, snr=1.0))
     out = tmp_path / "r.zarr"
-    cs.run(other.tomogram, None, out, query=run, name="ribosome", workers=0, voxel_size=10.0)
+    driver = cs.run(other.tomogram, None, out, query=run, name="ribosome", workers=0, voxel_size=10.0)
     assert len(cs.open_run(out)["picks/ribosome"].to_dataset()["score"]) <= 1
+    assert len([note for note in driver.notes if f"ribosome: {propose.UNSURE}" == note]) == 1
+    assert unsure(RunStore.open(out), "ribosome") == propose.UNSURE
+
+
+def test_a_query_in_a_file_finds_what_it_finds_in_its_own_tomogram(
+    simulated: SimulatedTomogram, run: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "q.json", tmp_path / "r.zarr"
+    cs.export(run, file, what="query", name="ribosome")
+    loan = query_file.read(file)
+    cs.run(simulated.tomogram, None, out, query=loan, workers=0, voxel_size=10.0)
+    scores = [cs.open_run(url)["picks/ribosome"].to_dataset()["score"].to_numpy() for url in (run, out)]
+    assert len(scores[1]) == len(scores[0])
+    unlike = [[0.0] * 64]
+    for params in (
+        {"seen": loan.params["seen"] | {"level": 9}},
+        {"seen": loan.params["seen"] | {"quality": []}},
+        {"seen": {"level": 0}},
+        {"negative_descriptors": [row[:-1] for row in unlike]},
+    ):
+        query_file.write(replace(loan, params=loan.params | params), file)
+        with pytest.raises(InputError, match=r"descriptors|quality"):
+            query_file.read(file)
+
+
+def test_a_report_shows_the_probabilities_and_their_cut(run: Path) -> None:
+    store = RunStore.open(run)
+    settings = structure.effective(store, "ribosome", settings_for("builtin"))
+    shown, cut = scores(store, "ribosome", settings), propose.read_cut(store, "ribosome")
+    assert shown is not None
+    assert cut is not None
+    assert shown.what == "probability that they are of the kind"
+    assert shown.reason == cut.reason
+    assert f"{shown.kept} of {shown.candidates} places are of the kind with a probability of" in shown.reason
+    assert shown.candidates > shown.kept >= shown.proposals == 6
+    assert unsure(store, "ribosome") is None
 
 
 def test_answers_fit_the_box_whatever_its_size() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,9 @@ LEAST = 0.2
 ABSENT = 8  # clicks of other tomograms that are taken to each
 ROUNDS = 4  # of fitting: which examples join a query depends on the weights
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
+
+
+Scores = Callable[[Places, Query, Sequence[float]], NDArray[np.float64]]
 
 
 class Truth(NamedTuple):
@@ -148,18 +151,46 @@ def absent(every: list[Seen], rng: np.random.Generator) -> list[tuple[Places, Qu
     return pairs
 
 
-def figures(every: list[Seen], weights: Sequence[float]) -> dict[str, float]:
+def figures(
+    every: list[Seen], weights: Sequence[float], scores: Scores = descriptors.probabilities
+) -> dict[str, float]:
     """Means over the clicks: IoU, F1 at the cut that is found, the best F1, average precision."""
     rows = [(0.0,) * 5 for seen in every for _ in range(seen.missed)]
     for places, clicks in ((seen.places, seen.clicks) for seen in every):
         for one in clicks:
-            score = descriptors.probabilities(places, one.query, weights)
+            score = scores(places, one.query, weights)
             hits = right(places, score, one.centres, one.query.radius)
             rows.append((one.iou, float(one.iou < 0.4), *curve(score, hits, len(one.centres))))
     if not rows:
         return {}
     names = ("iou", "iou<.4", "f1", "best", "ap")
     return {name: round(float(v), 3) for name, v in zip(names, np.mean(rows, axis=0), strict=True)}
+
+
+def by_similarity(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
+    """The likeness of descriptors alone."""
+    return np.asarray(np.maximum(places.descriptors @ query.descriptors[0], 0))
+
+
+def by_size(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
+    """No descriptors: how much a place is one of a particle, and of the same size."""
+    ratio = np.minimum(places.sizes, query.size) / np.maximum(np.maximum(places.sizes, query.size), 1)
+    return np.asarray(places.quality * places.centrality * ratio)
+
+
+def alone(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
+    """Probabilities by the click alone: no place joins it."""
+    mean = query.descriptors[0] / np.linalg.norm(query.descriptors[0])
+    total = descriptors.terms(places, query, mean) @ np.asarray(weights)
+    return np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
+
+
+PARTS: dict[str, Scores] = {
+    "size, quality, centrality": by_size,
+    "descriptors": by_similarity,
+    "both": alone,
+    "both, places that are sure join the click": descriptors.probabilities,
+}
 
 
 def curve(score: NDArray[np.float64], hits: NDArray[np.bool_], count: int) -> tuple[float, float, float]:
@@ -238,6 +269,8 @@ def main() -> None:
     pairs = absent(every, np.random.default_rng(1))
     weights = descriptors.WEIGHTS
     print("all", json.dumps(figures(every, weights) | calibration(every, pairs, weights)))
+    for part, scores in PARTS.items():
+        print(part, json.dumps(figures(every, weights, scores)))
     if chosen.fit:
         weights = tuple(round(float(w), 2) for w in fit(every, pairs))
         print("fitted", json.dumps(figures(every, weights) | calibration(every, pairs, weights)))

@@ -13,7 +13,6 @@ Index = NDArray[np.int64]
 _FIRST_CHUNK = 1024
 _SLACK = 1.0 + 1e-9  # the tree's own rounding must not lose a pair; the exact test follows
 
-
 _LEAST_LIKELY = 0.25
 """Probability below which no place is kept."""
 
@@ -118,12 +117,19 @@ def _squared(offsets: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Cut(NamedTuple):
-    """A threshold (scores at or above it stay), how many stay, and why it lies there, in words."""
+    """A threshold (scores at or above it stay), how many stay, and why it lies there, in words.
+
+    clear : whether anything stands out from the background; if not, what stays are a few at most
+    """
 
     threshold: float
     kept: int
     reason: str
+    clear: bool = True
 
+
+NOTHING = "nothing stands out from the background"
+"""How the reason of a cut begins that is not clear."""
 
 TYPICAL = 1.8  # distance at which a proposal is as likely of the kind as not, if the scores show no gap
 _TYPICAL_SPREAD = 0.15  # how far, in log distance, a gap may pull the cut away from it
@@ -156,6 +162,10 @@ def auto_cut(scores: NDArray[np.floating]) -> Cut:
     best = int(np.argmin(cost))
     threshold = float(1 / (1 + np.exp(2 * grid[best])))
     kept = int((values >= threshold).sum())
+    if not kept:
+        return Cut(
+            threshold, 0, f"{NOTHING}: none of {len(values)} places is near the distance of two of a kind", False
+        )
     reason = (
         f"{kept} of {len(values)} proposals score at least {threshold:.3f} (distance {np.exp(grid[best]):.2f}), "
         f"{'a gap in the scores' if density[best] < 1 else 'the emptiest place in the scores'} near the distance "
@@ -172,7 +182,7 @@ def likely_cut(scores: NDArray[np.floating]) -> Cut:
     """
     best = np.sort(np.asarray(scores, np.float64))[::-1]
     if not len(best) or best[0] < _LEAST_LIKELY:
-        return Cut(_LEAST_LIKELY, 0, f"nothing stands out from the background: {len(best)} places, none likely")
+        return Cut(_LEAST_LIKELY, 0, f"{NOTHING}: {len(best)} places, none likely", False)
     total = np.cumsum(best)
     count = int(np.argmax(2 * total / (np.arange(1, len(best) + 1) + total[-1])))
     threshold = max(float(best[count]), _LEAST_LIKELY)
@@ -180,20 +190,3 @@ def likely_cut(scores: NDArray[np.floating]) -> Cut:
     return Cut(
         threshold, kept, f"{kept} of {len(best)} places are of the kind with a probability of {threshold:.2f} or more"
     )
-
-
-def otsu_cut(scores: NDArray[np.floating]) -> Cut:
-    """Split scores of any scale in two classes where the variance between them is largest (Otsu 1979).
-
-    Fewer than three scores, or equal ones, are all kept.
-    """
-    values = np.asarray(scores, np.float64).ravel()
-    if len(values) < 3 or np.ptp(values) == 0:
-        return Cut(float(values.min()) if len(values) else 0.0, len(values), "too few different scores to find a cut")
-    from skimage.filters import threshold_otsu
-
-    split = float(threshold_otsu(values, nbins=min(256, len(values))))  # type: ignore[no-untyped-call]
-    above = values[values > split]
-    threshold = float(above.min()) if len(above) else float(values.max())
-    kept = int((values >= threshold).sum())
-    return Cut(threshold, kept, f"{kept} of {len(values)} proposals score at least {threshold:.3f} (Otsu's cut)")

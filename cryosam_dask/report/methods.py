@@ -11,7 +11,7 @@ from cryosam_dask.report import words
 from cryosam_dask.report.facts import Facts
 from cryosam_dask.report.queries import Query
 from cryosam_dask.settings import FeatureSettings, MatchSettings, PropagationSettings, Settings
-from cryosam_dask.stages import segment, select, structure
+from cryosam_dask.stages import cut, segment, select, structure
 from cryosam_dask.store import marks
 from cryosam_dask.store.run_store import RunStore
 
@@ -21,8 +21,6 @@ REFERENCES = {
     "dask": "Rocklin M. Dask: parallel computation with blocked algorithms and task scheduling. "
     "Proceedings of the 14th Python in Science Conference, 2015. https://www.dask.org",
     "zarr": "Zarr developers. Zarr: chunked, compressed, N-dimensional arrays. https://zarr.dev",
-    "otsu": "Otsu N. A threshold selection method from gray-level histograms. "
-    "IEEE Transactions on Systems, Man, and Cybernetics 9, 1979.",
 }
 """What is cited besides the models, by key."""
 
@@ -196,13 +194,17 @@ def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:
         unlike = ", leaving out those nearer to what is not of the kind" if len(query.negatives) else ""
         text += " Candidates were ranked by the radial density profiles around them, calibrated by the background"
         text += f"{unlike}."
+    if settings.rank == "descriptor":
+        text += " Places that look like the middle of an instance were ranked by the probability that they are of the"
+        text += " kind, from the descriptors of their masks."
     if not query.scores.proposals:
         return f"{text} None of {words.counted(query.scores.candidates, 'candidate')} became a proposal."
     if settings.count == "auto" and settings.structure == "extended":
         share = f"{structure.ALIKE:.0%} of the median similarity within the prompted masks"
         chosen = f"the {query.scores.proposals} of at least {share}"
     elif settings.count == "auto":
-        by = f"Otsu's method {cite('otsu')}" if settings.rank == "similarity" else "the gap in their scores"
+        way = cut.WAYS[settings.rank]
+        by = f"{way.words} {cite.texts([way.reference])}" if way.reference else way.words
         chosen = f"the {query.scores.proposals} best, cut by {by},"
     else:
         chosen = f"the {query.scores.proposals} best (K = {settings.count})"

@@ -16,7 +16,7 @@ from cryosam_dask.report.download import download
 from cryosam_dask.report.images import Panel, Picture, Points
 from cryosam_dask.report.maps import Maps, maps
 from cryosam_dask.report.reading import MOST_PICKS, attempt, table_of
-from cryosam_dask.report.scores import Scores, scores
+from cryosam_dask.report.scores import Scores, scores, unsure
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow, negative, structure
 from cryosam_dask.store import layout, picks
@@ -77,6 +77,7 @@ class Query:
     ----------
     points : (n, 3) clicks in voxels; negatives : (m, 3) clicks on what is not of the kind
     borrowed : where a borrowed query is from; kinds : other queries that the picks were told apart from
+    unsure : what is said where hardly anything stands out from the background
     """
 
     name: str
@@ -93,6 +94,7 @@ class Query:
     prompts: tuple[prompts.Prompted, ...] = ()
     maps: Maps | None = None
     scores: Scores | None = None
+    unsure: str | None = None
     found: Found | None = None
     evaluated: Evaluated | None = None
     problems: tuple[str, ...] = ()
@@ -143,6 +145,7 @@ def query(
         prompts=tuple(attempt(problems, "prompted masks", lambda: prompts.prompted(store, name, out.points)) or ()),
         maps=attempt(problems, "similarity", lambda: _maps(store, out)),
         scores=attempt(problems, "scores", lambda: scores(store, name, out.settings)),
+        unsure=attempt(problems, "scores", lambda: unsure(store, name)),
         problems=tuple(problems),
     )
 

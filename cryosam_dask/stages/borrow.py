@@ -67,7 +67,7 @@ class Loan:
     origin : what `FROM` records
     params : feature (3C,), sizes, and where there are any the profiles in units of the voxels' deviation about their
         mean, and the features (n, 3C) and profiles of negatives; as lists of numbers. Of an extended structure also
-        the similarity that its places must reach
+        the similarity that its places must reach, and of particles ranked by similarity that of the prompted masks
     """
 
     url: str
@@ -124,6 +124,9 @@ def take(donor: RunStore, name: str) -> Loan:
     if structure.structure_of(donor, name) == "extended":
         like = structure.likeness(donor, name, settings.match)
         params |= {} if like is None else {structure.LIKENESS: like}
+    elif settings.match.rank == "similarity":
+        alike = structure.own_similarity(donor, name, settings.match)
+        params |= {} if alike is None else {structure.OWN: alike}
     return Loan(donor.url, name, settings, _weights(donor, name), donor.voxel_size, origin, params)
 
 

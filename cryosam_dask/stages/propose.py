@@ -6,7 +6,6 @@ The work is small, so the driver does it itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
+from cryosam_dask.kernels.standing_out import UNKNOWN, Standing
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import match, negative, rank, recognize
+from cryosam_dask.stages import cut, match, negative, rank, recognize, structure
 from cryosam_dask.stages.base import Stage
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.match import Pass, Survey
@@ -29,6 +29,16 @@ Float64 = NDArray[np.float64]
 
 FULL = "full"
 """Attribute of proposals that negatives may still reject once they are segmented: whether there are K of them."""
+
+CUT = "cut"
+"""Attribute of proposals that a cut was found for: its threshold, its reason in words, and whether it is clear."""
+
+UNSURE = (
+    "little or nothing stands out from the background, so only what was clicked and the clearest places are kept; what "
+    "helps: a click on another particle of the kind, a point on what is not of it (--not), or match.count = K for the "
+    "best K all the same"
+)
+"""What is said where a cut is not clear, or leaves nothing but what was clicked."""
 
 SHORTLIST = 1024
 SHORTLIST_DENSITY = 200e-6
@@ -47,12 +57,14 @@ class Candidates:
 
     points : (n, 3) voxels (z, y, x); scores : (n,), best first
     radius : least distance of two of them, voxels; rejected : how many were nearer to a negative than to the query
+    standing : what is known of similarities besides
     """
 
     points: Float64
     scores: Float64
     radius: float
     rejected: int = 0
+    standing: Standing = UNKNOWN
 
 
 def candidates(store: RunStore, this: Pass, survey: Survey, settings: MatchSettings) -> Candidates:
@@ -62,7 +74,16 @@ def candidates(store: RunStore, this: Pass, survey: Survey, settings: MatchSetti
     if ranks(settings):
         limit = shortlist_length(store.shape)
     points, similarity = survivors(store, this, survey, radius, limit)
-    return Candidates(points, similarity.astype(float), radius)
+    return Candidates(points, similarity.astype(float), radius, standing=_standing(store, this, survey, settings))
+
+
+def _standing(store: RunStore, this: Pass, survey: Survey, settings: MatchSettings) -> Standing:
+    """What a cut in similarities needs to know besides them; nothing where there is none."""
+    if settings.count != "auto" or settings.rank != "similarity" or settings.structure == "extended":
+        return UNKNOWN
+    cells = math.prod(geometry.cell_grid(store.shape, this.ratio))
+    own = structure.own_similarity(store, this.name, settings)
+    return Standing(own, survey.reached / cells, settings.tau_sim)
 
 
 def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
@@ -152,23 +173,24 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     prompts = np.asarray(store.read(layout.query_array(name, "points")), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
     points, scores = points[kept], scores[kept]
+    new = ~near(points, prompts, radius)
     notes: list[str] = []
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
-    if settings.count == "auto" and settings.structure == "extended":
-        notes.append(f"{name}: K = {len(points)}; every place that is like what was clicked")
-    elif settings.count == "auto":
-        cut = _CUTS[settings.rank](scores)
-        notes.append(f"{name}: K = {cut.kept}; {cut.reason}")
-        chosen = scores >= cut.threshold
-        points, scores = points[chosen], scores[chosen]
+    described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius, CUT: None}
+    if settings.count == "auto":
+        chosen = cut.find(scores if cut.counts_clicked(settings) else scores[new], settings, among.standing)
+        notes.append(f"{name}: K = {chosen.kept}; {chosen.reason}")
+        new &= scores >= chosen.threshold
+        clear = chosen.clear and bool(new.any() or settings.structure == "extended")
+        described[CUT] = {"threshold": chosen.threshold, "reason": chosen.reason, "clear": clear}
+        if not clear:
+            notes.append(f"{name}: {UNSURE}")
     else:
-        points, scores = points[: settings.count], scores[: settings.count]
-    new = np.array([(np.linalg.norm(prompts - point, axis=1) > radius).all() for point in points], bool)
+        new[settings.count :] = False
     points = np.concatenate([prompts, points[new]])
     scores = np.concatenate([np.ones(len(prompts)), scores[new]])
     where, stored = layout.proposals(name), scores.astype(np.float32)
-    described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius}
     if not _is_there(store, name, points, stored, described):
         # half-written ones are none
         store.group(where).attrs["upstream"] = None
@@ -186,11 +208,18 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     return notes
 
 
-_CUTS: dict[str, Callable[[Float64], peaks.Cut]] = {
-    "similarity": peaks.otsu_cut,
-    "profile": peaks.auto_cut,
-    "descriptor": peaks.likely_cut,
-}
+def near(points: Float64, prompts: Float64, radius: float) -> NDArray[np.bool_]:
+    """Which of (n, 3) points stand for the same particle as one of (m, 3) prompts: those within `radius` of one."""
+    return np.array([(np.linalg.norm(prompts - point, axis=1) <= radius).any() for point in points], bool)
+
+
+def read_cut(store: RunStore, name: str) -> peaks.Cut | None:
+    """The cut that the proposals were chosen by, without a number kept; None where they are the best K, or where an
+    earlier version chose them."""
+    told = store.group(layout.proposals(name)).attrs.get(CUT) if layout.proposals(name) in store else None
+    if not isinstance(told, dict):
+        return None
+    return peaks.Cut(float(told["threshold"]), 0, str(told["reason"]), bool(told["clear"]))
 
 
 def _is_there(store: RunStore, name: str, points: Float64, scores: Float32, described: dict[str, Any]) -> bool:

@@ -24,7 +24,8 @@ from cryosam_dask.io.frame import printable
 from cryosam_dask.kernels import radial_profiles
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages.borrow import Loan
-from cryosam_dask.stages.structure import LIKENESS
+from cryosam_dask.stages.boxes import LEVELS
+from cryosam_dask.stages.structure import LIKENESS, OWN
 from cryosam_dask.storage.address import is_local, local_path, public, scrub
 from cryosam_dask.storage.filesystem import filesystem
 from cryosam_dask.store.run_store import check_name
@@ -48,7 +49,11 @@ _DIMENSIONS = {
     "unmoved": 2,
     "negative_features": 2,
     "negative_profiles": 2,
+    "descriptors": 2,
+    "negative_descriptors": 2,
 }
+_NUMBERS = ("radius", LIKENESS, OWN)
+_SEEN = "seen"  # how descriptors were seen
 _ABOUT = ("name", "settings", "weights", "voxel_size", "origin", "params")
 
 
@@ -160,10 +165,10 @@ def _loan(url: str, about: Json) -> Loan:
 
 def _params(url: str, params: Any) -> Json:
     """The numbers of a query, of shapes that belong together."""
-    if not isinstance(params, dict) or not {"feature", "sizes"} <= set(params) <= {*_DIMENSIONS, "radius", LIKENESS}:
+    if not isinstance(params, dict) or not {"feature", "sizes"} <= set(params) <= {*_DIMENSIONS, *_NUMBERS, _SEEN}:
         _refuse(url, "its numbers are not those of a query")
     arrays = {key: _array(url, key, params[key], n) for key, n in _DIMENSIONS.items() if key in params}
-    if LIKENESS in params and not _is_cosine(params[LIKENESS]):
+    if not all(_is_cosine(params[key]) for key in (LIKENESS, OWN) if key in params):
         _refuse(url, "the likeness of its places is no cosine")
     sizes, channels = arrays["sizes"], arrays["feature"].shape[0]
     if not 0 < len(sizes) <= MOST or not ((sizes > 0) & (sizes == np.floor(sizes)) & (sizes < 2**53)).all():
@@ -182,7 +187,26 @@ def _params(url: str, params: Any) -> Json:
             _refuse(url, f"{key} have {arrays[key].shape[1]} numbers, expected {wide}")
     if "negative_features" in arrays and arrays["negative_features"].shape[1] != channels:
         _refuse(url, f"negative_features have other channels than the feature's {channels}")
+    _check_seen(url, arrays, params.get(_SEEN))
     return dict(params)
+
+
+def _check_seen(url: str, arrays: dict[str, Any], seen: Any) -> None:
+    """Refuse descriptors without what tells how they were seen, or of different lengths."""
+    if "descriptors" not in arrays:
+        if seen is not None or "negative_descriptors" in arrays:
+            _refuse(url, "its descriptors are not complete")
+        return
+    if not isinstance(seen, dict) or set(seen) != {"level", "bright", "classes", "quality"}:
+        _refuse(url, "it does not say how its descriptors were seen")
+    if seen["level"] not in range(LEVELS) or not isinstance(seen["bright"], bool) or isinstance(seen["level"], bool):
+        _refuse(url, "its descriptors were seen on a level, or in a contrast, that there is not")
+    wide = arrays["descriptors"].shape[1]
+    if len(_array(url, "quality", seen["quality"], 1)) != len(arrays["descriptors"]):
+        _refuse(url, "its descriptors are not complete")
+    _array(url, "classes", seen["classes"], 1)
+    if "negative_descriptors" in arrays and arrays["negative_descriptors"].shape[1] != wide:
+        _refuse(url, f"negative_descriptors have {arrays['negative_descriptors'].shape[1]} numbers, expected {wide}")
 
 
 def _is_radius(value: Any) -> bool:

@@ -28,9 +28,9 @@ from cryosam_dask.types import Bool, Float32
 
 Structure = Literal["particle", "extended"]
 
-STRUCTURE, THICKNESS, LIKENESS = "structure", "thickness", "likeness"
+STRUCTURE, THICKNESS, LIKENESS, OWN = "structure", "thickness", "likeness", "own_similarity"
 """Attributes of a query: what it is of; of an extended structure how thick it is, in voxels; and of a borrowed one the
-similarity that places must reach."""
+similarity that places must reach, or that the prompted masks have where it was made."""
 
 ALIKE = 0.6
 """A place must be so many times as like the query as the cells of the prompted masks are (their median). The query is
@@ -100,11 +100,12 @@ def _reason(name: str, measured: Extent) -> str:
 def borrowed(settings: MatchSettings, params: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of a query that is borrowed, which is of what it was of where it was made, unless settings say so.
 
-    params : of the loan; `LIKENESS` is among them if it is of an extended structure there
+    params : of the loan; `LIKENESS` is among them if it is of an extended structure there, else `OWN` may be
     """
     extended = settings.structure == "extended" or (settings.structure == "auto" and LIKENESS in params)
     told: dict[str, Any] = {STRUCTURE: "extended" if extended else "particle"}
-    return told | ({LIKENESS: float(params[LIKENESS])} if extended and LIKENESS in params else {})
+    known = LIKENESS if extended else OWN
+    return told | ({known: float(params[known])} if known in params else {})
 
 
 def effective(store: RunStore, name: str, settings: Settings) -> Settings:
@@ -146,6 +147,16 @@ def likeness(store: RunStore, name: str, settings: MatchSettings) -> float | Non
     told = store.group(layout.query(name)).attrs.get(LIKENESS)
     if told is not None:
         return float(str(told))
+    own = own_similarity(store, name, settings)
+    return None if own is None else ALIKE * own
+
+
+def own_similarity(store: RunStore, name: str, settings: MatchSettings) -> float | None:
+    """How like the query the prompted masks themselves are: the median similarity of their cells, on the finest ratio;
+    of a borrowed query that of the masks where it was made. None where that is not known."""
+    told = store.group(layout.query(name)).attrs.get(OWN)
+    if told is not None:
+        return float(str(told))
     ratio = settings.ratios[-1]
     this = match.passes(name, settings)[-1]
     query, mean = match.read_query(store, this)
@@ -155,7 +166,7 @@ def likeness(store: RunStore, name: str, settings: MatchSettings) -> float | Non
         cells, inside = _cells(mask, box, ratio)
         seen.append(volume.similarity_block(query, ratio, cells, mean)[inside])
     values: Float32 = np.concatenate(seen)
-    return ALIKE * float(np.median(values)) if len(values) else None
+    return float(np.median(values)) if len(values) else None
 
 
 def _cells(mask: Bool, box: Box, ratio: int) -> tuple[Box, Bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,26 @@ def said(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return "\n".join([*told.paragraphs, *told.references])
 
     return section
+
+
+@pytest.mark.parametrize(
+    ("rank", "cut", "reference"),
+    [
+        ("similarity", "cut by probabilities from a mixture of two groups of similarities [", "Efron B. Large-scale"),
+        ("profile", "cut by the gap in their scores, became", "[1] Zhao Y"),
+        ("descriptor", "cut by the highest expected F1 [", "Lipton ZC"),
+    ],
+)
+def test_the_cut_is_told_as_it_was_found(
+    rank: str, cut: str, reference: str, make_run: MakeRun, tmp_path: Path
+) -> None:
+    store = make_run(tmp_path / "run.zarr")
+    asked = query(store, "ball", 1, "red", Budget.of(1), None, True)
+    settings = settings_for("builtin", {"match.rank": rank, "match.count": "auto"})
+    told = methods(store, facts(store), [replace(asked, settings=settings)])
+    assert cut in "\n".join(told.paragraphs)
+    numbered = [f"[{number}] {text}" for number, text in enumerate(told.references, 1)]
+    assert any(reference in text for text in numbered)
 
 
 @pytest.fixture
