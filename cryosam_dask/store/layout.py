@@ -15,6 +15,7 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   instances/NAME                 masks of the proposals, by group
   picks/NAME                     kept instances, one row each; pieces/: the masks that extended structures have
   reviews/NAME                   what people decided about picks: logs, one for each writer
+  refined/NAME                   a query's examples from these decisions, and its better direction
   labels/NAME, NAME_semantic     OME-Zarr labels
   labels/kinds                   which kind each voxel is of, where several kinds competed
   marks/STAGE                    done marks: one byte a unit
@@ -46,7 +47,7 @@ LABELS_VARIABLE = "labels"
 FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"
 QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
 PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
-REVIEWS = "reviews"
+REVIEWS, REFINED = "reviews", "refined"
 STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
 """The name of the label image of all kinds; no query of these kinds may have it."""
@@ -142,6 +143,10 @@ instances; their radial profiles, as fitted and as they stand, and the template;
 borrowed query brings along."""
 
 NegativeArray = Literal["points", "features", "profiles", "descriptors"]
+RefinedArray = Literal["points", "accepted", "features", "descriptors", "profiles", "direction"]
+"""Decided places, (k, 3); whether they were accepted, (k,); what they are like; and the feature that is searched for in
+the place of the query's, (3C,)."""
+
 ProposalArray = Literal["points", "scores"]
 ProfileArray = Literal["centres", "profiles", "unmoved"]
 LookArray = Literal["centres", "descriptors", "quality", "centrality", "sizes", "classes"]
@@ -259,6 +264,14 @@ def review_log(name: str, writer: str, page: int) -> str:
     return f"{reviews(name)}/{writer}_{page:04d}"
 
 
+def refined(name: str) -> str:
+    return f"{REFINED}/{name}"
+
+
+def refined_array(name: str, array: RefinedArray) -> str:
+    return f"{refined(name)}/{array}"
+
+
 def standardization(axis: Axis) -> str:
     return f"{STANDARDIZATION}/{axis}"
 
@@ -299,7 +312,7 @@ def is_hidden(path: str) -> bool:
 
 MOST_LEVELS = 16
 TOP_GROUPS = (
-    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, REVIEWS, LABELS, MARKS),
+    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, REVIEWS, REFINED, LABELS, MARKS),
     JOURNAL,
     *(level_group(level) for level in range(MOST_LEVELS)),
 )
