@@ -36,6 +36,7 @@ from cryosam_dask.stages import (
     query_file,
     rank,
     recognize,
+    refine,
     segment,
     select,
     standardize,
@@ -46,8 +47,9 @@ from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.stages.match import Pass, Survey
 from cryosam_dask.stages.sight import Sight
 from cryosam_dask.storage.address import public
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import layout, marks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
+from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 from cryosam_dask.types import Volume
@@ -200,6 +202,43 @@ class Driver(Runner):
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
+    @command
+    def review(self, name: str, decided: Sequence[Decision], by: str | None = None) -> list[Decision]:
+        """Write decisions about the picks of a query; each is on the disk when this returns. See `store.reviews`."""
+        store = self.store
+        checks.queried(store, name)
+        return reviews.ReviewLog(store, name, by).write(decided)
+
+    @command
+    def refine(self, name: str) -> None:
+        """Learn from the decisions about a query's picks: `match` and `segment` then find better ones.
+
+        `InputError` if nothing was decided. Decisions of which all are of one verdict are enough.
+        """
+        store, settings = self._queried(name)
+        size = float(np.median(store.read(layout.query_array(name, "sizes"))))
+        decided = reviews.current(reviews.read(store, name), refine.same_place(size))
+        if not decided:
+            raise InputError(f"{self.url}: nothing was decided about the picks of {name!r}; `cryosam review` does that")
+        upstream = negative.joined(store, name, stage_fingerprint(store, query.stage_name(name)))
+        stage = refine.plan(store, name, settings, decided, upstream)
+        if self._differs(stage):
+            self._forget_refined(name, settings)
+        self._named(stage)
+        accepted = sum(decision.verdict != "rejected" for decision in decided)
+        self.note(f"{name}: learned from {accepted} accepted and {len(decided) - accepted} rejected places")
+
+    def _forget_refined(self, name: str, settings: Settings) -> None:
+        """Remove what was learned from other decisions, and what follows from it."""
+        if settings.match.rank == "similarity":
+            chain.forget(self.store, name, after=refine.STAGE.name, itself=True)
+            return
+        # what was seen of the places stays: only what is believed of them changes
+        chain.forget(self.store, name, after=segment.PROPOSALS.stage, itself=True)
+        for path in refine.STAGE.places(self.store, name):
+            self.store.delete(path)
+        self.store.delete(refine.STAGE.marks(name))
+
     def _check_settings(self, name: str, settings: Settings) -> None:
         if not self._overwrite:
             checks.same_settings(self.store, name, settings)
@@ -240,8 +279,10 @@ class Driver(Runner):
     def _compare(self, name: str, settings: Settings) -> tuple[Pass, Survey, str]:
         """Evaluate the similarity from the coarsest ratio to the finest. Return the last pass, its survey, and its
         fingerprint."""
-        store, chosen = self.store, settings.match
+        store, chosen = self.store, refine.searched(self.store, name, settings.match)
         upstream, volume = stage_fingerprint(store, query.stage_name(name)), FeatureVolume(store)
+        if chosen.rank == "similarity":
+            upstream = refine.joined(store, name, upstream)
         for this in match.passes(name, chosen):
             products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, upstream)
             self._named(products, lambda p=this: project.prepare(store, p))  # type: ignore[misc]

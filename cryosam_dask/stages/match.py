@@ -147,9 +147,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
 
 
 def read_query(store: RunStore, this: Pass) -> tuple[Float32, Float32 | None]:
-    """The query's feature, and the mean that it is centred by or None."""
+    """What is searched for, the query's feature or what decisions made of it, and the mean that it is centred by or
+    None."""
     mean = store.read(layout.query_array(this.name, "mean")) if this.center else None
-    return store.read(layout.query_array(this.name, "feature")), mean
+    refined = layout.refined_array(this.name, "direction")
+    return store.read(refined if refined in store else layout.query_array(this.name, "feature")), mean
 
 
 def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:

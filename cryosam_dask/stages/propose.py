@@ -17,7 +17,7 @@ from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
 from cryosam_dask.kernels.standing_out import UNKNOWN, Standing
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import cut, match, negative, rank, recognize, structure
+from cryosam_dask.stages import cut, match, negative, rank, recognize, refine, structure
 from cryosam_dask.stages.base import Stage
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.match import Pass, Survey
@@ -89,7 +89,12 @@ def _standing(store: RunStore, this: Pass, survey: Survey, settings: MatchSettin
 def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
     """The shortlist, ranked by the density around each place, once all units of `stages.rank` are done."""
     points, scores, rejected = rank.gather(
-        store, name, ranking, lambda contrast: negative.profiles(store, name, contrast)
+        store,
+        name,
+        ranking,
+        lambda contrast: np.concatenate(
+            [negative.profiles(store, name, contrast), *refine.rejected_profiles(store, name)]
+        ),
     )
     return Candidates(points, scores, rank.query_radius(store, name), rejected)
 
@@ -164,16 +169,19 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     """Choose the prompts among candidates and write them, the user's own first. Returns what a user should know.
 
     A proposal within `among.radius` of a user's prompt stands for the same particle and is left out. A borrowed query
-    has no prompts, and there may be no proposals either.
+    has no prompts, and there may be no proposals either. Places that a person accepted are prompts too, and where one
+    was rejected nothing is proposed.
 
     upstream : fingerprint of what the candidates come from
     """
     points, scores, radius = among.points, among.scores, among.radius
-    full, upstream = len(points) == settings.count, negative.joined(store, name, upstream)
+    full, upstream = len(points) == settings.count, refine.joined(store, name, negative.joined(store, name, upstream))
     prompts = np.asarray(store.read(layout.query_array(name, "points")), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
     points, scores = points[kept], scores[kept]
-    new = ~near(points, prompts, radius)
+    accepted, rejected = refine.decided(store, name)
+    prompts = np.concatenate([prompts, accepted[~near(accepted, prompts, radius)]])
+    new = ~near(points, prompts, radius) & ~near(points, rejected, max(radius, refine.REJECTED))
     notes: list[str] = []
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
@@ -247,7 +255,7 @@ STAGE = Declaration(
     "propose",
     "match",
     per="query",
-    made_from=("match", "rank", "recognize", "negative"),
+    made_from=("match", "rank", "recognize", "negative", "refine"),
     arrays=(Arrays(layout.pattern(layout.proposal_array), "driver"),),
     places=lambda store, query: (layout.proposals(query),),
 )

@@ -20,7 +20,7 @@ from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
-from cryosam_dask.stages import negative
+from cryosam_dask.stages import negative, refine
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.boxes import Boxes, grown
 from cryosam_dask.stages.cost import Bench, Cost, cost
@@ -140,7 +140,7 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[Float64, Float64, 
     query = Query(
         np.asarray(clicked[:], float), float(np.mean(qualities)), size, geometry.equivalent_radius(size), unlike
     )
-    result = descriptors.probabilities(places, query)
+    result = refine.corrected(store, name, descriptors.probabilities(places, query), places.descriptors)
     kept = result > 0
     return places.centres[kept], result[kept], int((~kept).sum()) if len(unlike) else 0
 

@@ -28,7 +28,7 @@ from cryosam_dask.settings import MatchSettings, Settings
 from cryosam_dask.stages import negative, segment_volume, sight
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult, fingerprint
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import layout, marks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
@@ -49,9 +49,7 @@ REJECTED = 3.0
 """Voxels, at least, around a rejected place in which nothing is proposed."""
 
 
-def plan(
-    store: RunStore, name: str, settings: Settings, decided: Sequence[Decision], upstream: str
-) -> Stage:
+def plan(store: RunStore, name: str, settings: Settings, decided: Sequence[Decision], upstream: str) -> Stage:
     """Plan one unit, which describes the places that were decided on.
 
     decided : current decisions; settings : that the query is searched with; upstream : fingerprint of the query
@@ -168,6 +166,11 @@ def _unit(vectors: Float64) -> Float64:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9))
 
 
+def same_place(size: float) -> float:
+    """Voxels within which two decisions are about the same particle of `size` voxels."""
+    return max(reviews.SAME_PLACE, 0.5 * geometry.equivalent_radius(size))
+
+
 # What others ask -------------------------------------------------------------------------------------------------------
 
 
@@ -180,12 +183,6 @@ def joined(store: RunStore, name: str, upstream: str) -> str:
     """A fingerprint, joined with that of the decisions if there are any."""
     record = marks.found_stage(store, STAGE.stage_name(name))
     return upstream if record is None else fingerprint({"made from": upstream, "decisions": record["fingerprint"]})
-
-
-def feature(store: RunStore, name: str) -> Float32 | None:
-    """The feature (3C,) that is searched for in the place of the query's; None for a query that was not refined so."""
-    path = layout.refined_array(name, "direction")
-    return store.read(path) if path in store else None
 
 
 def searched(store: RunStore, name: str, settings: MatchSettings) -> MatchSettings:
@@ -223,7 +220,7 @@ def decided(store: RunStore, name: str) -> tuple[Float64, Float64]:
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
-    return ((layout.refined_array(query, array), 0) for array in ("points", "accepted"))  # type: ignore[misc]
+    return ((layout.refined_array(query, array), 0) for array in ("points", "accepted"))
 
 
 STAGE = Declaration(

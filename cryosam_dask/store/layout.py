@@ -312,7 +312,20 @@ def is_hidden(path: str) -> bool:
 
 MOST_LEVELS = 16
 TOP_GROUPS = (
-    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, REVIEWS, REFINED, LABELS, MARKS),
+    *(
+        FEATURES,
+        EMBEDDINGS,
+        QUERIES,
+        NEGATIVES,
+        SIMILARITY,
+        PROPOSALS,
+        INSTANCES,
+        PICKS,
+        REVIEWS,
+        REFINED,
+        LABELS,
+        MARKS,
+    ),
     JOURNAL,
     *(level_group(level) for level in range(MOST_LEVELS)),
 )

@@ -3,9 +3,10 @@
 Decisions outlive what they are about. Picks are numbered anew whenever a query is segmented again, so a decision keeps
 its position, and is matched with picks by that.
 
-Every writer has a log of its own, in pages of a fixed size. A decision is one row, which is written in one small chunk, whole or
-not at all; none is ever changed. So several pages in browsers and a command may write at once, none needs the run's lease, and
-whatever is killed, no decision that was reported as made is lost. A later decision about a place replaces an earlier one.
+Every writer has a log of its own, in pages of a fixed size. A decision is one row, which is written with one small chunk,
+whole or not at all; no row is ever changed. So several browsers and a command may write at once, none needs the run's
+lease, and whatever is killed, no decision that was reported as made is lost. A later decision about a place replaces an
+earlier one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ VERDICTS: tuple[Verdict, ...] = ("undecided", "accepted", "rejected", "added")
 """By their numbers in a log. "undecided" takes a decision back; "added" is a particle that no pick was at."""
 
 FIELDS = ("instance", "z", "y", "x", "verdict", "when")
-"""Of a row: the pick's label then, 0 for none; its position in voxels; number of the verdict; seconds since 1970, UTC."""
+"""Of a row: the pick's label then, 0 for none; its position in voxels; the verdict's number; seconds since 1970, UTC."""
 
 PAGE = 128
 """Rows of a page."""
