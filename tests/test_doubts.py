@@ -164,7 +164,8 @@ def test_a_leak_into_a_neighbour_and_a_mask_of_nothing_are_said(driver: Driver, 
         driver.query(name, [point], leaking)
         said[name] = doubts.read(driver.store, name)
         notes = driver.notes[before:]
-        expected = [f"the prompt {point[0]:g},{point[1]:g},{point[2]:g}: {t}; {doubts.HELPS}" for t in said[name][0]]
+        place = ",".join(f"{v:g}" for v in point)
+        expected = [f"the prompt {place}: {' and '.join(said[name][0])}; {doubts.HELPS}"] if said[name][0] else []
         assert notes == expected
     assert said == {"alone": [[]], "pair": [[doubts.TWO]], "nothing": [[hypotheses.BORDERLESS]]}
     noted = [note for entry in journal.commands(driver.store) for note in entry["notes"]]

@@ -30,6 +30,7 @@ LEAST = 0.2
 
 
 ABSENT = 8  # clicks of other tomograms that are taken to each
+STRICTLY = 4  # times that these count for queries of other tomograms
 ROUNDS = 4  # of fitting: which examples join a query depends on the weights
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
 
@@ -272,9 +273,9 @@ def main() -> None:
     for part, scores in PARTS.items():
         print(part, json.dumps(figures(every, weights, scores)))
     if chosen.fit:
-        weights = tuple(round(float(w), 2) for w in fit(every, pairs))
-        print("fitted", json.dumps(figures(every, weights) | calibration(every, pairs, weights)))
-        print("weights", weights)
+        for name, count in (("WEIGHTS", 1), ("STRICT", STRICTLY)):
+            weights = tuple(round(float(w), 2) for w in fit(every, pairs * count))
+            print(name, weights, json.dumps(figures(every, weights) | calibration(every, pairs, weights)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,12 @@ _ROUNDS = (2, 4, 8, 16)
 _SURELY = 0.65
 """Probability from which a place may join."""
 
-WEIGHTS = (0.87, 27.05, -0.64, 1.18, -1.18, -7.23, 0.34)
-"""Of `terms`; from `training/evaluate.py`, on tomograms that have the kind and such that have not."""
+WEIGHTS = (2.12, 30.79, -0.98, 1.61, -1.45, -8.68, 0.12)
+"""Of `terms`, where the click is in this tomogram; from `training/evaluate.py`, on tomograms that have more of the kind
+and such that have not."""
+
+STRICT = (-4.72, 32.21, -0.93, 1.42, -1.55, -2.48, 0.11)
+"""The same for a query of another tomogram: that this one has the kind at all is not known."""
 
 _UNLIKE = 0.5
 """Similarity below which places are not told apart."""
@@ -67,7 +71,10 @@ class Query:
 
 
 def probabilities(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) -> Float64:
-    """How probably each place is of the kind, (n,) 0 to 1; 0 for one that is more similar to a negative."""
+    """How probably each place is of the kind, (n,) 0 to 1; 0 for one that is more similar to a negative.
+
+    weights : `WEIGHTS`, or `STRICT` for a query of another tomogram
+    """
     if not len(places):
         return np.empty(0)
     return _probability(places, query, learned(places, query, weights), weights)

@@ -409,8 +409,8 @@ class Driver(Runner):
     def _pool(self, stage: Stage, what: str) -> None:
         """Average features over what was segmented; say where nothing was, and what is doubtful."""
         for result in self._execute(stage, self.store).values():
-            for point, doubt in result.get("doubts", []):
-                self.note(f"{what} {checks.say(point)}: {doubt}; {doubts.HELPS}")
+            for point, said in result.get("doubts", []):
+                self.note(f"{what} {checks.say(point)}: {' and '.join(said)}; {doubts.HELPS}")
             for point in result.get("missing", []):
                 self.note(f"nothing could be segmented at {what} {checks.say(point)}")
 

@@ -131,7 +131,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         rank.describe_query(store, name, np.stack(centres), sizes)
     if settings["rank"] == "descriptor":
         sight.describe_query(store, name, unit.params["groups"])
-    doubted = [[point, text] for point, each in zip(settings["points"], by_prompt, strict=True) for text in each]
+    doubted = [[point, each] for point, each in zip(settings["points"], by_prompt, strict=True) if each]
     return UnitResult({"segmented": len(sizes), "missing": missing, "doubts": doubted})
 
 

@@ -135,12 +135,9 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[Float64, Float64, 
         return places.centres, places.quality, 0
     size = float(np.median(store.read(layout.query_array(name, "sizes"))))
     unlike = negative.descriptors(store, name)
-    clicked = store.array(layout.query_array(name, "descriptors"))
-    qualities: Any = clicked.attrs["quality"]
-    query = Query(
-        np.asarray(clicked[:], float), float(np.mean(qualities)), size, geometry.equivalent_radius(size), unlike
-    )
-    result = refine.corrected(store, name, descriptors.probabilities(places, query), places.descriptors)
+    clicked_here = store.array(layout.query_array(name, "points")).shape[0] > 0
+    weights = descriptors.WEIGHTS if clicked_here else descriptors.STRICT
+    result = refine.corrected(store, name, descriptors.probabilities(places, query, weights), places.descriptors)
     kept = result > 0
     return places.centres[kept], result[kept], int((~kept).sum()) if len(unlike) else 0
 
