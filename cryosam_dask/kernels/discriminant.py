@@ -1,6 +1,7 @@
 """A linear discriminant of features: the direction in which what is of a kind differs most from what is not.
 
-Its product with F factors over the three views like that of the query, so that a refined query costs what a query costs.
+Its product with F factors over the three views as that of the query does, so that a refined query costs what a query
+costs.
 """
 
 from __future__ import annotations

@@ -135,6 +135,9 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[Float64, Float64, 
         return places.centres, places.quality, 0
     size = float(np.median(store.read(layout.query_array(name, "sizes"))))
     unlike = negative.descriptors(store, name)
+    seen = store.array(layout.query_array(name, "descriptors"))
+    qualities: Any = seen.attrs["quality"]
+    query = Query(np.asarray(seen[:], float), float(np.mean(qualities)), size, geometry.equivalent_radius(size), unlike)
     clicked_here = store.array(layout.query_array(name, "points")).shape[0] > 0
     weights = descriptors.WEIGHTS if clicked_here else descriptors.STRICT
     result = refine.corrected(store, name, descriptors.probabilities(places, query, weights), places.descriptors)

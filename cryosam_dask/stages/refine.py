@@ -171,7 +171,7 @@ def same_place(size: float) -> float:
     return max(reviews.SAME_PLACE, 0.5 * geometry.equivalent_radius(size))
 
 
-# What others ask -------------------------------------------------------------------------------------------------------
+# What others ask ------------------------------------------------------------------------------------------------------
 
 
 def is_there(store: RunStore, name: str) -> bool:

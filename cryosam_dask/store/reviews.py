@@ -3,15 +3,16 @@
 Decisions outlive what they are about. Picks are numbered anew whenever a query is segmented again, so a decision keeps
 its position, and is matched with picks by that.
 
-Every writer has a log of its own, in pages of a fixed size. A decision is one row, which is written with one small chunk,
-whole or not at all; no row is ever changed. So several browsers and a command may write at once, none needs the run's
-lease, and whatever is killed, no decision that was reported as made is lost. A later decision about a place replaces an
-earlier one.
+Every writer has a log of its own, in pages of a fixed size. A decision is one row, which is written with one small
+chunk, whole or not at all; no row is ever changed. So several browsers and a command may write at once, none needs the
+run's lease, and whatever is killed, no decision that was reported as made is lost. A later decision about a place
+replaces an earlier one.
 """
 
 from __future__ import annotations
 
 import getpass
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ VERDICTS: tuple[Verdict, ...] = ("undecided", "accepted", "rejected", "added")
 """By their numbers in a log. "undecided" takes a decision back; "added" is a particle that no pick was at."""
 
 FIELDS = ("instance", "z", "y", "x", "verdict", "when")
-"""Of a row: the pick's label then, 0 for none; its position in voxels; the verdict's number; seconds since 1970, UTC."""
+"""Of a row: the pick's label then, 0 for none; its position in voxels; the verdict's number; seconds since 1970."""
 
 PAGE = 128
 """Rows of a page."""
@@ -105,8 +106,7 @@ def _user() -> str:
 def read(store: RunStore, name: str) -> list[Decision]:
     """All decisions about a query's picks, in the order in which they were made."""
     every: list[Decision] = []
-    for page in store.names(layout.reviews(name)) if layout.reviews(name) in store else []:
-        path = f"{layout.reviews(name)}/{page}"
+    for path in _pages(store, name):
         try:
             rows, attributes = store.read(path), store.array(path).attrs
         except StoreError:  # a page whose first row was not written to its end
@@ -116,6 +116,11 @@ def read(store: RunStore, name: str) -> list[Decision]:
             if 0 <= verdict < len(VERDICTS):
                 every.append(Decision(int(instance), (z, y, x), VERDICTS[int(verdict)], by, when))
     return sorted(every, key=lambda decision: decision.when)
+
+
+def _pages(store: RunStore, name: str) -> list[str]:
+    every = store.names(layout.reviews(name)) if layout.reviews(name) in store else []
+    return [f"{layout.reviews(name)}/{page}" for page in every if re.fullmatch(r".+_\d{4}", page)]
 
 
 def current(decisions: Sequence[Decision], radius: float = SAME_PLACE) -> list[Decision]:

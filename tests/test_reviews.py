@@ -1,0 +1,124 @@
+"""Decisions about picks: kept whatever is killed, matched by position, and learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryosam_dask.kernels.decisions import corrected
+from cryosam_dask.kernels.discriminant import discriminant
+from cryosam_dask.store import layout, reviews
+from cryosam_dask.store.reviews import PAGE, Decision, ReviewLog
+from cryosam_dask.store.run_store import RunStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore.create(tmp_path / "r.zarr", {"shape": [8, 8, 8], "voxel_size": [10, 10, 10], "origin": [0, 0, 0]})
+
+
+def decision(verdict: reviews.Verdict, z: float, when: float, instance: int = 1) -> Decision:
+    return Decision(instance, (z, 0.0, 0.0), verdict, when=when)
+
+
+# Logs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_decision_is_there_as_soon_as_it_was_reported(store: RunStore) -> None:
+    log = ReviewLog(store, "a", by="ada")
+    for i in range(PAGE + 3):
+        (written,) = log.write([Decision(i, (float(10 * i), 0.0, 0.0), "accepted")])
+        assert written.by == "ada"
+        fresh = reviews.read(RunStore.open(store.url), "a")
+        assert fresh[-1] == written
+        assert len(fresh) == i + 1
+    assert [p[-5:] for p in store.names(layout.reviews("a")) if "_" in p] == ["_0000", "_0001"]
+
+
+def test_several_writers_at_once_lose_nothing(store: RunStore) -> None:
+    logs = [ReviewLog(store, "a", by=name) for name in ("ada", "bob")]
+    for i in range(6):
+        logs[i % 2].write([decision("accepted" if i % 2 else "rejected", 10.0 * i, 100.0 + i)])
+    every = reviews.read(store, "a")
+    assert [d.by for d in every] == ["ada", "bob"] * 3
+    assert [d.when for d in every] == [100.0 + i for i in range(6)]
+
+
+def test_a_page_that_was_not_begun_whole_is_passed_over(store: RunStore) -> None:
+    ReviewLog(store, "a").write([decision("accepted", 1.0, 5.0)])
+    path = layout.review_log("a", "killed", 0)
+    store.new_array(path, shape=(PAGE, 6), dtype="f8", chunks=(PAGE, 6), dims=("d", "field"))
+    (kept,) = reviews.read(RunStore.open(store.url), "a")
+    assert kept.when == 5.0
+
+
+def test_the_last_word_about_a_place_counts_and_may_be_taken_back(store: RunStore) -> None:
+    told = [
+        decision("accepted", 0.0, 1.0),
+        decision("rejected", 1.0, 2.0),  # the same place, a voxel off
+        decision("accepted", 20.0, 3.0),
+        decision("undecided", 20.0, 4.0),
+        decision("added", 40.0, 5.0),
+    ]
+    ReviewLog(store, "a").write(told)
+    current = reviews.current(reviews.read(store, "a"))
+    assert [(d.verdict, d.position[0]) for d in current] == [("rejected", 1.0), ("added", 40.0)]
+    table = reviews.table(current)
+    assert list(table["verdict"]) == ["rejected", "added"]
+    assert str(table["when"].dt.tz) == "UTC"
+    assert reviews.names(store) == ["a"]
+
+
+def test_picks_keep_their_verdicts_by_position() -> None:
+    decided = [decision("accepted", 0.0, 1.0), decision("rejected", 30.0, 2.0)]
+    places = np.array([[30.5, 0, 0], [0.4, 0, 0], [2.4, 0, 0], [60, 0, 0]])
+    assert reviews.verdicts(decided, places, 3.0) == ["rejected", "accepted", "undecided", "undecided"]
+    assert reviews.verdicts([], places, 3.0) == ["undecided"] * 4
+    assert reviews.verdicts(decided, places[:0], 3.0) == []
+
+
+# Learning -------------------------------------------------------------------------------------------------------------
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def test_decisions_raise_what_is_like_accepted_places_and_lower_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    wanted, other = _unit(rng.normal(size=(2, 64)))
+    descriptors = _unit(np.repeat([wanted, other], 50, axis=0) + 0.02 * rng.normal(size=(100, 64)))
+    truth = np.arange(100) < 50
+    prior = np.full(100, 0.4)
+    assert corrected(prior, descriptors, descriptors[:0], truth[:0]) is prior
+    told = [0, 1, 2, 50, 51, 52]
+    after = corrected(prior, descriptors, descriptors[told], truth[told])
+    assert after[truth].min() > 0.6
+    assert after[~truth].max() < 0.25
+    only_rejected = corrected(prior, descriptors, descriptors[50:55], truth[50:55])
+    assert only_rejected[~truth].max() < only_rejected[truth].min()
+    far = corrected(
+        prior, np.concatenate([descriptors, _unit(rng.normal(size=(1, 64)))])[100:], descriptors[:3], truth[:3]
+    )
+    assert abs(far[0] - 0.4) < 0.25
+
+
+def test_a_discriminant_sees_what_the_means_hide() -> None:
+    """The kind differs in a quiet direction, while everything varies much in a loud one."""
+    rng = np.random.default_rng(0)
+    spread = np.diag([25.0, 0.04, 1.0, 1.0])
+    wanted = rng.multivariate_normal([0, 1, 0, 0], spread, 12)
+    unwanted = rng.multivariate_normal([0, 0, 0, 0], spread, 12)
+    w = discriminant(wanted, unwanted, spread, 0.02)
+    means = discriminant(wanted, unwanted, spread, 1.0)
+    np.testing.assert_allclose(np.linalg.norm([w, means], axis=1), 1)
+    direction = wanted.mean(axis=0) - unwanted.mean(axis=0)
+    np.testing.assert_allclose(means, direction / np.linalg.norm(direction), atol=1e-6)
+    many = rng.multivariate_normal([0, 1, 0, 0], spread, 500), rng.multivariate_normal([0, 0, 0, 0], spread, 500)
+
+    def separated(v: np.ndarray) -> float:
+        return float(np.mean((many[0] @ v)[:, None] > (many[1] @ v)[None]))
+
+    assert separated(w) > 0.95 > separated(means)
