@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import cryosam_dask as cs
+from cryosam_dask.errors import InputError
+from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.kernels.decisions import corrected
 from cryosam_dask.kernels.discriminant import discriminant
-from cryosam_dask.store import layout, reviews
+from cryosam_dask.pipeline import Driver, settings_for
+from cryosam_dask.pipeline.integrity import verify
+from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
+from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.reviews import PAGE, Decision, ReviewLog
 from cryosam_dask.store.run_store import RunStore
 
@@ -122,3 +131,70 @@ def test_a_discriminant_sees_what_the_means_hide() -> None:
         return float(np.mean((many[0] @ v)[:, None] > (many[1] @ v)[None]))
 
     assert separated(w) > 0.95 > separated(means)
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+SHAPE = (48, 96, 112)
+
+
+def _simulated() -> SimulatedTomogram:
+    species = (Species("ribosome", "ribosome", 22.0, 6, 1.2), Species("other", "globule", 18.0, 7))
+    return simulate(SimulationSettings(shape=SHAPE, seed=5, species=species, membranes=0, snr=1.0))
+
+
+@pytest.fixture(scope="module", params=["builtin", "texture+random-walker", "similarity"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SimulatedTomogram, Path]:
+    """A run that found both kinds, since it was told to keep so many. Tests copy it."""
+    simulated, out = _simulated(), tmp_path_factory.mktemp("run") / "run.zarr"
+    models = "builtin" if request.param == "builtin" else "texture+random-walker"
+    values: dict[str, Any] = {"match.count": 14, "match.structure": "particle"}
+    if request.param == "similarity":
+        values |= {"match.rank": "similarity", "match.center": True, "match.tau_sim": 0.1}
+    points = simulated.centres("ribosome")[:1]
+    settings = settings_for(models, values)
+    cs.run(simulated.tomogram, points, out, name="r", settings=settings, workers=0, voxel_size=10.0)
+    return simulated, out
+
+
+def _right(table: pd.DataFrame, centres: np.ndarray) -> np.ndarray:
+    distance = np.linalg.norm(table[["z", "y", "x"]].to_numpy()[:, None] - centres, axis=2)
+    return np.asarray(distance.min(axis=1) < 6)
+
+
+def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
+    run: tuple[SimulatedTomogram, Path], tmp_path: Path
+) -> None:
+    simulated, done = run
+    out = shutil.copytree(done, tmp_path / "r.zarr")
+    centres = simulated.centres("ribosome")
+    driver = Driver(out, SerialExecutor())
+    before = picks.read(driver.store, "r")
+    right = _right(before, centres)
+    assert not right.all()
+    shown = before.iloc[[*np.flatnonzero(right)[1:3], *np.flatnonzero(~right)[:2]]]
+    decided = [
+        Decision(int(row.instance), (row.z, row.y, row.x), "accepted" if good else "rejected")
+        for row, good in zip(shown.itertuples(), [True, True, False, False], strict=True)
+    ]
+    driver.review("r", decided, by="ada")
+    driver.refine("r")
+    driver.match("r")
+    driver.segment("r")
+    after = picks.read(driver.store, "r")
+    places = after[["z", "y", "x"]].to_numpy()
+    told = reviews.verdicts(reviews.current(reviews.read(driver.store, "r")), places, 4.0)
+    assert "rejected" not in told
+    assert told.count("accepted") == 2
+    assert len(after) > 3
+    assert verify(str(out)).sound
+    again = Driver(out, SerialExecutor())
+    for command in (again.refine, again.match, again.segment):
+        command("r")  # nothing new was decided: nothing runs
+    assert not [name for name, units in again.timings.items() if units]
+    assert picks.read(again.store, "r").equals(after)
+
+
+def test_nothing_decided_is_one_line(run: tuple[SimulatedTomogram, Path]) -> None:
+    with pytest.raises(InputError, match="nothing was decided"):
+        Driver(run[1], SerialExecutor()).refine("r")

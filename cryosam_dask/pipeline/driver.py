@@ -222,7 +222,7 @@ class Driver(Runner):
             raise InputError(f"{self.url}: nothing was decided about the picks of {name!r}; `cryosam review` does that")
         upstream = negative.joined(store, name, stage_fingerprint(store, query.stage_name(name)))
         stage = refine.plan(store, name, settings, decided, upstream)
-        if self._differs(stage):
+        if (marks.found_stage(store, stage.name) or {}).get("fingerprint") != stage.fingerprint:
             self._forget_refined(name, settings)
         self._named(stage)
         accepted = sum(decision.verdict != "rejected" for decision in decided)

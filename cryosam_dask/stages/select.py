@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import pieces, propose, structure
+from cryosam_dask.stages import pieces, propose, refine, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
@@ -312,10 +312,19 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
                     f"{other} of them left out, of something else (similarity below {structure.MOST_UNLIKE})"
                 )
             fitting &= like
+    fitting &= prompted | ~_rejected(store, name, every.box)
     shortest = structure.SHORTEST * structure.thickness(store, name)
     return _Segmented(
         name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected, shortest
     )
+
+
+def _rejected(store: RunStore, name: str, boxes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of (n, 6) boxes have their middle where a person rejected something: a mask may grow back there."""
+    _, rejected = refine.decided(store, name)
+    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
+    middles = (boxes[:, :3] + boxes[:, 3:] - 1) / 2
+    return propose.near(middles, rejected, refine.same_place(size))
 
 
 def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:
