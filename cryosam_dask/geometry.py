@@ -80,6 +80,15 @@ def cell_grid(shape: Shape3, ratio: int) -> Shape3:
     return z, y, x
 
 
+def cell_shares(mask: Bool, box: Box, ratio: int) -> tuple[Box, NDArray[np.float64]]:
+    """The cells of a ratio that a mask in its box touches, and the share of each that it fills."""
+    z, y, x = ((a // ratio, -(-b // ratio)) for a, b in box)
+    around = [(a - low * ratio, high * ratio - b) for (a, b), (low, high) in zip(box, (z, y, x), strict=True)]
+    n = [high - low for low, high in (z, y, x)]
+    cells = np.pad(mask, around).reshape(n[0], ratio, n[1], ratio, n[2], ratio)
+    return (z, y, x), cells.mean((1, 3, 5))
+
+
 def cell_centers(length: int, ratio: int) -> NDArray[np.float64]:
     """Voxel positions of the cells' centres along one axis; a short last cell has the centre of what it covers."""
     start = np.arange(cell_count(length, ratio)) * ratio

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import mrcfile
 import numpy as np
 import pytest
 from scipy import ndimage
+from whole_planes import WholePlanes, WholePlanesInfo
 
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.kernels import doubt, hypotheses
 from cryosam_dask.models import cache, catalog
-from cryosam_dask.models.random_walker import RandomWalkerInfo, RandomWalkerSegmenter
+from cryosam_dask.models.info import About
+from cryosam_dask.models.random_walker import RandomWalkerInfo
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.report import write_report
 from cryosam_dask.stages import doubts
 from cryosam_dask.store import journal
-from cryosam_dask.types import Array, Bool, Float32, Prediction
+from cryosam_dask.types import Array, Bool, Float32, Prediction, PromptedSegmenter
 
 SHAPE = (36, 48, 96)
 ALONE, PAIR, NOTHING = [17.0, 24, 14], [17.0, 24, 40], [18.0, 24, 79]
@@ -52,7 +54,7 @@ def test_two_bodies_that_touch_are_told_from_bodies_of_any_one_shape() -> None:
 
 def test_a_border_is_a_change_of_density_that_other_places_do_not_have() -> None:
     mask = ball((7, 7, 7), 7, (15, 15, 15))
-    by = doubt.displacement(mask) + doubt.MARGIN
+    by = doubt.reach_of(int(mask.sum()))
     density = np.random.default_rng(0).normal(size=[15 + 2 * by] * 3).astype(np.float32)
     assert not doubt.has_border(mask, density)
     at = (slice(by, by + 15),) * 3
@@ -79,14 +81,14 @@ def test_sizes_that_differ_much_are_said_for_several_prompts() -> None:
 # A run ----------------------------------------------------------------------------------------------------------------
 
 
-class Greedy(RandomWalkerSegmenter):
+class Greedy(WholePlanes):
     """Segments all that is as dense and touches, and a disc where nothing is: it leaks as a vision model may."""
 
     name, identity = "greedy", "greedy-1"
 
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
-        smooth = ndimage.gaussian_filter(np.asarray(embedding, np.float32).reshape(plane), 1.5)
-        every = ndimage.label(smooth > self.level(smooth))[0]
+        smooth = ndimage.gaussian_filter(embedding.astype(np.float32), 1.5)
+        every = ndimage.label(smooth > np.median(smooth) + 30)[0]
         masks = []
         for row, col in np.rint(points).astype(int):
             at = np.indices(plane)
@@ -95,51 +97,23 @@ class Greedy(RandomWalkerSegmenter):
         stack = np.stack(masks)[:, None]
         return Prediction(stack, np.full(stack.shape[:2], 0.9, np.float32), np.where(stack, 4, -4).astype(np.float32))
 
-    @staticmethod
-    def level(smooth: Float32) -> float:
-        return float(np.median(smooth) + 30)
-
-    def embed(self, planes: Array) -> Array:
-        return np.asarray(planes, self.embedding_dtype).reshape(len(planes), *self.embedding_shape(planes.shape[1:]))
-
-    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
-        return plane
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return plane
-
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         return np.array([ndimage.center_of_mass(one > 0) for one in logits], np.float32)
 
-    candidates: Any = None  # whole planes
-
 
 @dataclass(frozen=True)
-class GreedyInfo(RandomWalkerInfo):
-    name: str = "greedy"
+class GreedyInfo(WholePlanesInfo):
+    name: str = Greedy.name
+    version: str = Greedy.identity
+    about: ClassVar[About] = RandomWalkerInfo().about  # planes of five slices
 
-    def load(self, path: str | None, device: str, dtype: str) -> Any:
+    def load(self, path: str | None, device: str, dtype: str) -> PromptedSegmenter:
         return Greedy()
-
-    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
-        return plane
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return plane
 
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setitem(catalog.SEGMENTERS, "greedy", GreedyInfo())
-    monkeypatch.setattr(Greedy, "candidates", property())  # it gives whole planes only
     cache.clear()
     values = np.random.default_rng(0).normal(size=SHAPE)
     for centre in ((17, 24, 14), (17, 24, 40), (17, 24, 58)):

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from typer.testing import CliRunner
+from whole_planes import WholePlanes, WholePlanesInfo
 
 import cryosam_dask as cs
 from cryosam_dask import models
@@ -67,74 +67,25 @@ class ToyEncoderInfo:
         return Cost(seconds=1000.0)
 
 
-class ToySegmenter:
+class ToySegmenter(WholePlanes):
     """What is brighter than the middle grey within 7 pixels of the point."""
 
-    name, identity, batch = "toy-disc", "toy-disc-1", 4
-
-    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
-        return plane
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return plane
-
-    def embed(self, planes: NDArray[np.uint8]) -> Array:
-        return planes
+    name, identity = "toy-disc", "toy-disc-1"
 
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         rows, columns = np.indices(plane)
         masks = np.stack([(np.hypot(rows - r, columns - c) < 7) & (embedding > 127) for r, c in points])[:, None]
         return Prediction(masks, masks.any((2, 3)).astype(np.float32), np.where(masks, 1, -1).astype(np.float32))
 
-    def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
-        best = logits.reshape(len(logits), -1).argmax(1)
-        return np.stack(np.unravel_index(best, plane), 1).astype(np.float32)
-
 
 @dataclass(frozen=True)
-class ToySegmenterInfo:
+class ToySegmenterInfo(WholePlanesInfo):
     name: str = "toy-disc"
     version: str = "toy-disc-1"
-    candidates: int = 1
-    uses_torch: bool = False
-    weights_bytes: int = 0
-    embedding_share: float = 0.5
     about: ClassVar[About] = About("discs", defaults={"propagation.tau_iou": 0.25})
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def source(self) -> None:
-        return None
 
     def load(self, path: str | None, device: str, dtype: str) -> PromptedSegmenter:
         return ToySegmenter()
-
-    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
-        return plane
-
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return plane
-
-    def embed_bytes(self, plane: tuple[int, int]) -> int:
-        return plane[0] * plane[1]
-
-    def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
-        return 20 * prompts * plane[0] * plane[1]
-
-    def walker_bytes(self, plane: tuple[int, int]) -> int:
-        return 4 * plane[0] * plane[1]
-
-    def embed_cost(self, plane: tuple[int, int]) -> Cost:
-        return Cost()
-
-    def predict_cost(self, first: int, further: int) -> Cost:
-        return Cost()
 
 
 @pytest.fixture

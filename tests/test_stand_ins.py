@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
+from whole_planes import WholePlanes, WholePlanesInfo
 
 import cryosam_dask as cs
 from cryosam_dask import models
@@ -67,23 +68,10 @@ class KnowingEncoder:
         return np.array(out, np.float32)
 
 
-class KnowingSegmenter:
+class KnowingSegmenter(WholePlanes):
     """The connected body of one grey level that the point is in, with noise at its border."""
 
-    name, identity, batch = "knowing-bodies", "knowing-bodies-1", 4
-
-    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
-        return plane
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return plane
-
-    def embed(self, planes: NDArray[np.uint8]) -> Array:
-        return planes
+    name, identity = "knowing-bodies", "knowing-bodies-1"
 
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         masks = np.stack([self._body(embedding, point) for point in points])[:, None]
@@ -99,10 +87,6 @@ class KnowingSegmenter:
             return np.zeros(plane.shape, bool)
         border = ndimage.binary_dilation(body) & ~ndimage.binary_erosion(body, border_value=1)
         return body ^ (border & (seeded(plane, point).uniform(size=body.shape) < 0.2))
-
-    def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
-        best = logits.reshape(len(logits), -1).argmax(1)
-        return np.stack(np.unravel_index(best, plane), 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -136,47 +120,14 @@ class KnowingEncoderInfo:
 
 
 @dataclass(frozen=True)
-class KnowingSegmenterInfo:
+class KnowingSegmenterInfo(WholePlanesInfo):
     """The entry of `KnowingSegmenter`."""
 
     name: str = KnowingSegmenter.name
     version: str = KnowingSegmenter.identity
-    candidates: int = 1
-    uses_torch: bool = False
-    weights_bytes: int = 0
-    embedding_share: float = 0.5
-    about: ClassVar[About] = About("the truth")
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def source(self) -> None:
-        return None
 
     def load(self, path: str | None, device: str, dtype: str) -> PromptedSegmenter:
         return KnowingSegmenter()
-
-    def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
-        return plane
-
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return plane
-
-    def embed_bytes(self, plane: tuple[int, int]) -> int:
-        return plane[0] * plane[1]
-
-    def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
-        return 40 * prompts * plane[0] * plane[1]
-
-    def walker_bytes(self, plane: tuple[int, int]) -> int:
-        return 4 * plane[0] * plane[1]
-
-    def embed_cost(self, plane: tuple[int, int]) -> Cost:
-        return Cost()
-
-    def predict_cost(self, first: int, further: int) -> Cost:
-        return Cost()
 
 
 # --- tomograms ---

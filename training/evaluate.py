@@ -182,8 +182,7 @@ def by_size(places: Places, query: Query, weights: Sequence[float]) -> NDArray[n
 def alone(places: Places, query: Query, weights: Sequence[float]) -> NDArray[np.float64]:
     """Probabilities by the click alone: no place joins it."""
     mean = query.descriptors[0] / np.linalg.norm(query.descriptors[0])
-    total = descriptors.terms(places, query, mean) @ np.asarray(weights)
-    return np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
+    return descriptors.probability(places, query, mean, weights)
 
 
 PARTS: dict[str, Scores] = {

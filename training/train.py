@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cryosam_dask.models.particle_net import CLASSES, STRIDE, ParticleNet, Seen, mask_logits
+from cryosam_dask.models.particle_net import CLASSES, STRIDE, ParticleNet, Seen, load_weights, mask_logits
 from cryosam_dask.simulate.structures import CLASSES as STRUCTURES
 
 BOX = (32, 96, 96)
@@ -376,8 +375,7 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     net = ParticleNet().to(memory_format=torch.channels_last_3d)
     if chosen.start is not None:
-        weights = {name: value.float() for name, value in load_file(chosen.start).items()}
-        net.load_state_dict(weights, strict=False)
+        load_weights(net, chosen.start)
     optimizer = torch.optim.AdamW(net.parameters(), chosen.rate, weight_decay=0.02)
     averaged = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True

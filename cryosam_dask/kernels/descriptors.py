@@ -77,7 +77,7 @@ def probabilities(places: Places, query: Query, weights: Sequence[float] = WEIGH
     """
     if not len(places):
         return np.empty(0)
-    return _probability(places, query, learned(places, query, weights), weights)
+    return probability(places, query, learned(places, query, weights), weights)
 
 
 def learned(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) -> Float64:
@@ -85,7 +85,7 @@ def learned(places: Places, query: Query, weights: Sequence[float] = WEIGHTS) ->
     clicked = query.descriptors.sum(axis=0)
     mean = _unit(clicked)
     for count in _ROUNDS:
-        likely = _probability(places, query, mean, weights)
+        likely = probability(places, query, mean, weights)
         sure = np.flatnonzero(likely >= _SURELY)
         sure = sure[non_maximum_suppression(places.centres[sure], likely[sure], query.radius, count)]
         if len(sure):
@@ -116,7 +116,8 @@ def terms(places: Places, query: Query, mean: Float64) -> Float64:
     return np.stack(columns, axis=1)
 
 
-def _probability(places: Places, query: Query, mean: Float64, weights: Sequence[float]) -> Float64:
+def probability(places: Places, query: Query, mean: Float64, weights: Sequence[float]) -> Float64:
+    """`probabilities` by the descriptor `mean` (D,), which no place joins."""
     total = terms(places, query, mean) @ np.asarray(weights, float)
     likely = np.asarray(1 / (1 + np.exp(-np.clip(total, -30, 30))))
     likely[_rejected(places, mean, query.negatives)] = 0.0

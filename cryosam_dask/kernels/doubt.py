@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cryosam_dask import geometry
 from cryosam_dask.types import Bool, Float32
 
 SIDE = 40
@@ -78,9 +79,14 @@ def _solidity(shape: Bool) -> float:
         return 1.0
 
 
-def displacement(mask: Bool) -> int:
+def _displacement(voxels: int) -> int:
     """Voxels by which `has_border` displaces a mask: the diameter of a sphere of its volume."""
-    return max(MARGIN, round(float(np.cbrt(6 * np.count_nonzero(mask) / np.pi))))
+    return max(MARGIN, round(2 * geometry.equivalent_radius(voxels)))
+
+
+def reach_of(voxels: int) -> int:
+    """How far around the box of a mask of so many voxels `has_border` looks."""
+    return _displacement(voxels) + MARGIN
 
 
 def has_border(mask: Bool, density: Float32) -> bool:
@@ -89,14 +95,14 @@ def has_border(mask: Bool, density: Float32) -> bool:
     The change is the mean of two voxels inside less that of two outside. Outlines elsewhere, displaced in 26
     directions, say how much is chance and neighbours: no scale of densities or noise is needed.
 
-    mask : in its box; density : of the box and `displacement(mask) + MARGIN` voxels around it, NaN where nothing is
+    mask : in its box; density : of the box and `reach_of` voxels around it, NaN where nothing is
     known
     """
     padded = np.pad(mask, MARGIN)
     inside = np.argwhere(padded & (ndimage.distance_transform_edt(padded) <= 2))
     away = ndimage.distance_transform_edt(~padded)
     outside = np.argwhere((away > 1) & (away <= 3))
-    distance = displacement(mask)
+    distance = _displacement(int(mask.sum()))
     ways = [np.array(way) / np.linalg.norm(way) for way in product((-1, 0, 1), repeat=3) if any(way)]
 
     def change(shift: NDArray[np.float64]) -> float:

@@ -77,8 +77,8 @@ def groups(scores: Float64, lowest: float | None = None, placed: bool = False) -
     floor = -np.inf if lowest is None else (float(fisher(np.asarray(lowest))) - middle) / unit - 1e-6
     points, weights = _pooled(np.sort(scaled))
     one = _fit(_One(points, weights, floor), [_start_of_one(points, weights)])
-    two = _fit(_Two(points, weights, floor), _starts_of_two(points, weights))
     model = _Two(points, weights, floor)
+    two = _fit(model, _starts_of_two(points, weights))
     caution = _EVIDENCE + _MISFIT * len(values)
     numbers = 2 if placed else 3
     evidence = one.value - two.value - 0.5 * numbers * math.log(len(values)) - caution
@@ -125,9 +125,6 @@ class _One:
 
     def cost(self, where: Float64) -> float:
         return _prior(where) - float(self.weights @ _log_f(self.points, where, self.floor))
-
-    def read(self, where: Float64) -> None:
-        return None
 
 
 class _Two:
@@ -206,20 +203,22 @@ def _log_f(points: Float64, where: Float64, floor: float) -> Float64:
     """Log density of the log-F distribution cut at `floor`: of log(g₁ / g₂), gamma variates of shapes a and b."""
     t, a, b, scale = _standard(points, where)
     out = a * t - (a + b) * np.logaddexp(0, t) - special.betaln(a, b) - math.log(scale)
-    if np.isfinite(floor):
-        at, *_ = _standard(np.array([floor]), where)
-        out = out - math.log(max(float(special.betainc(b, a, special.expit(-at[0]))), 1e-12))
-    return np.asarray(out)
+    return np.asarray(out - math.log(_kept_above(where, floor)))
 
 
 def _log_f_above(points: Float64, where: Float64, floor: float) -> Float64:
     """Share of the cut log-F distribution that lies above each point."""
     t, a, b, _ = _standard(points, where)
-    above = special.betainc(b, a, special.expit(-t))
-    if np.isfinite(floor):
-        at, *_ = _standard(np.array([floor]), where)
-        above = above / max(float(special.betainc(b, a, special.expit(-at[0]))), 1e-12)
+    above = special.betainc(b, a, special.expit(-t)) / _kept_above(where, floor)
     return np.asarray(np.minimum(above, 1.0))
+
+
+def _kept_above(where: Float64, floor: float) -> float:
+    """Share of the whole log-F distribution that a cut at `floor` leaves; 1 where there is none."""
+    if not np.isfinite(floor):
+        return 1.0
+    at, a, b, _ = _standard(np.array([floor]), where)
+    return max(float(special.betainc(b, a, special.expit(-at[0]))), 1e-12)
 
 
 def _monotone(model: _Two, where: Float64, points: Float64) -> Float64:

@@ -9,9 +9,11 @@ convolutions for instance segmentation, ECCV 2020, in three dimensions).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -156,3 +158,9 @@ def mask_logits(filters: Tensor, masks: Tensor, relative: Tensor) -> Tensor:
     x = torch.relu(torch.baddbmm(b1[:, None], x, w1.view(-1, _INPUTS, _HIDDEN)))
     x = torch.relu(torch.baddbmm(b2[:, None], x, w2.view(-1, _HIDDEN, _HIDDEN)))
     return torch.baddbmm(b3[:, None], x, w3.view(-1, _HIDDEN, 1))[..., 0]
+
+
+def load_weights(net: ParticleNet, path: Path) -> None:
+    """Take weights of any precision from a safetensors file."""
+    # counts of batches are not among them
+    net.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)

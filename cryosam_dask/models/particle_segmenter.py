@@ -7,11 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from scipy import ndimage
 from torch.nn import functional
 
-from cryosam_dask.models.particle_net import CLASSES, DESCRIPTOR, MULTIPLE, STRIDE, ParticleNet, Seen, mask_logits
+from cryosam_dask.models.particle_net import (
+    CLASSES,
+    DESCRIPTOR,
+    MULTIPLE,
+    STRIDE,
+    ParticleNet,
+    Seen,
+    load_weights,
+    mask_logits,
+)
 from cryosam_dask.types import Answers, Array, Bool, Float32
 
 REACH = 22
@@ -22,6 +30,7 @@ LIMIT = 8.0
 
 _POOLED = 0.1  # cells of a mask with a lower probability don't enter its descriptor
 _CLEAREST = 8  # cells whose centrality says how clear a look is
+_AS_GOOD = 0.5  # of the probability of the click's best class
 _SOME = 64  # clicks that are answered at a time
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,7 +49,7 @@ class ParticleSegmenter:
         self.identity = identity
         self._device, self._dtype = torch.device(device), _DTYPES[dtype]
         net = ParticleNet()
-        net.load_state_dict({name: value.float() for name, value in load_file(weights).items()}, strict=False)
+        load_weights(net, weights)
         self._net = net.eval().to(self._device).to(memory_format=torch.channels_last_3d)
 
     def look(self, box: Float32) -> ParticleLook:
@@ -123,7 +132,8 @@ class ParticleLook:
         cosine = (self._descriptors @ query)[None, None]
         fine = functional.interpolate(cosine, scale_factor=STRIDE, mode="trilinear")[0, 0]
         fine = fine[: self._shape[0], : self._shape[1], : self._shape[2]]
-        share = torch.from_numpy(classes / max(float(classes[1:].max()), 1e-6)).to(fine.device)
+        # a class that is half as probable as the best is as good: one click of a small vesicle looks like a tube's
+        share = torch.from_numpy(classes / max(_AS_GOOD * float(classes[1:].max()), 1e-6)).clamp(0, 1).to(fine.device)
         share[0] = 0.0
         kind = torch.tensordot(share, self._classes, 1)
         return np.asarray((kind * fine.clamp(0, 1)).cpu().numpy())

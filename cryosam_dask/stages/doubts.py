@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 
 import numpy as np
 
+from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels import doubt, hypotheses
 from cryosam_dask.stages.boxes import Boxes, grown
@@ -24,8 +25,15 @@ OTHER_SIZE = 2.5
 VOXELS = 2_000_000
 """Of the density that is looked at around a mask, at most; a larger one is looked at on a coarser level."""
 
-BYTES = 16 * VOXELS
-"""Of memory, the store's chunks not counted."""
+VOXEL_BYTES = 16
+"""Of memory for each of these voxels, the store's chunks not counted."""
+
+
+def working_bytes(box: Box) -> int:
+    """Bytes of looking at a mask in a box, which may fill it, and at what is around it."""
+    sides = [b - a for a, b in box]
+    reach = 2 * doubt.reach_of(math.prod(sides))
+    return VOXEL_BYTES * min(VOXELS, math.prod(side + reach for side in sides))
 
 
 def of_group(store: RunStore, group: str, instances: StoredInstances, particles: bool) -> list[list[str]]:
@@ -35,9 +43,9 @@ def of_group(store: RunStore, group: str, instances: StoredInstances, particles:
     """
     own = layout.member(group, SCORES)
     said = store.array(own).attrs.get(DOUBTS) if own in store else None
-    every: list[list[str]] = [[] for _ in instances.prompt]
-    if isinstance(said, list) and len(said) == len(every):
-        every = [[str(text) for text in each] if isinstance(each, list) else [] for each in said]
+    every = _sentences(said)
+    if len(every) != len(instances.prompt):
+        every = [[] for _ in instances.prompt]
     if particles:
         for i, each in enumerate(every):
             each += [text for text in _of_mask(store, instances.mask(i), as_box(instances.box[i])) if text not in each]
@@ -68,45 +76,43 @@ def by_prompt(prompts: list[int], said: list[list[str]], count: int) -> list[lis
 def read(store: RunStore, name: str) -> list[list[str]]:
     """What is doubtful of each prompt of a query; an empty list for a query that is of an earlier version, or lent."""
     points = layout.query_array(name, "points")
-    said = store.array(points).attrs.get(DOUBTS) if points in store else None
-    if not isinstance(said, list):
+    return _sentences(store.array(points).attrs.get(DOUBTS)) if points in store else []
+
+
+def _sentences(stored: object) -> list[list[str]]:
+    """A stored attribute `DOUBTS`; an empty list for anything else."""
+    if not isinstance(stored, list):
         return []
-    return [[str(text) for text in each] if isinstance(each, list) else [] for each in said]
+    return [[str(text) for text in each] if isinstance(each, list) else [] for each in stored]
 
 
 def _of_mask(store: RunStore, mask: Bool, box: Box) -> list[str]:
     said = [TWO] if doubt.two_bodies(mask) else []
-    coarse, low, level = _coarse(store, mask, box)
+    coarse, cells, level = _coarse(mask, box)
     large = np.count_nonzero(coarse) >= doubt.SMALLEST
-    if large and not doubt.has_border(coarse, _around(Boxes(store, level), coarse, low)):
+    if large and not doubt.has_border(coarse, _around(Boxes(store, level), coarse, cells)):
         said.append(hypotheses.BORDERLESS)
     return said
 
 
-def _coarse(store: RunStore, mask: Bool, box: Box) -> tuple[Bool, tuple[int, int, int], int]:
-    """A mask on the finest level on which its surroundings are not too many voxels, its first voxel, and the level."""
-    for level in itertools.count():
-        step = 2**level
-        # cells as the level has them; those that the mask fills by half
-        around = [(a % step, -b % step) for a, b in box]
-        padded = np.pad(mask, around)
-        n = [side // step for side in padded.shape]
-        share = padded.reshape(n[0], step, n[1], step, n[2], step).mean((1, 3, 5))
+def _coarse(mask: Bool, box: Box) -> tuple[Bool, Box, int]:
+    """A mask on the finest level on which its surroundings are not too many voxels, its box there, and the level."""
+    level = 0
+    while True:
+        cells, share = geometry.cell_shares(mask, box, 2**level)
         coarse: Bool = share >= 0.5
-        reach = 2 * (doubt.displacement(coarse) + doubt.MARGIN)
-        if np.prod([float(side + reach) for side in n]) <= VOXELS:
-            z, y, x = (a // step for a, _ in box)
-            return coarse, (z, y, x), level
-    raise AssertionError("levels end")
+        reach = 2 * doubt.reach_of(int(coarse.sum()))
+        if np.prod([float(side + reach) for side in coarse.shape]) <= VOXELS:
+            return coarse, cells, level
+        level += 1
 
 
-def _around(boxes: Boxes, mask: Bool, low: tuple[int, int, int]) -> Float32:
+def _around(boxes: Boxes, mask: Bool, box: Box) -> Float32:
     """The density of a mask's box and what `doubt.has_border` looks at around it, NaN beyond the tomogram."""
-    by = doubt.displacement(mask) + doubt.MARGIN
-    z, y, x = ((a, a + n) for a, n in zip(low, mask.shape, strict=True))
-    there = grown((z, y, x), by, boxes.shape)
+    by = doubt.reach_of(int(mask.sum()))
+    there = grown(box, by, boxes.shape)
     out = np.full([n + 2 * by for n in mask.shape], np.nan, np.float32)
-    begins = [a - (first - by) for (a, _), first in zip(there, low, strict=True)]
+    begins = [a - (first - by) for (a, _), (first, _) in zip(there, box, strict=True)]
     values = boxes.read(there)
     out[tuple(slice(a, a + n) for a, n in zip(begins, values.shape, strict=True))] = values
     return out

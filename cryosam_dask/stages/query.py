@@ -65,7 +65,7 @@ def plan(
 
 
 def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
-    """Bytes of pooling over one instance, and of describing what is around it if that takes more."""
+    """Bytes of pooling over one instance, or of describing it or looking at what is around it if that takes more."""
     sides = [b - a for a, b in box]
     most = 0
     if settings.rank == "profile":
@@ -77,7 +77,7 @@ def unit_memory(store: RunStore, box: Box, settings: MatchSettings) -> int:
         # half precision, single precision; the mask as weights; chunks that are decoded at a time
         own = n * tokens * latents.shape[3] * (2 + 4) + math.prod(sides) * 4
         most = max(most, own + DECODED * math.prod(latents.chunks) * latents.dtype.itemsize)
-    return max(most, doubts.BYTES) + BESIDES
+    return max(most, doubts.working_bytes(box)) + BESIDES
 
 
 def prompted_boxes(store: RunStore, where: str, groups: int) -> list[Box]:

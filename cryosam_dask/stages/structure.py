@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels.extent import Extent, extent
 from cryosam_dask.settings import MatchSettings, Settings
@@ -171,12 +172,8 @@ def own_similarity(store: RunStore, name: str, settings: MatchSettings) -> float
 
 def _cells(mask: Bool, box: Box, ratio: int) -> tuple[Box, Bool]:
     """The cells of a ratio that a mask in its box touches, and which of them it fills by half; else the fullest."""
-    z, y, x = ((a // ratio, -(-b // ratio)) for a, b in box)
-    around = [(a - low * ratio, high * ratio - b) for (a, b), (low, high) in zip(box, (z, y, x), strict=True)]
-    padded = np.pad(mask, around)
-    n = [high - low for low, high in (z, y, x)]
-    share = padded.reshape(n[0], ratio, n[1], ratio, n[2], ratio).mean((1, 3, 5))
-    return (z, y, x), share >= min(0.5, float(share.max()))
+    cells, share = geometry.cell_shares(mask, box, ratio)
+    return cells, share >= min(0.5, float(share.max()))
 
 
 def _prompted(store: RunStore, name: str, groups: int | None = None) -> Iterator[tuple[Bool, Box]]:
