@@ -47,7 +47,7 @@ from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.stages.match import Pass, Survey
 from cryosam_dask.stages.sight import Sight
 from cryosam_dask.storage.address import public
-from cryosam_dask.store import layout, marks, reviews
+from cryosam_dask.store import layout, marks, picks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
@@ -202,34 +202,48 @@ class Driver(Runner):
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
-    @command
     def review(self, name: str, decided: Sequence[Decision], by: str | None = None) -> list[Decision]:
-        """Write decisions about the picks of a query; each is on the disk when this returns. See `store.reviews`."""
-        store = self.store
+        """Write decisions about the picks of a query; each is on the disk when this returns. See `store.reviews`.
+
+        Others may write the run meanwhile: this is no command, and takes no lease.
+        """
+        store = RunStore.open(self.url, "r+")
         checks.queried(store, name)
         return reviews.ReviewLog(store, name, by).write(decided)
 
     @command
-    def refine(self, name: str) -> None:
+    def refine(self, name: str) -> list[str]:
         """Learn from the decisions about a query's picks: `match` and `segment` then find better ones.
 
+        Returns the names that `segment` is to be given then: of all kinds, where the picks competed with other kinds'.
         `InputError` if nothing was decided. Decisions of which all are of one verdict are enough.
         """
         store, settings = self._queried(name)
-        size = float(np.median(store.read(layout.query_array(name, "sizes"))))
-        decided = reviews.current(reviews.read(store, name), refine.same_place(size))
+        decided = reviews.standing(store, name)
         if not decided:
             raise InputError(f"{self.url}: nothing was decided about the picks of {name!r}; `cryosam review` does that")
         upstream = negative.joined(store, name, stage_fingerprint(store, query.stage_name(name)))
-        stage = refine.plan(store, name, settings, decided, upstream)
+        stage, kinds = refine.plan(store, name, settings, decided, upstream), self._competing(name)
         if (marks.found_stage(store, stage.name) or {}).get("fingerprint") != stage.fingerprint:
-            self._forget_refined(name, settings)
+            self._forget_refined(name, settings, kinds)
         self._named(stage)
         accepted = sum(decision.verdict != "rejected" for decision in decided)
         self.note(f"{name}: learned from {accepted} accepted and {len(decided) - accepted} rejected places")
+        return kinds or [name]
 
-    def _forget_refined(self, name: str, settings: Settings) -> None:
+    def _competing(self, name: str) -> list[str]:
+        """The kinds that a query's picks competed with, itself included; or did, before they were to be made anew."""
+        store = self.store
+        about = store.group(layout.query(name)).attrs
+        kinds = picks.kinds(store, name) if name in picks.names(store) else about.get(layout.KINDS, [])
+        about[layout.KINDS] = kinds
+        return [str(kind) for kind in kinds] if isinstance(kinds, list) else []
+
+    def _forget_refined(self, name: str, settings: Settings, kinds: Sequence[str]) -> None:
         """Remove what was learned from other decisions, and what follows from it."""
+        for kind in kinds:
+            if kind != name:  # these compete anew
+                chain.forget(self.store, kind, after=select.STAGE.name, itself=True)
         if settings.match.rank == "similarity":
             chain.forget(self.store, name, after=refine.STAGE.name, itself=True)
             return

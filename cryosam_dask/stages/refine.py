@@ -28,7 +28,7 @@ from cryosam_dask.settings import MatchSettings, Settings
 from cryosam_dask.stages import negative, segment_volume, sight
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult, fingerprint
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
-from cryosam_dask.store import layout, marks, reviews
+from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
@@ -164,11 +164,6 @@ def _sample(volume: FeatureVolume, ratio: int) -> Float64:
 
 def _unit(vectors: Float64) -> Float64:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9))
-
-
-def same_place(size: float) -> float:
-    """Voxels within which two decisions are about the same particle of `size` voxels."""
-    return max(reviews.SAME_PLACE, 0.5 * geometry.equivalent_radius(size))
 
 
 # What others ask ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from cryosam_dask.stages import pieces, propose, refine, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
-from cryosam_dask.store import layout, picks
+from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32
 
@@ -322,9 +322,8 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
 def _rejected(store: RunStore, name: str, boxes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of (n, 6) boxes have their middle where a person rejected something: a mask may grow back there."""
     _, rejected = refine.decided(store, name)
-    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
     middles = (boxes[:, :3] + boxes[:, 3:] - 1) / 2
-    return propose.near(middles, rejected, refine.same_place(size))
+    return propose.near(middles, rejected, reviews.radius(store, name))
 
 
 def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:

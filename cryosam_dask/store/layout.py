@@ -298,7 +298,7 @@ def marks(stage: str) -> str:
 
 
 _HIDDEN = re.compile(
-    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS})"
+    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS}|{REVIEWS})"
     f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
     f"|{PICKS}/[^/]+/pieces"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"

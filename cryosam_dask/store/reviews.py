@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.errors import StoreError
-from cryosam_dask.store import layout
+from cryosam_dask import geometry
+from cryosam_dask.store import layout, picks
+from cryosam_dask.store.arrays import MissingChunkError
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Point
 
@@ -43,6 +44,10 @@ PAGE = 128
 
 SAME_PLACE = 2.0
 """Voxels within which two decisions are about the same place, unless something else is said."""
+
+
+REACH = 0.5
+"""The same of particles, if that is more: share of the radius of a ball as large as they are."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,12 @@ def _user() -> str:
 
 
 def read(store: RunStore, name: str) -> list[Decision]:
-    """All decisions about a query's picks, in the order in which they were made."""
+    """All decisions about a query's picks, in the order in which they were made; `StoreError` if some are damaged."""
     every: list[Decision] = []
     for path in _pages(store, name):
         try:
             rows, attributes = store.read(path), store.array(path).attrs
-        except StoreError:  # a page whose first row was not written to its end
+        except MissingChunkError:  # a page whose first row was not written to its end
             continue
         by = str(attributes.get("by", ""))
         for instance, z, y, x, verdict, when in rows[rows[:, -1] > 0].tolist():
@@ -157,6 +162,45 @@ def verdicts(decisions: Sequence[Decision], places: NDArray[np.float64], radius:
             nearest = min(near, key=lambda i: float(np.linalg.norm(places[i] - decision.position)))
             out[nearest], free[nearest] = decision.verdict, False
     return out
+
+
+def same_place(size: float) -> float:
+    """Voxels within which two decisions are about the same particle of `size` voxels."""
+    return max(SAME_PLACE, REACH * geometry.equivalent_radius(size))
+
+
+def radius(store: RunStore, name: str) -> float:
+    """Voxels within which two decisions are about the same particle of a query's kind."""
+    path = layout.query_array(name, "sizes")
+    return same_place(float(np.median(store.read(path)))) if path in store else SAME_PLACE
+
+
+def standing(store: RunStore, name: str) -> list[Decision]:
+    """The last decision about each particle of a query's kind, oldest first; see `current`."""
+    return current(read(store, name), radius(store, name))
+
+
+def of_picks(store: RunStore, name: str, positions: NDArray[np.float64] | None = None) -> list[Verdict]:
+    """The verdict about each pick of a query, in their order; a particle that was added and is a pick now is accepted.
+
+    positions : (n, 3) voxels of the picks, if they have been read
+    """
+    if positions is None:
+        positions = picks.read(store, name)[["z", "y", "x"]].to_numpy(float)
+    told = verdicts(standing(store, name), positions, radius(store, name))
+    return ["accepted" if verdict == "added" else verdict for verdict in told]
+
+
+def without_pick(store: RunStore, name: str) -> list[Decision]:
+    """Particles that were accepted or added, and are no pick: not yet, or not any more."""
+    from scipy.spatial import cKDTree
+
+    wanted = [decision for decision in standing(store, name) if decision.verdict != "rejected"]
+    positions = picks.read(store, name)[["z", "y", "x"]].to_numpy(float)
+    if not wanted or not len(positions):
+        return wanted
+    far, _ = cKDTree(positions).query(np.array([decision.position for decision in wanted]))
+    return [decision for decision, distance in zip(wanted, far, strict=True) if distance > radius(store, name)]
 
 
 def table(decisions: Sequence[Decision]) -> pd.DataFrame:
