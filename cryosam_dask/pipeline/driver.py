@@ -28,6 +28,7 @@ from cryosam_dask.stages import (
     ingest,
     ingest_array,
     label,
+    learned,
     match,
     negative,
     project,
@@ -273,10 +274,24 @@ class Driver(Runner):
     def match(self, name: str) -> None:
         """Compare the query with the features, coarse to fine, and propose prompts."""
         store, settings = self._queried(name)
+        among, upstream = self._ranked(name, settings)
+        for note in propose.choose(store, name, settings.match, among, upstream):
+            self.note(note)
+        self._make_declared("match", settings, name)
+
+    @command
+    def candidates(self, name: str) -> propose.Candidates:
+        """All places that `match` chooses its proposals from, with their scores; what it needs for that is made."""
+        return self._ranked(name, self._queried(name)[1])[0]
+
+    def _ranked(self, name: str, settings: Settings) -> tuple[propose.Candidates, str]:
+        """The candidates, and the fingerprint of what they come from."""
+        store = self.store
         this, survey, upstream = self._compare(name, settings)
-        if settings.match.structure == "extended" and settings.match.rank == "similarity":
-            survey = structure.survey(store, this, settings.match)
-        among = propose.candidates(store, this, survey, settings.match)
+        chosen = learned.searched(store, name, settings.match)
+        if chosen.structure == "extended" and chosen.rank == "similarity":
+            survey = structure.survey(store, this, chosen)
+        among = propose.candidates(store, this, survey, chosen)
         if propose.ranks(settings.match) and survey.reached:
             ranking = rank.plan(store, name, among.points, upstream)
             self._named(ranking)
@@ -286,17 +301,15 @@ class Driver(Runner):
             looking = recognize.plan(store, name, settings.propagation, sight, upstream)
             self._named(looking)
             among, upstream = propose.recognized(store, name, looking), looking.fingerprint
-        for note in propose.choose(store, name, settings.match, among, upstream):
-            self.note(note)
-        self._make_declared("match", settings, name)
+        return among, upstream
 
     def _compare(self, name: str, settings: Settings) -> tuple[Pass, Survey, str]:
         """Evaluate the similarity from the coarsest ratio to the finest. Return the last pass, its survey, and its
         fingerprint."""
-        store, chosen = self.store, refine.searched(self.store, name, settings.match)
+        store, chosen = self.store, learned.searched(self.store, name, settings.match)
         upstream, volume = stage_fingerprint(store, query.stage_name(name)), FeatureVolume(store)
         if chosen.rank == "similarity":
-            upstream = refine.joined(store, name, upstream)
+            upstream = learned.joined(store, name, upstream)
         for this in match.passes(name, chosen):
             products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, upstream)
             self._named(products, lambda p=this: project.prepare(store, p))  # type: ignore[misc]
@@ -338,7 +351,8 @@ class Driver(Runner):
         against = negative.feature_arrays(store, name)
         sight = _sight(store, name, settings)
         stage = segment.plan(
-            store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against, sight
+            *(store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against, sight),
+            direction=learned.direction(store, name),
         )
         if self._stale(stage):
             store.delete(layout.instances(name))

@@ -17,7 +17,7 @@ from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels import peaks
 from cryosam_dask.kernels.standing_out import UNKNOWN, Standing
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import cut, match, negative, rank, recognize, refine, structure
+from cryosam_dask.stages import cut, learned, match, negative, rank, recognize, structure
 from cryosam_dask.stages.base import Stage
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.match import Pass, Survey
@@ -93,7 +93,7 @@ def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
         name,
         ranking,
         lambda contrast: np.concatenate(
-            [negative.profiles(store, name, contrast), *refine.rejected_profiles(store, name)]
+            [negative.profiles(store, name, contrast), *learned.rejected_profiles(store, name)]
         ),
     )
     return Candidates(points, scores, rank.query_radius(store, name), rejected)
@@ -175,13 +175,13 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     upstream : fingerprint of what the candidates come from
     """
     points, scores, radius = among.points, among.scores, among.radius
-    full, upstream = len(points) == settings.count, refine.joined(store, name, negative.joined(store, name, upstream))
+    full, upstream = len(points) == settings.count, learned.joined(store, name, negative.joined(store, name, upstream))
     prompts = np.asarray(store.read(layout.query_array(name, "points")), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
     points, scores = points[kept], scores[kept]
-    accepted, rejected = refine.decided(store, name)
+    accepted, rejected = learned.decided(store, name)
     prompts = np.concatenate([prompts, accepted[~near(accepted, prompts, radius)]])
-    new = ~near(points, prompts, radius) & ~near(points, rejected, max(radius, refine.REJECTED))
+    new = ~near(points, prompts, radius) & ~near(points, rejected, max(radius, learned.REJECTED))
     notes: list[str] = []
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")

@@ -14,21 +14,19 @@ and what was decided stays decided: accepted places are prompts, rejected ones a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
-from cryosam_dask.kernels import decisions
 from cryosam_dask.kernels.discriminant import discriminant
 from cryosam_dask.models.catalog import volume_info
-from cryosam_dask.settings import MatchSettings, Settings
-from cryosam_dask.stages import negative, segment_volume, sight
-from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult, fingerprint
+from cryosam_dask.settings import Settings
+from cryosam_dask.stages import learned, negative, recognize, segment_volume, sight
+from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import layout, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
@@ -42,11 +40,13 @@ BALL = 0.5
 BELIEF = 4.0
 """So many decisions weigh as much as the query alone: with fewer the direction is nearer to the query's."""
 
+LEAST = 0.01
+"""Share of a sample that must reach the threshold at least."""
+
+FACTORS = (0.05, 1.0)
+
 SAMPLES, SIDE = 32, 6
 """Boxes of so many cells a side whose features say how features vary in the tomogram."""
-
-REJECTED = 3.0
-"""Voxels, at least, around a rejected place in which nothing is proposed."""
 
 
 def plan(store: RunStore, name: str, settings: Settings, decided: Sequence[Decision], upstream: str) -> Stage:
@@ -64,7 +64,8 @@ def plan(store: RunStore, name: str, settings: Settings, decided: Sequence[Decis
         memory=BESIDES + unit_memory(store, settings),
     )
     described: Json = {"name": name, "rank": settings.match.rank, "points": points, "accepted": accepted}
-    described |= {"ratio": settings.match.ratios[-1], "center": settings.match.center}
+    described |= {"ratios": list(settings.match.ratios), "center": settings.match.center}
+    described |= {"tau_sim": settings.match.tau_sim}
     whole = volume_info(settings.propagation.segmenter) if settings.match.rank == "descriptor" else None
     if whole is None:
         return Stage(STAGE.stage_name(name), work, described, upstream, (unit,), 1)
@@ -88,7 +89,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     points = np.asarray(settings["points"], float).reshape(-1, 3)
     accepted = np.asarray(settings["accepted"], bool)
     if settings["rank"] == "descriptor":
-        seen = sight.describe(store, context.device, settings, sight.Sight.of_query(store, name), points)
+        seen = _descriptors(context, settings, points)
         store.put(layout.refined_array(name, "descriptors"), seen, ("decision", "component"))
     elif settings["rank"] == "profile":
         profiles = negative.at(store, name, points[~accepted])
@@ -101,6 +102,24 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     return UnitResult({"decisions": len(points)})
 
 
+def _descriptors(context: Context, settings: Json, points: Float64) -> Float32:
+    """Descriptors (n, D) of places: of those that `match` looked at already, as it saw them."""
+    from scipy.spatial import cKDTree
+
+    store, name = context.store, settings["name"]
+    centres, known = recognize.seen(store, name)
+    distance, nearest = np.full(len(points), np.inf), np.zeros(len(points), np.intp)
+    if len(centres):
+        distance, nearest = cKDTree(centres).query(points)
+    far = distance > reviews.radius(store, name)
+    new = sight.describe(store, context.device, settings, sight.Sight.of_query(store, name), points[far])
+    if far.all():
+        return new
+    out = known[nearest].astype(np.float32)
+    out[far] = new.reshape(-1, out.shape[1])
+    return out
+
+
 def _describe_features(
     store: RunStore, name: str, settings: Json, points: Float64, accepted: NDArray[np.bool_]
 ) -> None:
@@ -110,9 +129,10 @@ def _describe_features(
     features = np.asarray([_feature(volume, point, radius) for point in points], np.float32)
     features = features.reshape(-1, volume.channels)
     store.put(layout.refined_array(name, "features"), features, ("decision", "channel"))
-    query = np.asarray(store.read(layout.query_array(name, "feature")), float)
-    direction, scale = _direction(volume, query, features.astype(float), accepted, settings)
-    store.put(layout.refined_array(name, "direction"), direction, ("channel",), {"scale": scale})
+    query = np.asarray(store.read(learned.before(store, name)), float)
+    towards, scale, factor = _direction(volume, query, features.astype(float), accepted, settings)
+    said = {learned.SCALE: scale, learned.FACTOR: factor}
+    store.put(layout.refined_array(name, "direction"), towards, ("channel",), said)
 
 
 def _feature(volume: FeatureVolume, point: Float64, radius: float) -> Float64:
@@ -129,8 +149,9 @@ def _feature(volume: FeatureVolume, point: Float64, radius: float) -> Float64:
 
 def _direction(
     volume: FeatureVolume, query: Float64, features: Float64, accepted: NDArray[np.bool_], settings: Json
-) -> tuple[Float32, float]:
-    """What is searched for in the place of the query's feature (3C,), and by what factor similarities are smaller.
+) -> tuple[Float32, float, float]:
+    """What is searched for in the place of the query's feature (3C,), by what factor similarities of masks with it are
+    smaller, and by what factor the threshold must be.
 
     The query itself is worth `BELIEF` accepted examples, and the tomogram's mean as many rejected ones, so that few
     decisions change little. As there are more, the direction is less that between means and more the discriminant.
@@ -143,12 +164,23 @@ def _direction(
     count = len(features)
     plus = np.concatenate([np.repeat(centre[None], round(BELIEF), axis=0), wanted])
     minus = np.concatenate([np.repeat(background[None], round(BELIEF), axis=0), unwanted])
-    sample = _unit(_sample(volume, settings["ratio"]) - own)
-    covariance = np.cov(sample, rowvar=False)
+    samples = [_unit(_sample(volume, ratio) - own) for ratio in settings["ratios"]]
+    covariance = np.cov(samples[-1], rowvar=False)
     w = discriminant(plus, minus, covariance, shrinkage=BELIEF / (BELIEF + count))
     before = float(np.median(plus @ centre))
-    scale = float(np.median(plus @ w)) / max(before, 1e-6)
-    return (own + w * float(np.linalg.norm(query - own))).astype(np.float32), float(np.clip(scale, 0.05, 1.0))
+    scale = float(np.clip(np.median(plus @ w) / max(before, 1e-6), *FACTORS))
+    factor = min(_as_many(sample @ centre, sample @ w, settings["tau_sim"]) for sample in samples)
+    return (own + w * float(np.linalg.norm(query - own))).astype(np.float32), scale, min(scale, factor)
+
+
+def _as_many(before: Float64, after: Float64, threshold: float) -> float:
+    """The factor of a threshold that as many similarities `after` reach as the threshold itself `before`, (n,) each.
+
+    At coarse ratios a cell is in part of what is around a particle, which the direction lowers more than the query."""
+    share = max(float(np.mean(before >= threshold)), LEAST)
+    if threshold <= 0:
+        return 1.0
+    return float(np.clip(np.quantile(after, 1 - share) / threshold, *FACTORS))
 
 
 def _sample(volume: FeatureVolume, ratio: int) -> Float64:
@@ -166,60 +198,12 @@ def _unit(vectors: Float64) -> Float64:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9))
 
 
-# What others ask ------------------------------------------------------------------------------------------------------
-
-
-def is_there(store: RunStore, name: str) -> bool:
-    """Whether a query has been refined."""
-    return marks.all_done(store, STAGE.stage_name(name))
-
-
-def joined(store: RunStore, name: str, upstream: str) -> str:
-    """A fingerprint, joined with that of the decisions if there are any."""
-    record = marks.found_stage(store, STAGE.stage_name(name))
-    return upstream if record is None else fingerprint({"made from": upstream, "decisions": record["fingerprint"]})
-
-
-def searched(store: RunStore, name: str, settings: MatchSettings) -> MatchSettings:
-    """Settings of the search: similarities to a direction are smaller, and so is the threshold."""
-    path = layout.refined_array(name, "direction")
-    if path not in store:
-        return settings
-    scale = float(str(store.array(path).attrs["scale"]))
-    return settings.model_copy(update={"tau_sim": settings.tau_sim * scale})
-
-
-def corrected(store: RunStore, name: str, probabilities: Float64, descriptors: Float64) -> Float64:
-    """Probabilities (n,) of places with descriptors (n, D) after the decisions."""
-    path = layout.refined_array(name, "descriptors")
-    if path not in store:
-        return probabilities
-    accepted = store.read(layout.refined_array(name, "accepted")).astype(bool)
-    return decisions.corrected(probabilities, descriptors, np.asarray(store.read(path), float), accepted)
-
-
-def rejected_profiles(store: RunStore, name: str) -> list[Float64]:
-    """Profiles (k, P) of rejected places, in a list; none for a query that was not refined so."""
-    path = layout.refined_array(name, "profiles")
-    return [np.asarray(store.read(path), float)] if path in store else []
-
-
-def decided(store: RunStore, name: str) -> tuple[Float64, Float64]:
-    """Places (a, 3) that were accepted and (r, 3) that were rejected."""
-    path = layout.refined_array(name, "points")
-    if path not in store or not is_there(store, name):
-        return np.empty((0, 3)), np.empty((0, 3))
-    points: Any = np.asarray(store.read(path), float)
-    accepted = store.read(layout.refined_array(name, "accepted")).astype(bool)
-    return points[accepted], points[~accepted]
-
-
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
     return ((layout.refined_array(query, array), 0) for array in ("points", "accepted"))
 
 
 STAGE = Declaration(
-    "refine",
+    learned.STAGE,
     "query",
     words="Learning from decisions",
     per="query",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import pieces, propose, refine, structure
+from cryosam_dask.stages import learned, pieces, propose, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
@@ -321,7 +321,7 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
 
 def _rejected(store: RunStore, name: str, boxes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of (n, 6) boxes have their middle where a person rejected something: a mask may grow back there."""
-    _, rejected = refine.decided(store, name)
+    _, rejected = learned.decided(store, name)
     middles = (boxes[:, :3] + boxes[:, 3:] - 1) / 2
     return propose.near(middles, rejected, reviews.radius(store, name))
 

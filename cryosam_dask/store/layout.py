@@ -137,10 +137,13 @@ QueryArray = Literal[
     "negative_features",
     "negative_profiles",
     "negative_descriptors",
+    "direction",
+    "decided",
+    "decided_descriptors",
 ]
 """Arrays of a query: the feature and the mean that it is centred by, (3C,); the prompts, (n, 3); voxels of the prompted
 instances; their radial profiles, as fitted and as they stand, and the template; their descriptors, (n, D); what a
-borrowed query brings along."""
+borrowed query brings along, of negatives and of what was decided where it is from."""
 
 NegativeArray = Literal["points", "features", "profiles", "descriptors"]
 RefinedArray = Literal["points", "accepted", "features", "descriptors", "profiles", "direction"]
