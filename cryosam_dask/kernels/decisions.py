@@ -50,6 +50,19 @@ def corrected(prior: Float64, descriptors: Float64, decided: Float64, accepted: 
     return np.asarray(_probability(before + _covariance(here) @ weights))
 
 
+def agreed(threshold: float, scores: Float64, accepted: NDArray[np.bool_]) -> float:
+    """The threshold that least of (k,) decisions contradict, being nearest to one that was found without them.
+
+    A decision contradicts it if a place was accepted whose score is below, or rejected whose score reaches it. Nothing
+    is said of scores lower than that of any accepted place, nor higher than that of any rejected one.
+    """
+    if not len(scores):
+        return threshold
+    candidates = np.concatenate([[threshold], scores[accepted], np.nextafter(scores[~accepted], np.inf)])
+    wrong = [int((scores[accepted] < t).sum() + (scores[~accepted] >= t).sum()) for t in candidates]
+    return float(min(zip(wrong, np.abs(candidates - threshold), candidates, strict=True))[2])
+
+
 def _most_likely(logits: Float64, covariance: Float64, truth: Float64) -> Float64:
     """Weights (k,) of the decided places; covariance @ weights corrects their logits."""
     weights = np.zeros(len(logits))

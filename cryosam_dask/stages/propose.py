@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
-from cryosam_dask.kernels import peaks
+from cryosam_dask.kernels import decisions, peaks
 from cryosam_dask.kernels.standing_out import UNKNOWN, Standing
 from cryosam_dask.settings import MatchSettings
 from cryosam_dask.stages import cut, learned, match, negative, rank, recognize, structure
@@ -188,6 +188,8 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius, CUT: None}
     if settings.count == "auto":
         chosen = cut.find(scores if cut.counts_clicked(settings) else scores[new], settings, among.standing)
+        if settings.rank == "similarity":  # probabilities were corrected by the decisions already
+            chosen = _agreed(chosen, points, scores, (accepted, rejected), radius)
         notes.append(f"{name}: K = {chosen.kept}; {chosen.reason}")
         new &= scores >= chosen.threshold
         clear = chosen.clear and bool(new.any() or settings.structure == "extended")
@@ -214,6 +216,19 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     ):
         store.group(where).attrs[FULL] = full
     return notes
+
+
+def _agreed(
+    chosen: peaks.Cut, points: Float64, scores: Float64, decided: tuple[Float64, Float64], radius: float
+) -> peaks.Cut:
+    """A cut that candidates, which a person accepted or rejected, contradict least."""
+    known = [scores[near(points, places, radius)] for places in decided]
+    told = np.repeat([True, False], [len(part) for part in known])
+    threshold = decisions.agreed(chosen.threshold, np.concatenate(known), told)
+    if threshold == chosen.threshold:
+        return chosen
+    kept = int((scores >= threshold).sum())
+    return peaks.Cut(threshold, kept, f"{kept} of {len(scores)} places are left as people decided", True)
 
 
 def near(points: Float64, prompts: Float64, radius: float) -> NDArray[np.bool_]:

@@ -112,11 +112,12 @@ def _descriptors(context: Context, settings: Json, points: Float64) -> Float32:
     if len(centres):
         distance, nearest = cKDTree(centres).query(points)
     far = distance > reviews.radius(store, name)
-    new = sight.describe(store, context.device, settings, sight.Sight.of_query(store, name), points[far])
+    how = sight.Sight.of_query(store, name)
+    new = sight.describe(store, context.device, settings, how, points[far]) if far.any() else np.empty((0, 0))
     if far.all():
-        return new
+        return np.asarray(new, np.float32)
     out = known[nearest].astype(np.float32)
-    out[far] = new.reshape(-1, out.shape[1])
+    out[far] = new if far.any() else out[far]
     return out
 
 

@@ -32,7 +32,7 @@ STAND_IN = "stand-in"
 CHANNELS = 48
 ALIKE = 0.85
 """Cosine of the vectors of two kinds that are alike."""
-NOISE = 1.5
+NOISE = 1.0
 """Energy of a token's noise, that of what it says being 1."""
 LOUD, SHARE = 4, 0.7
 """Directions that have this share of the noise."""
