@@ -185,3 +185,21 @@ def test_a_damaged_page_of_decisions_is_named_and_goes_with_repair(store: RunSto
     assert [damage.kind for damage in report.damages if damage.array.startswith("reviews")] == ["checksum"]
     repair(store.url, [damage for damage in report.damages if damage.array.startswith("reviews")])
     assert verdicts(store) == ["undecided", "rejected", "undecided"]
+
+
+def test_figures_and_descriptions_know_the_decisions(store: RunStore, cryosam: Run, tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    pd.DataFrame(PLACES, columns=list("zyx")).to_csv(truth, index=False)
+    options = ("--truth", truth, "--radius", 3)
+    assert "Reviewed" not in cryosam("evaluate", store.url, *options)[1]
+    cs.review(store.url, "a", accept=[1], reject=[3], by="ada")
+    cs.review(store.url, "a", add=[(12, 3, 3)], by="bob")
+    said = cryosam("evaluate", store.url, *options)[1].splitlines()[-1]
+    assert said.startswith("Reviewed by ada, bob on ")
+    assert said.endswith(
+        "1 accepted, 1 rejected, 1 added; 1 of 2 picks that were decided on are right; 1 picks are undecided."
+    )
+    figures = outputs.evaluate(store.url, truth, 3)["review"]
+    assert (figures["precision"], figures["without_pick"]) == (0.5, 1)
+    assert figures["picks"] == {"accepted": 1, "rejected": 1, "undecided": 1}
+    assert "3 decisions" in cryosam("info", store.url)[1]

@@ -42,6 +42,22 @@ def review_figures(run: str | Path, *, name: str | None = None) -> dict[str, Any
     }
 
 
+def review_sentence(figures: dict[str, Any]) -> str:
+    """Who decided what, when, and how precise that makes the picks; empty where nothing was decided."""
+    reviewers, picks = figures["reviewers"], figures["picks"]
+    if not reviewers:
+        return ""
+    first = min(told["first"] for told in reviewers.values())[:10]
+    last = max(told["last"] for told in reviewers.values())[:10]
+    when = f"on {first}" if first == last else f"from {first} to {last}"
+    counts = Counter(row["verdict"] for row in figures["decisions"])
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("accepted", "rejected", "added") if counts[verdict])
+    text = f"Reviewed by {', '.join(reviewers)} {when}: {said}"
+    if figures["precision"] is not None:
+        text += f"; {picks['accepted']} of {picks['accepted'] + picks['rejected']} picks that were decided on are right"
+    return f"{text}; {picks['undecided']} picks are undecided."
+
+
 def review_in_words(figures: dict[str, Any]) -> str:
     """`review_figures` as a table for a terminal: a line for all picks, and one for each person."""
     picks = figures["picks"]

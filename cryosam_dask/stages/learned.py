@@ -118,6 +118,12 @@ def take(store: RunStore, name: str, rank: str, lent: Json) -> None:
         store.put(layout.query_array(name, "decided"), how, ("decision",))
 
 
+def count(store: RunStore, name: str) -> int:
+    """How many decisions the query learned from in this tomogram."""
+    path = layout.refined_array(name, "accepted")
+    return int(store.array(path).shape[0]) if path in store and is_there(store, name) else 0
+
+
 def rejected_profiles(store: RunStore, name: str) -> list[Float64]:
     """Profiles (k, P) of rejected places, in a list; none for a query that was not refined so."""
     path = layout.refined_array(name, "profiles")
