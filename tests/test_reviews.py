@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pytest
 import cryosam_dask as cs
 from cryosam_dask.errors import InputError
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.kernels.decisions import corrected
+from cryosam_dask.kernels.decisions import agreed, corrected
 from cryosam_dask.kernels.discriminant import discriminant
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.pipeline.integrity import verify
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
+from cryosam_dask.stages import borrow, learned, query_file
 from cryosam_dask.store import layout, picks, reviews
+from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import PAGE, Decision, ReviewLog
 from cryosam_dask.store.run_store import RunStore
 
@@ -133,6 +136,30 @@ def test_a_discriminant_sees_what_the_means_hide() -> None:
     assert separated(w) > 0.95 > separated(means)
 
 
+def test_a_threshold_gives_way_to_decisions_that_contradict_it() -> None:
+    scores = np.array([0.9, 0.7, 0.5, 0.4, 0.2])
+    accepted = np.array([True, True, True, False, False])
+    assert agreed(0.45, scores, accepted) == 0.45, "none contradicts it"
+    assert agreed(0.8, scores, accepted) == 0.5
+    assert 0.4 < agreed(0.1, scores, accepted) < 0.41
+    assert agreed(0.3, scores[:0], accepted[:0]) == 0.3
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_the_direction_is_searched_for_as_cheaply_as_a_query(random_features: Any, center: bool) -> None:
+    """w · F by projected tokens is that by dense features."""
+    volume = FeatureVolume.open(random_features((24, 40, 36)))
+    rng = np.random.default_rng(0)
+    wanted, unwanted = rng.normal(size=(2, 9, volume.channels))
+    w = discriminant(wanted + 0.3, unwanted, np.eye(volume.channels), 0.5).astype(np.float32)
+    for ratio in (4, 8):
+        dense = volume.dense(ratio).to_numpy().astype(float)
+        mean = volume.mean if center else np.zeros_like(w)
+        away, towards = dense - mean, w - mean
+        expected = away @ towards / (np.linalg.norm(away, axis=-1) * np.linalg.norm(towards))
+        np.testing.assert_allclose(volume.similarity(w, ratio, center=center), expected, atol=1e-4)
+
+
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 SHAPE = (48, 96, 112)
@@ -193,6 +220,48 @@ def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
         command("r")  # nothing new was decided: nothing runs
     assert not [name for name, units in again.timings.items() if units]
     assert picks.read(again.store, "r").equals(after)
+
+
+def test_what_was_learned_goes_with_the_query(run: tuple[SimulatedTomogram, Path], tmp_path: Path) -> None:
+    out = shutil.copytree(run[1], tmp_path / "r.zarr")
+    driver = Driver(out, SerialExecutor())
+    bare = borrow.take(driver.store, "r")
+    table = picks.read(driver.store, "r")
+    right = _right(table, run[0].centres("ribosome"))
+    shown = table.iloc[[np.flatnonzero(right)[1], np.flatnonzero(~right)[0]]]
+    cs.review(out, "r", accept=[shown["instance"].iloc[0]], reject=[shown["instance"].iloc[1]])
+    driver.refine("r")
+    loan = borrow.take(driver.store, "r")
+    assert loan.origin["digest"] != bare.origin["digest"]
+    query_file.write(loan, tmp_path / "q.json")
+    assert query_file.read(tmp_path / "q.json").params == loan.params
+    driver.borrow("lent", query_file.renamed(query_file.read(tmp_path / "q.json"), "lent"))
+    store = driver.store
+    told = {key for key in loan.params if key not in bare.params}
+    rank = loan.settings.match.rank
+    assert (
+        told
+        == {
+            "similarity": {"direction"},
+            "descriptor": {"decided", "decided_descriptors"},
+            "profile": {"negative_profiles"},
+        }[rank]
+    )
+    if rank == "similarity":
+        here, there = (store.read(learned.direction(store, name) or "") for name in ("r", "lent"))
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)
+        searched = learned.searched(store, "lent", loan.settings.match)
+        assert searched.tau_sim == pytest.approx(learned.searched(store, "r", loan.settings.match).tau_sim)
+    if rank == "descriptor":
+        places = np.asarray(loan.params["decided_descriptors"])
+        prior = np.full(2, 0.4)
+        np.testing.assert_allclose(
+            learned.corrected(store, "lent", prior, places), learned.corrected(store, "r", prior, places), atol=1e-5
+        )
+    broken = dict(loan.params) | {key: [0.5] for key in told}
+    query_file.write(dataclasses.replace(loan, params=broken), tmp_path / "broken.json")
+    with pytest.raises(InputError):
+        query_file.read(tmp_path / "broken.json")
 
 
 def test_nothing_decided_is_one_line(run: tuple[SimulatedTomogram, Path]) -> None:
