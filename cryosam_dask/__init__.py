@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cryosam_dask.errors import CryosamError
     from cryosam_dask.evaluate import evaluate_dataset, evaluate_masks, evaluate_picks
     from cryosam_dask.outputs import evaluate_runs, export
-    from cryosam_dask.pipeline import Driver, run, settings_for
+    from cryosam_dask.pipeline import Driver, review, run, settings_for
     from cryosam_dask.settings import Settings
     from cryosam_dask.store.feature_volume import FeatureVolume
     from cryosam_dask.store.views import open_run
@@ -41,6 +41,7 @@ _WHERE = {
     "evaluate_runs": "outputs",
     "export": "outputs",
     "open_run": "store.views",
+    "review": "pipeline",
     "run": "pipeline",
     "settings_for": "pipeline",
 }
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate_runs",
     "export",
     "open_run",
+    "review",
     "run",
     "settings_for",
 ]

@@ -11,6 +11,7 @@ import typer
 
 from cryosam_dask.cli.app import RESULTS, app, examples
 from cryosam_dask.cli.options import JsonOption, RunArgument, WhichOption, say, with_options
+from cryosam_dask.errors import InputError
 
 if TYPE_CHECKING:
     from cryosam_dask.outputs.labels import What
@@ -42,6 +43,7 @@ class Copick:
         "cryosam export run.zarr labels.mrc",
         "cryosam export run.zarr meshes.glb --smooth 1",
         "cryosam export runs/ picks.csv",
+        "cryosam export run.zarr picks.star --reviewed",
     ),
 )
 @with_options
@@ -65,6 +67,10 @@ def export(
     ] = None,
     smooth: Annotated[float, typer.Option(metavar="VOXELS", help="Smooth meshes by so many voxels.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder, or a copick tomogram.")] = False,
+    reviewed: Annotated[bool, typer.Option("--reviewed", help="Only what was accepted or added in a review.")] = False,
+    not_rejected: Annotated[
+        bool, typer.Option("--not-rejected", help="All but what was rejected in a review; with what was added.")
+    ] = False,
     tomogram: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,6 +90,8 @@ def export(
     """
     from cryosam_dask import outputs
 
+    if reviewed and not_rejected:
+        raise InputError("--reviewed and --not-rejected: give one of the two")
     choice = outputs.CopickChoice(
         run=copick.copick_run,
         object=copick.copick_object,
@@ -103,6 +111,7 @@ def export(
         copick=choice,
         tomogram=tomogram,
         tomograms=tomograms,
+        reviewed="accepted" if reviewed else "not-rejected" if not_rejected else None,
     )
     say(notes)
     typer.echo(f"{path}: written")

@@ -7,6 +7,7 @@ from cryosam_dask.outputs.evaluation_files import write_curves, write_figures
 from cryosam_dask.outputs.files import export
 from cryosam_dask.outputs.labels import WHATS
 from cryosam_dask.outputs.results import single_name
+from cryosam_dask.outputs.review import review_figures, review_in_words, review_sentence
 
 __all__ = [
     "WHATS",
@@ -18,6 +19,9 @@ __all__ = [
     "evaluate_runs",
     "export",
     "export_copick",
+    "review_figures",
+    "review_in_words",
+    "review_sentence",
     "single_name",
     "write_curves",
     "write_figures",

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.io import copick_out, copick_project
-from cryosam_dask.outputs.labels import image_levels, surfaces, tomogram_levels
+from cryosam_dask.outputs.labels import chosen_levels, image_levels, surfaces, tomogram_levels
 from cryosam_dask.outputs.names import file_name, name_one
 from cryosam_dask.outputs.results import check_own, check_painted, single_name
+from cryosam_dask.outputs.reviewed import Only, chosen_picks
 from cryosam_dask.storage.address import is_local
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COPICK = "copick"
 Content = Literal["picks", "segmentation", "multilabel", "meshes", "tomogram"]
@@ -51,6 +55,7 @@ def export_copick(
     name: str | None = None,
     choice: CopickChoice | None = None,
     smooth: float = 0.0,
+    only: Only | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write results into a copick project, which is made where there is none; the paths of what was written.
@@ -58,6 +63,7 @@ def export_copick(
     Parameters
     ----------
     project : its folder or its configuration; name : the query; None: all of the run
+    only : without what was rejected, see `reviewed`; not for a multilabel segmentation
     smooth : of meshes; overwrite : replace a tomogram. What the same user and session wrote before is replaced anyway
 
     Raises InputError for names that copick can't have and for voxels that are no cubes, before anything is written.
@@ -67,6 +73,9 @@ def export_copick(
     names = [single_name(store, name)] if name is not None or choice.object else picks.names(store)
     contents = list(dict.fromkeys(choice.contents))
     _check_copick(store, names, choice)
+    if only is not None and "multilabel" in contents:
+        raise InputError("--contents multilabel: it shows all picks; of reviewed ones give picks, segmentation, meshes")
+    tables = {query: chosen_picks(store, query, only, added=True) for query in names}
     in_project, targets = choice.run or _run_in(Path(project), store), {}
     for query in names:
         targets[query] = copick_out.open_target(
@@ -87,7 +96,7 @@ def export_copick(
         for query, target in targets.items()
         for content in contents
         if content in ("picks", "segmentation", "meshes")
-        for path in _write_copick(store, query, target, content, smooth)
+        for path in _write_copick(store, query, target, content, smooth, only, tables[query])
     ]
     if "multilabel" in contents:
         written += _write_multilabel(store, targets)
@@ -121,16 +130,25 @@ def object_name(name: str) -> str:
     return name.replace("_", "-").strip("-.")
 
 
-def _write_copick(store: RunStore, name: str, target: copick_out.Target, content: str, smooth: float) -> list[Path]:
-    """One kind of content of one query; no meshes where there are no instances."""
-    table = picks.read(store, name)
+def _write_copick(
+    store: RunStore,
+    name: str,
+    target: copick_out.Target,
+    content: str,
+    smooth: float,
+    only: Only | None,
+    table: pd.DataFrame,
+) -> list[Path]:
+    """One kind of content of one query, with the picks of a table; no meshes where there are no instances."""
     if content == "picks":
         return [copick_out.write_picks(target, table, store.voxel_size)]
     if content == "segmentation":
-        return [copick_out.write_segmentation(target, image_levels(store, layout.semantic_name(name)), [0, 1])]
-    if not len(table):
+        image = layout.semantic_name(name)
+        levels = image_levels(store, image) if only is None else chosen_levels(store, name, table, True)
+        return [copick_out.write_segmentation(target, levels, [0, 1])]
+    if not (table["instance"] > 0).any():
         return []
-    meshes = surfaces(store, name, origin=(0.0, 0.0, 0.0), smooth=smooth)
+    meshes = surfaces(store, name, origin=(0.0, 0.0, 0.0), smooth=smooth, only=only)
     return [copick_out.write_meshes(target, meshes)]
 
 

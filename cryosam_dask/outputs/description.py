@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cryosam_dask.stages import chain
-from cryosam_dask.store import journal, layout, picks
+from cryosam_dask.store import journal, layout, picks, reviews
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 
@@ -14,7 +14,7 @@ from cryosam_dask.store.views import query_names
 def describe(run: str | Path) -> dict[str, Any]:
     """Describe a run, JSON-able: its tomogram, the progress of each stage, and what was found."""
     store = RunStore.open(run)
-    queries = {}
+    queries, reviewed = {}, reviews.names(store)
     for name in query_names(store):
         attributes = dict(store.group(layout.query(name)).attrs)
         instances = len(picks.read(store, name)) if name in picks.names(store) else None
@@ -24,6 +24,7 @@ def describe(run: str | Path) -> dict[str, Any]:
             "from": attributes.get("from"),
             "negatives": attributes.get("negatives", []),
             "kinds": picks.kinds(store, name),
+            "decisions": len(reviews.standing(store, name)) if name in reviewed else 0,
         }
     stages = {name: {"done": done, "units": count} for name, (done, count) in chain.progress(store).items()}
     return {
@@ -55,6 +56,7 @@ def describe_in_words(described: dict[str, Any]) -> str:
         unlike = f", negative points: {len(query['negatives'])}" if query["negatives"] else ""
         others = ", ".join(other for other in query["kinds"] if other != name)
         told = f", told apart from {others}" if others else ""
+        told += f", {query['decisions']} decisions" if query["decisions"] else ""
         lines.append(f"query        {name}: {count}, segmenter {models}{origin}{unlike}{told}")
     for name, stage in described["stages"].items():
         declared = chain.declaration_of(name)

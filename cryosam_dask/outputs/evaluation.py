@@ -25,6 +25,7 @@ from cryosam_dask.evaluate import (
     parse_radius,
 )
 from cryosam_dask.outputs.results import single_name
+from cryosam_dask.outputs.review import review_figures, review_sentence
 from cryosam_dask.outputs.truth import Tomogram, Truth, tomogram_of
 from cryosam_dask.outputs.truth_files import Kind
 from cryosam_dask.outputs.truth_labels import LabelFiles, compare_labels
@@ -62,7 +63,8 @@ def evaluate(
     truth_format : of the points, where the suffix does not tell it
     truth_unit : of plain text (xyz), "voxel" or "angstrom"; None: voxels
 
-    The keys are those of `Evaluation` and, with labels, of `MaskEvaluation`; `notes` has what had to be assumed. Raises
+    The keys are those of `Evaluation` and, with labels, of `MaskEvaluation`; `review` has what people decided about the
+    picks (`review_figures`), if they did; `notes` has what had to be assumed. Raises
     InputError where the truth can't be read, holds no points, is not this tomogram's, or has another shape, StoreError
     where there are no results.
     """
@@ -88,6 +90,10 @@ def evaluate(
         masks, said = compare_labels(store, chosen, truth_labels)
         figures |= masks.to_dict()
         notes += said
+    reviewed = review_figures(store.url, name=chosen)
+    if reviewed["reviewers"]:
+        figures["review"] = {key: reviewed[key] for key in ("picks", "without_pick", "precision", "reviewers")}
+        figures["review"]["words"] = review_sentence(reviewed)
     return figures | ({"notes": notes} if notes else {})
 
 

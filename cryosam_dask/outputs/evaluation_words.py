@@ -35,7 +35,8 @@ def figures_in_words(figures: Mapping[str, Any]) -> str:
     if "pq" in figures:
         lines += [(words, str(figures[key])) for key, words in _INSTANCES.items()]
         lines += [(words, f"{figures[key]:.3f}") for key, words in _MASKS.items()]
-    return "\n".join(f"{words:20} {value}" for words, value in lines)
+    told = [figures["review"]["words"]] if "review" in figures else []
+    return "\n".join([*(f"{words:20} {value}" for words, value in lines), *told])
 
 
 def runs_in_words(result: RunsEvaluation) -> str:

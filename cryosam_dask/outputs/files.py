@@ -17,7 +17,9 @@ from cryosam_dask.outputs.labels import LABEL_FORMATS, MESH_FORMATS, WHATS, What
 from cryosam_dask.outputs.names import Asked, name_many, name_one
 from cryosam_dask.outputs.queries import export_query
 from cryosam_dask.outputs.results import check_own, single_name
-from cryosam_dask.store import picks
+from cryosam_dask.outputs.reviewed import Only, chosen_picks, rejected_in_words
+from cryosam_dask.outputs.reviewed import check as check_reviewed
+from cryosam_dask.store import picks, reviews
 from cryosam_dask.store.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def export(
     copick: CopickChoice | None = None,
     tomogram: Asked = None,
     tomograms: str | Path | None = None,
+    reviewed: Only | None = None,
 ) -> list[str]:
     """Write the picks, the labels or the meshes of a query to a file, or all of it into a copick project.
 
@@ -54,31 +57,38 @@ def export(
     tomogram : what a file of picks calls the tomogram; of a folder of runs a mapping (run → name), "RUN=NAME" of each,
         or a CSV file with the columns run, tomogram; None: as the tilt series, by its file (`io.points.names`)
     tomograms : RELION's tomograms.star, for relion5
+    reviewed : "accepted": only picks, and their masks, that people accepted or added; "not-rejected": those, and what
+        nobody decided on; None: all. An added particle without a mask is a pick with the instance 0
 
-    Returns in words what was left out, and tomograms' names that are not those of their files. Raises
-    `InputError` for a format that does not hold `what` and for the run's own tomogram as the file, `StoreError` where
-    there is nothing to export.
+    Returns in words what was left out, that rejected picks were not, and tomograms' names that are not those of their
+    files. Raises `InputError` for a format that does not hold `what`, for the run's own tomogram as the file, and for
+    "accepted" where nothing was decided, `StoreError` where there is nothing to export.
     """
     path, asked = Path(path), None if format is None else format.lower()
+    check_reviewed(reviewed)
     if what not in (None, *WHATS):
         raise InputError(f"--what {what}: expected {', '.join(WHATS)}")
     if re.match(r"[a-z][a-z0-9+]+:/", str(path)):
         raise InputError(f"{path}: an address; files are exported to a disk: copy them from there")
+    if reviewed is not None and what in ("query", "kinds"):
+        raise InputError(f"--what {what}: is not of reviewed picks alone; expected picks, labels, semantic or meshes")
     if what == "query":
         export_query(run, path, name=name)
         return []
     if asked == COPICK and _is_project(path):
         if what is not None:
             raise InputError(f"--what {what}: of a file; what goes into a copick project is said with --contents")
-        export_copick(run, path, name=name, choice=copick, smooth=smooth, overwrite=overwrite)
-        return []
+        export_copick(run, path, name=name, choice=copick, smooth=smooth, only=reviewed, overwrite=overwrite)
+        store = RunStore.open(run)
+        queries = [name] if name is not None else picks.names(store)
+        return [note for query in queries for note in rejected_in_words(store, query, reviewed)]
     label_format, mesh_format = _format(path, asked, LABEL_FORMATS), _format(path, asked, MESH_FORMATS)
     if what == "meshes" and asked is None and not path.suffix:
         mesh_format = "ply"
     kind: What = what or ("labels" if label_format else "meshes" if mesh_format else "picks")
     _check_format(path, asked, kind, label_format, mesh_format)
     if kind == "picks":
-        return _write_picks(run, path, name, asked, copick or CopickChoice(), tomogram, tomograms)
+        return _write_picks(run, path, name, asked, copick or CopickChoice(), tomogram, tomograms, reviewed)
     if _runs_in(run) is not None:
         raise InputError(
             f"{run}: a folder of runs; of several at once only picks are exported: give one run for {kind}"
@@ -87,10 +97,10 @@ def export(
     check_own(store, path)
     chosen = kinds_name(store, name) if kind == "kinds" else single_name(store, name)
     if mesh_format:
-        write_meshes(store, chosen, path, mesh_format, smooth=smooth, overwrite=overwrite)
+        write_meshes(store, chosen, path, mesh_format, smooth=smooth, only=reviewed, overwrite=overwrite)
     elif label_format:
-        write_labels(store, chosen, path, label_format, kind, overwrite=overwrite)
-    return []
+        write_labels(store, chosen, path, label_format, kind, only=reviewed, overwrite=overwrite)
+    return [] if kind == "kinds" else rejected_in_words(store, chosen, reviewed)
 
 
 def _check_format(path: Path, format: str | None, kind: What, label: str | None, mesh: str | None) -> None:
@@ -119,6 +129,7 @@ def _write_picks(
     copick: CopickChoice,
     tomogram: Asked,
     tomograms: str | Path | None,
+    reviewed: Only | None,
 ) -> list[str]:
     """Picks of a run, or those of all runs in a folder, to one file; which of these have none, and names, in words."""
     chosen_format = pick_format(path, format)
@@ -126,7 +137,7 @@ def _write_picks(
     joint = runs is not None
     names, notes = _names(str(run), runs, chosen_format, tomogram, tomograms)
     parts: list[tuple[pd.DataFrame, Frame]] = []
-    without = []
+    without, undecided = [], []
     for url, tomogram_name in zip(runs or [str(run)], names, strict=True):
         store = RunStore.open(url)
         check_own(store, path)
@@ -134,6 +145,9 @@ def _write_picks(
             without.append(PurePosixPath(url).stem)
             continue
         chosen = single_name(store, name)
+        if joint and reviewed == "accepted" and not reviews.standing(store, chosen):
+            undecided.append(PurePosixPath(url).stem)
+            continue
         frame = Frame(
             voxel_size=store.voxel_size,
             shape=store.shape,
@@ -143,13 +157,16 @@ def _write_picks(
             user=copick.user,
             session=copick.session,
         )
-        parts.append((picks.read(store, chosen), frame))
+        parts.append((chosen_picks(store, chosen, reviewed, added=True), frame))
+        notes += rejected_in_words(store, chosen, reviewed)
     if not parts:
-        raise StoreError(f"{run}: no picks called {name!r} in any of its runs")
+        lacking = f"decisions about picks called {name!r}" if undecided else f"picks called {name!r}"
+        raise StoreError(f"{run}: no {lacking} in any of its runs")
     with one_line_errors():
         write_bytes(path, encode_picks(parts, chosen_format, joint=joint))
     notes += [note for _, frame in parts for note in frame.notes]
-    return ([f"left out, no picks called {name!r}: {', '.join(without)}"] if without else []) + notes
+    left = {f"no picks called {name!r}": without, "nothing was decided": undecided}
+    return [f"left out, {why}: {', '.join(names)}" for why, names in left.items() if names] + notes
 
 
 def _names(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryosam_dask.errors import CryosamError, InputError, StoreError
@@ -13,9 +14,9 @@ from cryosam_dask.store import marks, picks
 from cryosam_dask.store.run_store import RunStore
 
 
-def single_name(store: RunStore, name: str | None) -> str:
-    """The named query, or the only one of the run."""
-    known = picks.names(store)
+def single_name(store: RunStore, name: str | None, among: Callable[[RunStore], Sequence[str]] = picks.names) -> str:
+    """The named query, or the only one of the run, of those that have picks, or of others that `among` gives."""
+    known = among(store)
     if name is not None:
         if name not in known:
             raise InputError(f"{store.url}: no results called {name!r}; there are: {', '.join(known) or 'none yet'}")

@@ -28,6 +28,7 @@ from cryosam_dask.stages import (
     ingest,
     ingest_array,
     label,
+    learned,
     match,
     negative,
     project,
@@ -36,6 +37,7 @@ from cryosam_dask.stages import (
     query_file,
     rank,
     recognize,
+    refine,
     segment,
     select,
     standardize,
@@ -46,8 +48,9 @@ from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.stages.match import Pass, Survey
 from cryosam_dask.stages.sight import Sight
 from cryosam_dask.storage.address import public
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import layout, marks, picks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
+from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.store.views import query_names
 from cryosam_dask.types import Volume
@@ -200,6 +203,57 @@ class Driver(Runner):
         self._describe_negatives(name, unwanted, settings)
         self._make_declared("query", settings, name)
 
+    def review(self, name: str, decided: Sequence[Decision], by: str | None = None) -> list[Decision]:
+        """Write decisions about the picks of a query; each is on the disk when this returns. See `store.reviews`.
+
+        Others may write the run meanwhile: this is no command, and takes no lease.
+        """
+        store = RunStore.open(self.url, "r+")
+        checks.queried(store, name)
+        return reviews.ReviewLog(store, name, by).write(decided)
+
+    @command
+    def refine(self, name: str) -> list[str]:
+        """Learn from the decisions about a query's picks: `match` and `segment` then find better ones.
+
+        Returns the names that `segment` is to be given then: of all kinds, where the picks competed with other kinds'.
+        `InputError` if nothing was decided. Decisions of which all are of one verdict are enough.
+        """
+        store, settings = self._queried(name)
+        decided = reviews.standing(store, name)
+        if not decided:
+            raise InputError(f"{self.url}: nothing was decided about the picks of {name!r}; `cryosam review` does that")
+        upstream = negative.joined(store, name, stage_fingerprint(store, query.stage_name(name)))
+        stage, kinds = refine.plan(store, name, settings, decided, upstream), self._competing(name)
+        if (marks.found_stage(store, stage.name) or {}).get("fingerprint") != stage.fingerprint:
+            self._forget_refined(name, settings, kinds)
+        self._named(stage)
+        accepted = sum(decision.verdict != "rejected" for decision in decided)
+        self.note(f"{name}: learned from {accepted} accepted and {len(decided) - accepted} rejected places")
+        return kinds or [name]
+
+    def _competing(self, name: str) -> list[str]:
+        """The kinds that a query's picks competed with, itself included; or did, before they were to be made anew."""
+        store = self.store
+        about = store.group(layout.query(name)).attrs
+        kinds = picks.kinds(store, name) if name in picks.names(store) else about.get(layout.KINDS, [])
+        about[layout.KINDS] = kinds
+        return [str(kind) for kind in kinds] if isinstance(kinds, list) else []
+
+    def _forget_refined(self, name: str, settings: Settings, kinds: Sequence[str]) -> None:
+        """Remove what was learned from other decisions, and what follows from it."""
+        for kind in kinds:
+            if kind != name:  # these compete anew
+                chain.forget(self.store, kind, after=select.STAGE.name, itself=True)
+        if settings.match.rank == "similarity":
+            chain.forget(self.store, name, after=refine.STAGE.name, itself=True)
+            return
+        # what was seen of the places stays: only what is believed of them changes
+        chain.forget(self.store, name, after=segment.PROPOSALS.stage, itself=True)
+        for path in refine.STAGE.places(self.store, name):
+            self.store.delete(path)
+        self.store.delete(refine.STAGE.marks(name))
+
     def _check_settings(self, name: str, settings: Settings) -> None:
         if not self._overwrite:
             checks.same_settings(self.store, name, settings)
@@ -220,10 +274,24 @@ class Driver(Runner):
     def match(self, name: str) -> None:
         """Compare the query with the features, coarse to fine, and propose prompts."""
         store, settings = self._queried(name)
+        among, upstream = self._ranked(name, settings)
+        for note in propose.choose(store, name, settings.match, among, upstream):
+            self.note(note)
+        self._make_declared("match", settings, name)
+
+    @command
+    def candidates(self, name: str) -> propose.Candidates:
+        """All places that `match` chooses its proposals from, with their scores; what it needs for that is made."""
+        return self._ranked(name, self._queried(name)[1])[0]
+
+    def _ranked(self, name: str, settings: Settings) -> tuple[propose.Candidates, str]:
+        """The candidates, and the fingerprint of what they come from."""
+        store = self.store
         this, survey, upstream = self._compare(name, settings)
-        if settings.match.structure == "extended" and settings.match.rank == "similarity":
-            survey = structure.survey(store, this, settings.match)
-        among = propose.candidates(store, this, survey, settings.match)
+        chosen = learned.searched(store, name, settings.match)
+        if chosen.structure == "extended" and chosen.rank == "similarity":
+            survey = structure.survey(store, this, chosen)
+        among = propose.candidates(store, this, survey, chosen)
         if propose.ranks(settings.match) and survey.reached:
             ranking = rank.plan(store, name, among.points, upstream)
             self._named(ranking)
@@ -233,15 +301,15 @@ class Driver(Runner):
             looking = recognize.plan(store, name, settings.propagation, sight, upstream)
             self._named(looking)
             among, upstream = propose.recognized(store, name, looking), looking.fingerprint
-        for note in propose.choose(store, name, settings.match, among, upstream):
-            self.note(note)
-        self._make_declared("match", settings, name)
+        return among, upstream
 
     def _compare(self, name: str, settings: Settings) -> tuple[Pass, Survey, str]:
         """Evaluate the similarity from the coarsest ratio to the finest. Return the last pass, its survey, and its
         fingerprint."""
-        store, chosen = self.store, settings.match
+        store, chosen = self.store, learned.searched(self.store, name, settings.match)
         upstream, volume = stage_fingerprint(store, query.stage_name(name)), FeatureVolume(store)
+        if chosen.rank == "similarity":
+            upstream = learned.joined(store, name, upstream)
         for this in match.passes(name, chosen):
             products = project.plan(store.shape, volume.token_grids, volume.view_channels, this, upstream)
             self._named(products, lambda p=this: project.prepare(store, p))  # type: ignore[misc]
@@ -283,7 +351,8 @@ class Driver(Runner):
         against = negative.feature_arrays(store, name)
         sight = _sight(store, name, settings)
         stage = segment.plan(
-            store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against, sight
+            *(store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against, sight),
+            direction=learned.direction(store, name),
         )
         if self._stale(stage):
             store.delete(layout.instances(name))

@@ -163,7 +163,8 @@ def _masks(settings: PropagationSettings, weights: str, cite: _Citations) -> str
 
 
 def _query(query: Query, settings: Settings, cite: _Citations) -> str:
-    parts = [_prompts(query), _matching(query, settings.match, cite), _instances(query, settings)]
+    parts = [_prompts(query), _learned(query), _matching(query, settings.match, cite), _instances(query, settings)]
+    parts.append(query.reviewed.replace("Reviewed", "The picks were reviewed", 1))
     return " ".join(part for part in parts if part)
 
 
@@ -182,6 +183,12 @@ def _prompts(query: Query) -> str:
     points = words.counted(count, "point")
     unlike = f" and {len(query.negatives)} on what is not of its kind" if len(query.negatives) else ""
     return f"The query “{query.name}” was given by {points}, z, y, x = {shown}{more} (voxels from 0){unlike}."
+
+
+def _learned(query: Query) -> str:
+    if not query.learned:
+        return ""
+    return f"It was refined by {words.counted(query.learned, 'decision')} of people who accepted and rejected picks."
 
 
 def _matching(query: Query, settings: MatchSettings, cite: _Citations) -> str:

@@ -18,7 +18,7 @@ from cryosam_dask.report.maps import Maps, maps
 from cryosam_dask.report.reading import MOST_PICKS, attempt, table_of
 from cryosam_dask.report.scores import Scores, scores, unsure
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import borrow, negative, structure
+from cryosam_dask.stages import borrow, learned, negative, structure
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
 
@@ -78,6 +78,7 @@ class Query:
     points : (n, 3) clicks in voxels; negatives : (m, 3) clicks on what is not of the kind
     borrowed : where a borrowed query is from; kinds : other queries that the picks were told apart from
     unsure : what is said where hardly anything stands out from the background
+    reviewed : what people decided about the picks, in a sentence; learned : from how many decisions the query learned
     """
 
     name: str
@@ -96,6 +97,8 @@ class Query:
     scores: Scores | None = None
     unsure: str | None = None
     found: Found | None = None
+    reviewed: str = ""
+    learned: int = 0
     evaluated: Evaluated | None = None
     problems: tuple[str, ...] = ()
 
@@ -135,6 +138,8 @@ def query(
     compared = None
     if table is not None:
         out = replace(out, found=attempt(problems, "picks", lambda: _found(store, name, table, budget, problems)))
+        out = replace(out, reviewed=attempt(problems, "review", lambda: _reviewed(store, name)) or "")
+        out = replace(out, learned=attempt(problems, "review", lambda: learned.count(store, name)) or 0)
         if truth is not None:
             compared = attempt(problems, "truth", lambda: evaluation(store, name, table, truth, alone))
     evaluated, true = compared or (None, None)
@@ -187,6 +192,12 @@ def _points(store: RunStore, name: str) -> NDArray[np.float64]:
     if store.array(where).size > 3 * MOST_PICKS:
         raise StoreError(f"{store.array(where).shape} is too large for prompts")
     return np.asarray(store.read(where), float).reshape(-1, 3)
+
+
+def _reviewed(store: RunStore, name: str) -> str:
+    from cryosam_dask.outputs.review import review_figures, review_sentence
+
+    return review_sentence(review_figures(store.url, name=name))
 
 
 def _others(store: RunStore, name: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from cryosam_dask.io.frame import printable
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import MatchSettings, Settings
-from cryosam_dask.stages import features, negative, query, segment, structure
+from cryosam_dask.stages import features, learned, negative, query, segment, structure
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.feature_volume import FeatureVolume
@@ -51,6 +51,7 @@ _POOLED: tuple[layout.QueryArray, ...] = ("feature", "sizes")
 _DESCRIPTION: tuple[layout.QueryArray, ...] = ("template", "profiles", "unmoved")
 _SEEN: tuple[layout.QueryArray, ...] = ("descriptors", "negative_descriptors")
 _NEGATIVE: tuple[layout.QueryArray, ...] = ("negative_features", "negative_profiles")
+_DECIDED: tuple[layout.QueryArray, ...] = ("direction", "decided_descriptors", "decided")
 _WORK = {"features": ("ratios", "dense_ratios", "batch", "precision"), "propagation": ("group", "precision")}
 """Settings that may differ: they only say how work is divided, or what else is written."""
 
@@ -66,7 +67,8 @@ class Loan:
     voxel_size : ångström (z, y, x)
     origin : what `FROM` records
     params : feature (3C,), sizes, and where there are any the profiles in units of the voxels' deviation about their
-        mean, and the features (n, 3C) and profiles of negatives; as lists of numbers. Of an extended structure also
+        mean, and the features (n, 3C) and profiles of negatives; as lists of numbers. Of a refined query what
+        `learned.lent` tells. Of an extended structure also
         the similarity that its places must reach, and of particles ranked by similarity that of the prompted masks
     """
 
@@ -101,6 +103,9 @@ def take(donor: RunStore, name: str) -> Loan:
     for array, path in zip(_NEGATIVE, _negatives(name, own), strict=True):
         if path in donor and donor.array(path).shape[0]:
             arrays[array] = donor.read(path)
+    arrays |= learned.lent(donor, name)
+    if own:
+        _add_rejected(donor, name, arrays)
     if "negative_features" in arrays:
         params["negative_features"] = arrays["negative_features"].tolist()
     described += [array for array in _NEGATIVE[1:] if array in arrays]
@@ -108,6 +113,7 @@ def take(donor: RunStore, name: str) -> Loan:
         params["radius"] = donor.array(layout.query_array(name, "profiles")).attrs["radius"]
         params |= {a: _scaled(arrays[a], statistics["mean"], statistics["std"]).tolist() for a in described}
     params |= _seen(donor, name, own, arrays)
+    params |= {array: arrays[array].tolist() for array in _DECIDED if array in arrays}
     digest = hashlib.sha256(repr((statistics["mean"], statistics["std"], params.get("radius"))).encode())
     for key in sorted(arrays):
         digest.update(key.encode() + repr(arrays[key].shape).encode() + np.ascontiguousarray(arrays[key]).tobytes())
@@ -140,6 +146,14 @@ def _seen(donor: RunStore, name: str, own: bool, arrays: dict[layout.QueryArray,
             arrays[array] = donor.read(path)
     attributes = dict(donor.array(layout.query_array(name, "descriptors")).attrs)
     return {"seen": attributes} | {array: arrays[array].tolist() for array in _SEEN if array in arrays}
+
+
+def _add_rejected(donor: RunStore, name: str, arrays: dict[layout.QueryArray, Array]) -> None:
+    """Profiles of rejected places, which are negatives' wherever the query goes."""
+    for profiles in learned.rejected_profiles(donor, name):
+        if len(profiles):
+            before = [arrays["negative_profiles"]] if "negative_profiles" in arrays else []
+            arrays["negative_profiles"] = np.concatenate([*before, profiles])
 
 
 def _negatives(name: str, own: bool) -> tuple[str, str]:
@@ -257,6 +271,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         if array in unit.params:
             values, about = np.asarray(unit.params[array], np.float32), dict(unit.params["seen"])
             store.put(layout.query_array(name, array), values, ("instance", "component"), about)
+    learned.take(store, name, settings["rank"], unit.params)
     store.put(layout.query_array(name, "feature"), feature, ("channel",))
     return None
 

@@ -19,6 +19,7 @@ from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.settings import MatchSettings
+from cryosam_dask.stages import learned
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import CELL, Bench, Cost, cost, written
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, array_of, by_box
@@ -147,9 +148,10 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
 
 
 def read_query(store: RunStore, this: Pass) -> tuple[Float32, Float32 | None]:
-    """The query's feature, and the mean that it is centred by or None."""
+    """What is searched for, the query's feature or what decisions made of it, and the mean that it is centred by or
+    None."""
     mean = store.read(layout.query_array(this.name, "mean")) if this.center else None
-    return store.read(layout.query_array(this.name, "feature")), mean
+    return store.read(learned.direction(store, this.name) or layout.query_array(this.name, "feature")), mean
 
 
 def wanted_cells(store: RunStore, this: Pass, box: Box) -> Bool:

@@ -143,6 +143,11 @@ def _described(
     return np.asarray(profiles[first])
 
 
+def at(store: RunStore, name: str, points: Float64) -> Float64:
+    """Profiles (k, P) of points (n, 3) as of negatives at which nothing could be segmented."""
+    return np.concatenate([_none(store, name), *(_described(store, name, point[None]) for point in points)])
+
+
 def _none(store: RunStore, name: str) -> Float64:
     return np.empty((0, store.array(layout.query_array(name, "profiles")).shape[1]))
 

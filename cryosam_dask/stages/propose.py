@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.errors import StoreError
-from cryosam_dask.kernels import peaks
+from cryosam_dask.kernels import decisions, peaks
 from cryosam_dask.kernels.standing_out import UNKNOWN, Standing
 from cryosam_dask.settings import MatchSettings
-from cryosam_dask.stages import cut, match, negative, rank, recognize, structure
+from cryosam_dask.stages import cut, learned, match, negative, rank, recognize, structure
 from cryosam_dask.stages.base import Stage
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.match import Pass, Survey
@@ -89,7 +89,12 @@ def _standing(store: RunStore, this: Pass, survey: Survey, settings: MatchSettin
 def ranked(store: RunStore, name: str, ranking: Stage) -> Candidates:
     """The shortlist, ranked by the density around each place, once all units of `stages.rank` are done."""
     points, scores, rejected = rank.gather(
-        store, name, ranking, lambda contrast: negative.profiles(store, name, contrast)
+        store,
+        name,
+        ranking,
+        lambda contrast: np.concatenate(
+            [negative.profiles(store, name, contrast), *learned.rejected_profiles(store, name)]
+        ),
     )
     return Candidates(points, scores, rank.query_radius(store, name), rejected)
 
@@ -164,22 +169,27 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     """Choose the prompts among candidates and write them, the user's own first. Returns what a user should know.
 
     A proposal within `among.radius` of a user's prompt stands for the same particle and is left out. A borrowed query
-    has no prompts, and there may be no proposals either.
+    has no prompts, and there may be no proposals either. Places that a person accepted are prompts too, and where one
+    was rejected nothing is proposed.
 
     upstream : fingerprint of what the candidates come from
     """
     points, scores, radius = among.points, among.scores, among.radius
-    full, upstream = len(points) == settings.count, negative.joined(store, name, upstream)
+    full, upstream = len(points) == settings.count, learned.joined(store, name, negative.joined(store, name, upstream))
     prompts = np.asarray(store.read(layout.query_array(name, "points")), float)
     kept = peaks.non_maximum_suppression(points, scores, radius)
     points, scores = points[kept], scores[kept]
-    new = ~near(points, prompts, radius)
+    accepted, rejected = learned.decided(store, name)
+    prompts = np.concatenate([prompts, accepted[~near(accepted, prompts, radius)]])
+    new = ~near(points, prompts, radius) & ~near(points, rejected, max(radius, learned.REJECTED))
     notes: list[str] = []
     if among.rejected:
         notes.append(f"{name}: {among.rejected} candidates left out, nearer to a negative than to the query")
     described: dict[str, Any] = {"upstream": upstream, "given": len(prompts), "nms_radius": radius, CUT: None}
     if settings.count == "auto":
         chosen = cut.find(scores if cut.counts_clicked(settings) else scores[new], settings, among.standing)
+        if settings.rank == "similarity":  # probabilities were corrected by the decisions already
+            chosen = _agreed(chosen, points, scores, (accepted, rejected), radius)
         notes.append(f"{name}: K = {chosen.kept}; {chosen.reason}")
         new &= scores >= chosen.threshold
         clear = chosen.clear and bool(new.any() or settings.structure == "extended")
@@ -206,6 +216,19 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     ):
         store.group(where).attrs[FULL] = full
     return notes
+
+
+def _agreed(
+    chosen: peaks.Cut, points: Float64, scores: Float64, decided: tuple[Float64, Float64], radius: float
+) -> peaks.Cut:
+    """A cut that candidates, which a person accepted or rejected, contradict least."""
+    known = [scores[near(points, places, radius)] for places in decided]
+    told = np.repeat([True, False], [len(part) for part in known])
+    threshold = decisions.agreed(chosen.threshold, np.concatenate(known), told)
+    if threshold == chosen.threshold:
+        return chosen
+    kept = int((scores >= threshold).sum())
+    return peaks.Cut(threshold, kept, f"{kept} of {len(scores)} places are left as people decided", True)
 
 
 def near(points: Float64, prompts: Float64, radius: float) -> NDArray[np.bool_]:
@@ -247,7 +270,7 @@ STAGE = Declaration(
     "propose",
     "match",
     per="query",
-    made_from=("match", "rank", "recognize", "negative"),
+    made_from=("match", "rank", "recognize", "negative", "refine"),
     arrays=(Arrays(layout.pattern(layout.proposal_array), "driver"),),
     places=lambda store, query: (layout.proposals(query),),
 )

@@ -51,6 +51,9 @@ _DIMENSIONS = {
     "negative_profiles": 2,
     "descriptors": 2,
     "negative_descriptors": 2,
+    "direction": 1,
+    "decided": 1,
+    "decided_descriptors": 2,
 }
 _NUMBERS = ("radius", LIKENESS, OWN)
 _SEEN = "seen"  # how descriptors were seen
@@ -188,7 +191,23 @@ def _params(url: str, params: Any) -> Json:
     if "negative_features" in arrays and arrays["negative_features"].shape[1] != channels:
         _refuse(url, f"negative_features have other channels than the feature's {channels}")
     _check_seen(url, arrays, params.get(_SEEN))
+    _check_decided(url, arrays, channels)
     return dict(params)
+
+
+def _check_decided(url: str, arrays: dict[str, Any], channels: int) -> None:
+    """Refuse what decisions taught of other shapes than the query's."""
+    if "direction" in arrays:
+        direction, factors = arrays["direction"][:-2], arrays["direction"][-2:]
+        if len(direction) != channels or not direction.any() or not ((factors > 0) & (factors <= 1)).all():
+            _refuse(url, f"the direction of its search is not of {channels} numbers and two factors")
+    seen, how = (arrays.get(key) for key in ("decided_descriptors", "decided"))
+    if (seen is None) != (how is None) or (seen is not None and "descriptors" not in arrays):
+        _refuse(url, "its decisions are not complete")
+    if seen is not None and how is not None:
+        same = seen.shape == (len(how), arrays["descriptors"].shape[1])
+        if not same or not np.isin(how, (0, 1)).all():
+            _refuse(url, "its decisions are not complete")
 
 
 def _check_seen(url: str, arrays: dict[str, Any], seen: Any) -> None:

@@ -20,7 +20,7 @@ from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
-from cryosam_dask.stages import negative
+from cryosam_dask.stages import learned, negative
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.boxes import Boxes, grown
 from cryosam_dask.stages.cost import Bench, Cost, cost
@@ -140,9 +140,23 @@ def gather(store: RunStore, name: str, stage: Stage) -> tuple[Float64, Float64, 
     query = Query(np.asarray(seen[:], float), float(np.mean(qualities)), size, geometry.equivalent_radius(size), unlike)
     clicked_here = store.array(layout.query_array(name, "points")).shape[0] > 0
     weights = descriptors.WEIGHTS if clicked_here else descriptors.STRICT
-    result = descriptors.probabilities(places, query, weights)
+    result = learned.corrected(store, name, descriptors.probabilities(places, query, weights), places.descriptors)
     kept = result > 0
     return places.centres[kept], result[kept], int((~kept).sum()) if len(unlike) else 0
+
+
+def seen(store: RunStore, name: str) -> tuple[Float64, Float64]:
+    """Centres (n, 3) in voxels and descriptors (n, D) of all places that were looked at; none before there are any."""
+    where = layout.proposals(name)
+    arrays: tuple[layout.LookArray, layout.LookArray] = ("centres", "descriptors")
+    filled = []
+    for index in range(len(store.groups(where)) if where in store else 0):
+        paths = [layout.look_array(name, index, array) for array in arrays]
+        if all(path in store for path in paths) and store.array(paths[0]).shape[0]:
+            filled.append([np.asarray(store.read(path), float) for path in paths])
+    if not filled:
+        return np.empty((0, 3)), np.empty((0, 0))
+    return np.concatenate([part[0] for part in filled]), np.concatenate([part[1] for part in filled])
 
 
 _READ: tuple[layout.LookArray, ...] = ("centres", "descriptors", "quality", "centrality", "sizes")

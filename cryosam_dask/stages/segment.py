@@ -25,7 +25,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info, volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
-from cryosam_dask.stages import segment_volume
+from cryosam_dask.stages import learned, segment_volume
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
@@ -84,6 +84,7 @@ def plan(
     points: NDArray[np.float64],
     against: Sequence[str] = (),
     sight: Sight | None = None,
+    direction: str | None = None,
 ) -> Stage:
     """One unit per group of prompts.
 
@@ -93,6 +94,7 @@ def plan(
     points : (n, 3) prompts in voxels
     against : arrays (n, 3C) of features that instances are also compared with; their content goes into `upstream`
     sight : how a segmenter of volumes looks at them; None for a user's prompts, and for segmenters of planes
+    direction : path of what instances are compared with in the place of the query's feature, if that was refined
     """
     whole, where = volume_info(settings.segmenter), role.place(name)
     query = layout.query(name) if role.compared else None
@@ -125,7 +127,8 @@ def plan(
         work if whole is None else work_in_volume,
         {"propagation": described, "points": digest, "where": where, "query": query}
         | ({"against": list(against)} if against else {})
-        | ({"sight": sight.to_json()} if sight else {}),
+        | ({"sight": sight.to_json()} if sight else {})
+        | ({"direction": direction} if query and direction else {}),
         upstream,
         tuple(units),
         len(units),
@@ -208,10 +211,13 @@ def _write_instances(store: RunStore, settings: Json, unit: Unit, instances: lis
     prompted = zip(unit.params["prompts"], instances, strict=True)
     kept = [(prompt, instance) for prompt, instance in prompted if instance is not None]
     query = settings["query"]
-    references = [layout.member(query, "feature"), *settings.get("against", ())] if query else []
+    feature = settings.get("direction") or layout.member(query or "", "feature")
+    references = [feature, *settings.get("against", ())] if query else []
     vectors = [np.atleast_2d(store.read(path)) for path in references]
     cosines = [_similarities(store, instance, query, np.concatenate(vectors)) for _, instance in kept] if query else []
-    similarity = [float(values[0]) for values in cosines] if query else [1.0] * len(kept)
+    # of a refined query they are brought to the scale of the query's own, which others are compared by
+    scale = learned.scale(store, settings.get("direction"))
+    similarity = [min(float(values[0]) / scale, 1.0) for values in cosines] if query else [1.0] * len(kept)
     if settings.get("against"):
         rivals = np.array([max(values[1:]) for values in cosines], np.float32)
         store.put(layout.instance_array(where, index, stored.RIVAL), rivals, ("instance",))

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from cryosam_dask.kernels import merging
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import pieces, propose, structure
+from cryosam_dask.stages import learned, pieces, propose, structure
 from cryosam_dask.stages.declaration import Arrays, Declaration
 from cryosam_dask.stages.label import Source
 from cryosam_dask.store import instances as stored
-from cryosam_dask.store import layout, picks
+from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32
 
@@ -312,10 +312,18 @@ def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: in
                     f"{other} of them left out, of something else (similarity below {structure.MOST_UNLIKE})"
                 )
             fitting &= like
+    fitting &= prompted | ~_rejected(store, name, every.box)
     shortest = structure.SHORTEST * structure.thickness(store, name)
     return _Segmented(
         name, settings, places, every, score, prompted, np.flatnonzero(fitting), masks, rejected, shortest
     )
+
+
+def _rejected(store: RunStore, name: str, boxes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of (n, 6) boxes have their middle where a person rejected something: a mask may grow back there."""
+    _, rejected = learned.decided(store, name)
+    middles = (boxes[:, :3] + boxes[:, 3:] - 1) / 2
+    return propose.near(middles, rejected, reviews.radius(store, name))
 
 
 def _rivals(store: RunStore, where: str, parts: list[stored.Measured]) -> Float32:

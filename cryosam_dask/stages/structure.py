@@ -19,7 +19,7 @@ from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.kernels.extent import Extent, extent
 from cryosam_dask.settings import MatchSettings, Settings
-from cryosam_dask.stages import match, sight
+from cryosam_dask.stages import learned, match, sight
 from cryosam_dask.stages.match import Pass, Survey
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
@@ -147,7 +147,7 @@ def likeness(store: RunStore, name: str, settings: MatchSettings) -> float | Non
     the masks where it was made. None where there are no masks."""
     told = store.group(layout.query(name)).attrs.get(LIKENESS)
     if told is not None:
-        return float(str(told))
+        return float(str(told)) * learned.rescaled(store, name)
     own = own_similarity(store, name, settings)
     return None if own is None else ALIKE * own
 
@@ -157,7 +157,7 @@ def own_similarity(store: RunStore, name: str, settings: MatchSettings) -> float
     of a borrowed query that of the masks where it was made. None where that is not known."""
     told = store.group(layout.query(name)).attrs.get(OWN)
     if told is not None:
-        return float(str(told))
+        return float(str(told)) * learned.rescaled(store, name)
     ratio = settings.ratios[-1]
     this = match.passes(name, settings)[-1]
     query, mean = match.read_query(store, this)

@@ -14,6 +14,8 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   proposals/NAME                 prompts found by matching
   instances/NAME                 masks of the proposals, by group
   picks/NAME                     kept instances, one row each; pieces/: the masks that extended structures have
+  reviews/NAME                   what people decided about picks: logs, one for each writer
+  refined/NAME                   a query's examples from these decisions, and its better direction
   labels/NAME, NAME_semantic     OME-Zarr labels
   labels/kinds                   which kind each voxel is of, where several kinds competed
   marks/STAGE                    done marks: one byte a unit
@@ -45,6 +47,7 @@ LABELS_VARIABLE = "labels"
 FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"
 QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
 PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
+REVIEWS, REFINED = "reviews", "refined"
 STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
 """The name of the label image of all kinds; no query of these kinds may have it."""
@@ -134,12 +137,19 @@ QueryArray = Literal[
     "negative_features",
     "negative_profiles",
     "negative_descriptors",
+    "direction",
+    "decided",
+    "decided_descriptors",
 ]
 """Arrays of a query: the feature and the mean that it is centred by, (3C,); the prompts, (n, 3); voxels of the prompted
 instances; their radial profiles, as fitted and as they stand, and the template; their descriptors, (n, D); what a
-borrowed query brings along."""
+borrowed query brings along, of negatives and of what was decided where it is from."""
 
 NegativeArray = Literal["points", "features", "profiles", "descriptors"]
+RefinedArray = Literal["points", "accepted", "features", "descriptors", "profiles", "direction"]
+"""Decided places, (k, 3); whether they were accepted, (k,); what they are like; and the feature that is searched for in
+the place of the query's, (3C,)."""
+
 ProposalArray = Literal["points", "scores"]
 ProfileArray = Literal["centres", "profiles", "unmoved"]
 LookArray = Literal["centres", "descriptors", "quality", "centrality", "sizes", "classes"]
@@ -247,6 +257,24 @@ def piece_column(name: str, column: str) -> str:
     return f"{pieces(name)}/{column}"
 
 
+def reviews(name: str) -> str:
+    """Group of the decisions about a query's picks."""
+    return f"{REVIEWS}/{name}"
+
+
+def review_log(name: str, writer: str, page: int) -> str:
+    """Decisions of one writer, a fixed number to a page."""
+    return f"{reviews(name)}/{writer}_{page:04d}"
+
+
+def refined(name: str) -> str:
+    return f"{REFINED}/{name}"
+
+
+def refined_array(name: str, array: RefinedArray) -> str:
+    return f"{refined(name)}/{array}"
+
+
 def standardization(axis: Axis) -> str:
     return f"{STANDARDIZATION}/{axis}"
 
@@ -273,7 +301,7 @@ def marks(stage: str) -> str:
 
 
 _HIDDEN = re.compile(
-    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS})"
+    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS}|{REVIEWS})"
     f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
     f"|{PICKS}/[^/]+/pieces"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"
@@ -287,7 +315,21 @@ def is_hidden(path: str) -> bool:
 
 MOST_LEVELS = 16
 TOP_GROUPS = (
-    *(FEATURES, EMBEDDINGS, QUERIES, NEGATIVES, SIMILARITY, PROPOSALS, INSTANCES, PICKS, LABELS, MARKS, JOURNAL),
+    *(
+        FEATURES,
+        EMBEDDINGS,
+        QUERIES,
+        NEGATIVES,
+        SIMILARITY,
+        PROPOSALS,
+        INSTANCES,
+        PICKS,
+        REVIEWS,
+        REFINED,
+        LABELS,
+        MARKS,
+    ),
+    JOURNAL,
     *(level_group(level) for level in range(MOST_LEVELS)),
 )
 """Groups at the root of a run."""
