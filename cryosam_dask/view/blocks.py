@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.geometry import Box, box_slices
 from cryosam_dask.store import layout
+from cryosam_dask.store.arrays import RunArray
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
@@ -107,13 +108,13 @@ class Blocks:
             out[there] = block[tuple(slice(p - o, q - o) for (p, q), o in zip(common, low, strict=True))]
         return out
 
-    def _blocks(self, level: int, array: Array, first: Index, last: Index) -> dict[Index, Bytes]:
+    def _blocks(self, level: int, array: RunArray, first: Index, last: Index) -> dict[Index, Bytes]:
         """Stored chunks as bytes: those kept, and the others, read together."""
         indices = list(itertools.product(*(range(a, b) for a, b in zip(first, last, strict=True))))
         blocks = {index: self.kept.get((self.version, level, index)) for index in indices}
         missing = [index for index, block in blocks.items() if block is None]
         if missing:
-            chunks: tuple[int, ...] = array.chunks  # type: ignore[attr-defined]
+            chunks = array.chunks
             low = [min(axis) for axis in zip(*missing, strict=True)]
             high = [max(axis) + 1 for axis in zip(*missing, strict=True)]
             z, y, x = ((a * c, min(b * c, n)) for a, b, c, n in zip(low, high, chunks, array.shape, strict=True))
@@ -158,4 +159,4 @@ def slab_mean(blocks: Blocks, level: int, box: Box, half: int) -> Bytes:
     starts = np.maximum(centres - reach, 0) - low
     stops = np.minimum(centres + reach + 1, depth) - low
     counts = (stops - starts).astype(np.uint32)[:, None, None]
-    return ((sums[stops] - sums[starts] + counts // 2) // counts).astype(np.uint8)
+    return np.asarray((sums[stops] - sums[starts] + counts // 2) // counts, np.uint8)

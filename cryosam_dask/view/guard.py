@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Iterable
@@ -27,7 +28,10 @@ POLICY = (
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; frame-src "
     "'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; object-src 'none'; frame-ancestors 'self'"
 )
-"""Content-Security-Policy: nothing from elsewhere. The viewer needs workers from blobs, WebAssembly and inline styles."""
+"""Content-Security-Policy: nothing from elsewhere. The viewer needs workers of blobs, WebAssembly, inline styles."""
+
+VIEWER_POLICY = POLICY.replace("'wasm-unsafe-eval'", "'unsafe-eval'")
+"""Of the viewer's own frame: it compiles how annotations are packed, from code of its own."""
 
 DOCUMENT_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -42,6 +46,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Robots-Tag": "noindex",
 }
+
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._-]{1,253}))(?::\d{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -121,18 +127,16 @@ def is_loopback(host: str) -> bool:
 
 
 def _checked(name: str) -> str:
-    cleaned = _name(name)
-    if not cleaned or any(c in cleaned for c in "/@*?# ") or (":" in cleaned and not _is_address(cleaned)):
+    cleaned = _name(f"[{name}]" if _is_address(name) and ":" in name else name)
+    if not cleaned:
         raise InputError(f"--allow-host {_printable(name)}: expected the name of a host, e.g. hub.example.org")
     return cleaned
 
 
 def _name(host: str) -> str:
     """The name in a Host header, in lower case, without its port and brackets; empty if it can't be one."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower().rstrip(".")
-    except ValueError:
-        return ""
+    match = _HOST.fullmatch(host)
+    return "" if match is None else (match["address"] or match["name"]).lower().rstrip(".")
 
 
 def _is_address(name: str) -> bool:

@@ -34,7 +34,7 @@ _TRIED = 1 << 14
 RETRY_SECONDS = "1"
 
 
-class Refusal(HTTPError):
+class RefusedError(HTTPError):
     """403, with a reason for the user."""
 
     def __init__(self, reason: str) -> None:
@@ -66,7 +66,7 @@ class Handler(RequestHandler):
             headers.get("Sec-Fetch-Mode"),
         )
         if reason is not None:
-            raise Refusal(reason)
+            raise RefusedError(reason)
 
     async def answer(self, **names: str) -> None:
         """Answer a GET."""
@@ -140,7 +140,11 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **about: Any) -> None:
         error = (about.get("exc_info") or (None, None))[1]
-        words = error.words if isinstance(error, Refusal) else _WORDS.get(status_code, "the server failed; see its log")
+        words = (
+            error.words
+            if isinstance(error, RefusedError)
+            else _WORDS.get(status_code, "the server failed; see its log")
+        )
         self.fail(status_code, words)
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
@@ -158,7 +162,7 @@ class Refused(Handler):
         self.fail(status_of(error), str(error))
 
 
-_WORDS = {
+_WORDS: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "the request is malformed",
     HTTPStatus.NOT_FOUND: "nothing is at this address",
     HTTPStatus.METHOD_NOT_ALLOWED: "this address does not answer such requests",

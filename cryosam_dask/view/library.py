@@ -6,7 +6,9 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from cryosam_dask.errors import StoreError
 from cryosam_dask.kernels.instance import Instance
@@ -17,8 +19,10 @@ from cryosam_dask.types import Json, Point
 from cryosam_dask.view import gallery, meshes
 from cryosam_dask.view.blocks import Blocks, Kept
 from cryosam_dask.view.segments import Segments
-from cryosam_dask.view.status import GoneError, NotThereError, NotYetError
+from cryosam_dask.view.status import DamagedError, GoneError, NotThereError, NotYetError
 from cryosam_dask.view.volumes import Labels, Preview, Similarity, Tomogram, Volume
+
+T = TypeVar("T")
 
 MOST_OPEN = 64
 """Volumes that are kept open, each with what it knows of its masks."""
@@ -115,7 +119,7 @@ class Library:
             raise NotThereError("this click has no mask any more")
         z, y, x = (size / 10 for size in self._store().voxel_size)
         size: Point = (z, y, x)
-        return Preview(instance.mask, as_box(instance.box), size)
+        return Preview(instance.mask, as_box(np.asarray(instance.box)), size)
 
     def _segments(self, kind: str, version: str) -> Segments:
         self._check(kind, "picks", version)
@@ -147,12 +151,13 @@ class Library:
             raise NotYetError("there is no run yet")
         return RunStore.open(store.url)
 
-    def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
         """What is open under a key, else made now."""
         with self._lock:
             if key in self._open:
                 self._open.move_to_end(key)
-                return self._open[key]
+                known: T = self._open[key]
+                return known
         made = make()
         with self._lock:
             made = self._open.setdefault(key, made)
@@ -170,4 +175,4 @@ class Library:
                 raise GoneError(f"{store.url}: the run was deleted or moved") from error
             if isinstance(error, MissingChunkError) and not self._snapshot()["run"].get("ingested"):
                 raise NotYetError("this part of the tomogram is not there yet") from error
-            raise
+            raise DamagedError(str(error)) from error

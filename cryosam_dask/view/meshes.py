@@ -35,4 +35,4 @@ def _coarser(mask: Bool, box: Box, step: int) -> tuple[Bool, Box]:
     around = [(a - low * step, high * step - b) for (a, b), (low, high) in zip(box, (z, y, x), strict=True)]
     padded = np.pad(mask, around)
     parts = padded.reshape([n for side in padded.shape for n in (side // step, step)])
-    return parts.any((1, 3, 5)), (z, y, x)
+    return np.asarray(parts.any((1, 3, 5)), bool), (z, y, x)

@@ -14,7 +14,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.view.guard import DOCUMENT_POLICY
+from cryosam_dask.view.guard import DOCUMENT_POLICY, VIEWER_POLICY
 from cryosam_dask.view.handler import FOREVER, Handler
 from cryosam_dask.view.status import NotThereError
 from cryosam_dask.view.viewer_client import client_file, read_file
@@ -65,6 +65,8 @@ class Static(_File):
 
 class Client(_File):
     """A file of Neuroglancer's client."""
+
+    policy = VIEWER_POLICY
 
     async def answer(self, *, name: str) -> None:  # type: ignore[override]
         content, kind = await self.in_thread(self.application.readers, client_file, name)

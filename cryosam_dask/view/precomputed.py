@@ -83,7 +83,7 @@ def info(scales: Sequence[Scale], dtype: str, *, segments: bool, encoding: Encod
 
 
 def chunk(values: Array, encoding: Encoding) -> bytes:
-    """A chunk (z, y, x), x running fastest: little-endian numbers, or for bytes a JPEG of its slices one under another."""
+    """A chunk (z, y, x), x running fastest: little-endian numbers, or a JPEG of its slices one under another."""
     if encoding == "raw":
         return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     from PIL import Image

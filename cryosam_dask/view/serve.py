@@ -128,6 +128,8 @@ class Server:
 def _listen(host: str, port: int) -> list[socket.socket]:
     from tornado.netutil import bind_sockets
 
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port {port}: expected a number from 0 (any that is free) to {(1 << 16) - 1}")
     try:
         return bind_sockets(port, host)
     except socket.gaierror:
@@ -144,8 +146,8 @@ def notes(server: Server, host: str) -> list[str]:
     if is_loopback(host):
         return []
     return [
-        f"Everyone who reaches {host} and has the address can use the page, and the connection is not encrypted; better "
-        "leave out --host and use ssh -L."
+        f"Everyone who reaches {host} and has the address can use the page, and the connection is not encrypted; "
+        "better leave out --host and use ssh -L."
     ]
 
 
@@ -166,7 +168,7 @@ def browser(url: str) -> Iterator[bool]:
         path.touch(mode=0o600)
         link = html.escape(url, quote=True)
         path.write_text(
-            f'<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>cryosam view</title>'
+            '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>cryosam</title>'
             f'<meta http-equiv="refresh" content="0; url={link}"><a href="{link}">Open the page</a>',
             encoding="utf-8",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from cryosam_dask.errors import CryosamError
+from cryosam_dask.errors import CryosamError, StoreError
 
 
 class NotThereError(CryosamError):
@@ -23,6 +23,12 @@ class GoneError(CryosamError):
     """The run was deleted or moved while the page was open."""
 
     status = HTTPStatus.GONE
+
+
+class DamagedError(StoreError):
+    """A part of the run that was read is missing or damaged."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class BusyError(CryosamError):

@@ -154,7 +154,7 @@ class Similarity(Volume):
         factor = int(scale.key)
         z, y, x = ((a * factor, min(b * factor, n)) for (a, b), n in zip(box, self._grid, strict=True))
         values = self._finest((z, y, x))
-        return np.floor(np.clip(_highest(values, factor), 0, 1) * 255 + 0.5).astype(np.uint8)
+        return np.asarray(np.floor(np.clip(_highest(values, factor), 0, 1) * 255 + 0.5), np.uint8)
 
     def _finest(self, box: Box) -> Float32:
         """Similarity of cells of the finest ratio, from the finest map that has it; 0 where none has."""

@@ -1,0 +1,307 @@
+"""The page's server: what a browser asks for, and what it is told."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from view_server_support import StandInSession, add_picks, ask, chunk_of, ingested
+
+from cryosam_dask.errors import InputError
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.view import viewer_client
+from cryosam_dask.view.handler import pack
+from cryosam_dask.view.serve import Server
+
+
+@pytest.fixture
+def session(ball_tomogram: Path, tmp_path: Path) -> StandInSession:
+    store = ingested(ball_tomogram, tmp_path / "r.zarr")
+    add_picks(store, "ball", [(20, 20, 20), (18, 44, 24)])
+    return StandInSession(store)
+
+
+@pytest.fixture
+def server(session: StandInSession) -> Iterator[Server]:
+    with Server(session) as running:
+        yield running
+
+
+class Stream:
+    """A browser that listens to the server's events."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.socket = socket.create_connection((parts.hostname, parts.port), timeout=10)
+        request = f"GET {parts.path}api/events HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n\r\n"
+        self.socket.sendall(request.encode())
+        self.file = self.socket.makefile("rb")
+        assert b"200" in self.file.readline()
+        self.headers = {}
+        while (line := self.file.readline().strip()) != b"":
+            name, _, value = line.partition(b": ")
+            self.headers[name.decode().lower()] = value.decode()
+
+    def next(self) -> str:
+        """The next message or comment."""
+        while True:
+            size = int(self.file.readline(), 16)
+            text = self.file.read(size).decode()
+            self.file.readline()
+            if text.strip():
+                return text
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+# The page and the viewer ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_and_its_files(server: Server) -> None:
+    page = ask(server.url)
+    assert page.status == 200
+    assert page.headers["content-type"].startswith("text/html")
+    again = ask(server.url, If_None_Match=page.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+    without_slash = ask(server.url, urlsplit(server.url).path.rstrip("/"))
+    assert without_slash.status == 302
+    assert without_slash.headers["location"] == f"{server.guard.token}/"  # relative: right behind a proxy, too
+    assert ask(server.url, method="HEAD").body == b""
+
+
+def test_the_viewer_comes_from_here_and_asks_nobody(server: Server) -> None:
+    index = ask(server.url, "v/x/")
+    assert index.status == 200
+    text = index.body.decode()
+    assert text.index("quiet.js") < text.index("main.")
+    for name in (
+        "quiet.js",
+        *(p.name for p in viewer_client.folder().iterdir() if p.suffix in (".js", ".css", ".wasm")),
+    ):
+        answer = ask(server.url, f"v/x/{name}", Accept_Encoding="gzip")
+        assert answer.status == 200, name
+        assert answer.headers["content-type"].split(";")[0] in ("text/javascript", "text/css", "application/wasm")
+        assert ("immutable" in answer.headers["cache-control"]) == (name != "quiet.js")
+    assert ask(server.url, "events/x").status == 204
+    assert ask(server.url, "state/x", "POST", {"s": {}, "g": 1}).json == {"g": "0"}
+
+
+def test_without_the_viewer_the_user_is_told_what_to_install(
+    session: StandInSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer_client.folder.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install neuroglancer"):
+        Server(session)
+    viewer_client.folder.cache_clear()
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_are_what_the_library_reads(server: Server, session: StandInSession) -> None:
+    info = ask(server.url, "data/labels-ball-p1/info").json
+    assert info["mesh"] == "mesh"
+    answer = ask(server.url, "data/labels-ball-p1/0/0-90_0-62_16-24", Accept_Encoding="gzip")
+    assert answer.headers["content-encoding"] == "gzip"
+    labels = chunk_of(answer, (8, 62, 90), "<u4")
+    assert labels[4, 20, 20] == 1
+    assert (labels == session.store.read(layout.labels("ball", 0))[16:24]).all()
+    assert ask(server.url, "data/labels-ball-p1/mesh/info").json == {"@type": "neuroglancer_legacy_mesh"}
+    assert ask(server.url, "data/labels-ball-p1/mesh/2:0").json == {"fragments": ["2.all"]}
+    assert len(ask(server.url, "data/labels-ball-p1/mesh/2.all").body) > 1000
+    assert ask(server.url, "data/labels-ball-p1/mesh/3.all").status == 404
+    assert ask(server.url, "gallery/ball/p1/1.png?size=64").body.startswith(b"\x89PNG")
+    assert ask(server.url, "gallery/ball/p1/1.png?size=-1").status == 400
+
+
+def test_what_has_its_version_in_its_address_is_kept_by_the_browser(server: Server, session: StandInSession) -> None:
+    chunk = "0/0-90_0-62_0-8"
+    for volume in ("tomogram-v1", "slab-2-v1", "labels-ball-p1"):
+        assert "immutable" in ask(server.url, f"data/{volume}/{chunk}").headers["cache-control"]
+    plain = ask(server.url, f"data/tomogram/{chunk}")
+    assert plain.headers["cache-control"] == "private, no-cache"
+    assert ask(server.url, f"data/tomogram/{chunk}", If_None_Match=plain.headers["etag"]).status == 304
+    session.change(tomogram={**session.state["tomogram"], "version": "2"})
+    assert ask(server.url, f"data/tomogram/{chunk}", If_None_Match=plain.headers["etag"]).status == 200
+    assert ask(server.url, f"data/tomogram-v1/{chunk}").status == 404
+
+
+def test_faults_are_one_line_with_a_status(server: Server, session: StandInSession) -> None:
+    assert ask(server.url, "data/tomogram/0/1-2_3-4_5-6").status == 400
+    assert ask(server.url, "data/tomogram/7/0-90_0-62_0-8").status == 404
+    chunk = Path(session.store.url) / layout.tomogram(0) / "c" / "0" / "0" / "0"
+    chunk.unlink()
+    missing = ask(server.url, "data/tomogram/0/0-90_0-62_0-8")
+    assert missing.status == 500
+    assert "chunk 0/0/0 of scale0/tomogram is missing" in missing.error
+    session.change(run={"ingested": False})
+    waiting = ask(server.url, "data/tomogram/0/0-90_0-62_0-8")
+    assert (waiting.status, waiting.headers["retry-after"]) == (503, "1")
+    RunStore.remove(session.store.url)
+    gone = ask(server.url, "data/tomogram/0/0-90_0-62_0-8")
+    assert gone.status == 410
+    assert "deleted or moved" in gone.error
+    session.change(tomogram=None)
+    assert ask(server.url, "data/tomogram/info").status == 503
+
+
+def test_noise_is_not_packed_and_what_is_even_is() -> None:
+    import numpy as np
+
+    noise = np.random.default_rng(0).normal(128, 21, 1 << 17).astype(np.uint8).tobytes()
+    assert pack(noise) is None
+    assert len(pack(bytes(1 << 20)) or b"") < 5000
+    assert pack(b"short") is None
+
+
+# State and actions ----------------------------------------------------------------------------------------------------
+
+
+def test_the_state_and_its_changes_arrive(server: Server, session: StandInSession) -> None:
+    assert ask(server.url, "api/state").json == session.state
+    stream = Stream(server.url)
+    assert stream.headers["content-type"] == "text/event-stream"
+    assert stream.headers["cache-control"] == "no-store"
+    first = stream.next()
+    assert first.startswith("data: ")
+    assert first.endswith("\n\n")
+    assert json.loads(first.removeprefix("data: "))["revision"] == 1
+    session.change(messages=[{"id": 1, "kind": "note", "text": "two\nlines"}])
+    told = json.loads(stream.next().removeprefix("data: "))
+    assert told["messages"][0]["text"] == "two\nlines"
+    assert ask(server.url, "api/state").json["revision"] == 2
+    stream.close()
+
+
+def test_many_changes_in_a_row_become_few_messages(server: Server, session: StandInSession) -> None:
+    stream = Stream(server.url)
+    stream.next()
+    for _ in range(200):
+        session.change()
+    seen = []
+    while not seen or seen[-1] < 201:
+        seen.append(json.loads(stream.next().removeprefix("data: "))["revision"])
+    assert len(seen) < 20
+    stream.close()
+
+
+def test_streams_ping_and_are_forgotten_when_the_browser_goes(
+    session: StandInSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryosam_dask.view.pages.PING_SECONDS", 0.05)
+    with Server(session) as server:
+        before = session.listeners
+        streams = [Stream(server.url) for _ in range(3)]
+        for stream in streams:
+            stream.next()
+            assert stream.next() == ": ping\n\n"
+        assert session.listeners == before + 3
+        for stream in streams:
+            stream.close()
+        deadline = time.monotonic() + 10
+        while session.listeners > before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert session.listeners == before
+
+
+def test_actions_reach_the_session(server: Server, session: StandInSession) -> None:
+    body = {"kind": "ball", "position": [1, 2, 3], "positive": True, "page": "a"}
+    assert ask(server.url, "api/click/add", "POST", body).json == {"ok": True, "id": "c1"}
+    assert session.acted == [("click/add", body)]
+    refused = ask(server.url, "api/cancel", "POST", {})
+    assert (refused.status, refused.error) == (400, "nothing runs")
+    assert ask(server.url, "api/click/add").status == 405
+    assert ask(server.url, "api/picks/ball/p1").json["instances"] == [1]
+    assert ask(server.url, "api/candidates/ball/c1").json["states"] == ["kept"]
+
+
+def test_a_status_of_an_error_is_the_answers(
+    server: Server, session: StandInSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BusyError(InputError):
+        status = 409
+
+    def refuse(name: str, body: dict) -> dict:
+        raise BusyError("features are being made")
+
+    monkeypatch.setattr(session, "act", refuse)
+    answer = ask(server.url, "api/like", "POST", {})
+    assert (answer.status, answer.error) == (409, "features are being made")
+
+
+def test_slow_reads_do_not_keep_actions_waiting(
+    server: Server, session: StandInSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(session, "picks", lambda name: {"done": release.wait(20)})
+    readers = [threading.Thread(target=ask, args=(server.url, "api/picks/ball/p1")) for _ in range(12)]
+    for reader in readers:
+        reader.start()
+    time.sleep(0.1)
+    begun = time.monotonic()
+    assert ask(server.url, "api/click/add", "POST", {}).status == 200
+    assert time.monotonic() - begun < 5
+    release.set()
+    for reader in readers:
+        reader.join()
+
+
+def test_too_many_reads_are_told_to_come_again(session: StandInSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr("cryosam_dask.view.app.WAITING", 2)
+    monkeypatch.setattr("cryosam_dask.view.app.READERS", 1)
+    monkeypatch.setattr(session, "picks", lambda name: {"done": release.wait(20)})
+    with Server(session) as server:
+        statuses: list[int] = []
+        readers = [
+            threading.Thread(target=lambda: statuses.append(ask(server.url, "api/picks/ball/p1").status))
+            for _ in range(6)
+        ]
+        for reader in readers:
+            reader.start()
+        while len(statuses) < 3:
+            time.sleep(0.01)
+        release.set()
+        for reader in readers:
+            reader.join()
+    assert sorted(statuses) == [200, 200, 200, 503, 503, 503]
+
+
+# Start and end --------------------------------------------------------------------------------------------------------
+
+
+def test_the_server_ends_with_open_streams_and_frees_its_port(session: StandInSession) -> None:
+    server = Server(session).start()
+    stream = Stream(server.url)
+    stream.next()
+    begun = time.monotonic()
+    server.stop()
+    server.stop()
+    assert time.monotonic() - begun < 5
+    assert not server._thread.is_alive()
+    assert session.listeners == 0
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", server.port), timeout=1)
+    stream.close()
+    with Server(session, port=server.port) as again:
+        assert ask(again.url, "api/state").status == 200
+
+
+def test_a_proxy_that_puts_a_prefix_before_is_served(session: StandInSession) -> None:
+    with Server(session, base_url="https://hub.example.org/user/ada/proxy/{port}") as server:
+        assert server.url == f"https://hub.example.org/user/ada/proxy/{server.port}/{server.guard.token}/"
+        # the proxy takes its prefix off and keeps the name that the browser asked for
+        here = f"http://127.0.0.1:{server.port}/{server.guard.token}/"
+        asked = {"Host": "hub.example.org", "Origin": "https://hub.example.org"}
+        assert ask(here, "api/state", **asked).status == 200
+        assert ask(here, "api/click/add", "POST", {}, **asked).status == 200
