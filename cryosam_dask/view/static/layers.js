@@ -9,8 +9,12 @@ const MOST_SURFACES = 1000;
 export const VERDICT_COLORS = { accepted: "#4ade80", rejected: "#f87171", added: "#38bdf8", undecided: "#facc15" };
 const REJECTED_MASK = "#5b6068";
 
-const source = (volume) =>
-  `precomputed://${address(`data/${encodeURIComponent(volume)}`)}`;
+/** Only the tomogram's box is drawn: those of masks and maps would lie over it. */
+const source = (volume, bounds = false) => ({
+  url: `precomputed://${address(`data/${encodeURIComponent(volume)}`)}`,
+  enableDefaultSubsources: true,
+  subsources: { bounds },
+});
 
 const TOMOGRAM_SHADER = `#uicontrol invlerp normalized
 void main() { emitGrayscale(normalized()); }
@@ -44,7 +48,7 @@ function image(name, volume, shader, controls, more = {}) {
   return {
     name,
     key: volume,
-    spec: { type: "image", source: source(volume), shader, shaderControls: controls, opacity: 1, ...more },
+    spec: { type: "image", source: source(volume, name === "tomogram"), shader, shaderControls: controls, opacity: 1, ...more },
     change: (layer) => {
       layer.shaderControlState.restoreState(controls);
       if (more.opacity !== undefined) layer.opacity.value = more.opacity;
@@ -65,8 +69,15 @@ function masks(name, volume, visible, segments, color, colors = {}) {
     hideSegmentZero: true,
     objectAlpha: 1,
   };
-  // Verdicts and picks that arrive change colours and surfaces in place: nothing that is loaded is loaded again.
-  const change = (layer) => layer.displayState.segmentationColorGroupState.value.restoreState({ segmentColors: colors });
+  // Verdicts change colours in place: nothing that is loaded is loaded again.
+  const now = JSON.stringify(colors);
+  const change = (layer) => {
+    if (layer.cryosamColors === now) return;
+    layer.cryosamColors = now;
+    const group = layer.displayState.segmentationColorGroupState.value;
+    group.segmentStatedColors.clear();
+    group.restoreState({ segmentColors: colors });
+  };
   return { name, key: `${volume} ${color} ${segments.length}`, spec, change };
 }
 
@@ -107,25 +118,27 @@ function clickMarks(kind) {
   }));
 }
 
-function pickMarks(picks, selected) {
-  return picks.instances.map((instance, i) => ({
-    id: instance,
+function pickMarks(picks, chosen, pending) {
+  const marks = picks.instances.map((instance, i) => ({
+    id: instance || `added ${i}`,
     position: picks.positions[i],
     color: VERDICT_COLORS[picks.verdicts[i]],
-    size: instance === selected ? 14 : 7,
+    size: i === chosen ? 16 : 8,
   }));
+  const waits = pending.map(({ key, position }) => ({ id: `waits ${key}`, position, color: "#ffffff", size: 8 }));
+  return [...marks, ...waits];
 }
 
 /**
  * Layers for what a page shows now.
  *
- * snapshot : of the server; kind : the chosen one or undefined; view : settings of the page; picks : the chosen
- * kind's, as the server gives them, or null; selected : the pick that is looked at
+ * kind : the chosen one or undefined; picks : the chosen kind's, as the server gives them, or null; chosen : index of
+ * the pick that is looked at, -1 for none; pending : additions that are not saved yet
  */
-export function layersOf(viewer, snapshot, kind, view, picks, selected) {
+export function layersOf({ snapshot, view, viewer }, kind, picks, chosen, pending) {
   const { tomogram } = snapshot;
-  if (!tomogram) return [];
-  const volume = `${view.slab ? `slab-${view.slab}` : "tomogram"}-v${tomogram.version}`;
+  const encoding = view.compressed ? "-jpeg" : "";
+  const volume = `${view.slab ? `slab-${view.slab}` : "tomogram"}${encoding}-v${tomogram.version}`;
   const layers = [image("tomogram", volume, TOMOGRAM_SHADER, contrast(tomogram, view))];
   if (!kind) return layers;
   if (kind.similarity && view.showSimilarity) {
@@ -134,16 +147,16 @@ export function layersOf(viewer, snapshot, kind, view, picks, selected) {
     layers.push(image("similarity", name, SIMILARITY_SHADER, controls, { opacity: view.opacity }));
   }
   if (kind.picks && picks) {
-    const rejected = picks.instances.filter((_, i) => picks.verdicts[i] === "rejected");
+    const labels = picks.instances.filter(Boolean);
+    const rejected = picks.instances.filter((instance, i) => instance && picks.verdicts[i] === "rejected");
     const colors = Object.fromEntries(rejected.map((instance) => [instance, REJECTED_MASK]));
-    const surfaces = picks.instances.slice(0, MOST_SURFACES).map(String);
     const name = `labels-${kind.name}-${kind.picks.version}`;
-    layers.push(masks("masks", name, view.showMasks, surfaces, kind.color, colors));
+    layers.push(masks("masks", name, view.showMasks, labels.slice(0, MOST_SURFACES).map(String), kind.color, colors));
   }
   for (const click of view.showMasks ? kind.clicks : []) {
     if (click.preview) layers.push(masks(`click ${click.id}`, `preview-${click.preview}`, true, ["1"], kind.color));
   }
-  if (picks) layers.push(points("picks", viewer, pickMarks(picks, selected), view.showPoints));
+  if (picks) layers.push(points("picks", viewer, pickMarks(picks, chosen, pending), view.showPoints));
   layers.push(points("clicks", viewer, clickMarks(kind), view.showPoints));
   return layers;
 }

@@ -103,7 +103,6 @@ class TomogramViewer {
   start(shape, voxelSize) {
     this.shape = shape;
     this.voxelSize = voxelSize;
-    const [sz, sy, sx] = voxelSize;
     const smallest = Math.min(...voxelSize);
     const [width, height] = [this.frame.clientWidth / 2, this.frame.clientHeight / 2];
     const extent = shape.map((n, i) => (n * voxelSize[i]) / smallest);
@@ -111,17 +110,17 @@ class TomogramViewer {
       dimensions: this.dimensions(),
       position: toViewer(shape.map((n) => Math.floor(n / 2))),
       crossSectionScale: 1.04 * Math.max(extent[2] / width, extent[1] / height),
-      projectionScale: 1.15 * Math.max(...extent),
+      projectionScale: 1.5 * Math.max(...extent),
       projectionOrientation: [0.35, 0.1, 0.05, 0.93],
       layout: "4panel-alt",
       showAxisLines: true,
       showScaleBar: true,
       showDefaultAnnotations: true,
       showSlices: true,
+      hideCrossSectionBackground3D: true,
       crossSectionBackgroundColor: "#0b0d10",
       projectionBackgroundColor: "#0b0d10",
     });
-    void [sz, sy, sx];
   }
 
   dimensions() {
@@ -135,10 +134,6 @@ class TomogramViewer {
 
   setLayout(layout) {
     this.viewer.state.restoreState({ layout });
-  }
-
-  setSlicesIn3D(shown) {
-    this.viewer.state.restoreState({ showSlices: shown });
   }
 
   /**
