@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cryosam_dask.settings import Settings
     from cryosam_dask.store.feature_volume import FeatureVolume
     from cryosam_dask.store.views import open_run
+    from cryosam_dask.view.notebook import view
 
 _WHERE = {
     "CryosamError": "errors",
@@ -43,6 +44,7 @@ _WHERE = {
     "open_run": "store.views",
     "run": "pipeline",
     "settings_for": "pipeline",
+    "view": "view.notebook",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "open_run",
     "run",
     "settings_for",
+    "view",
 ]
 
 

@@ -250,8 +250,8 @@ def test_bodies_that_are_too_large_or_odd_are_refused(server: Server, session: S
 
 def test_it_listens_on_loopback_alone(server: Server) -> None:
     assert {each.getsockname()[0] for each in server._sockets} == {"127.0.0.1"}
-    assert notes(server, "127.0.0.1") == notes(server, "localhost") == []
-    (note,) = notes(server, "0.0.0.0")
+    assert notes("127.0.0.1") == notes("localhost") == []
+    (note,) = notes("0.0.0.0")
     assert "ssh -L" in note
 
 
@@ -309,8 +309,8 @@ def test_the_browser_learns_the_address_from_a_file_that_others_cannot_read(monk
 
 def test_the_address_behind_a_proxy() -> None:
     hub = {"JUPYTERHUB_SERVICE_PREFIX": "/user/ada/"}
-    assert public_base(81, {}) is None
-    assert public_base(81, {"CRYOSAM_VIEW_BASE_URL": "https://h/p/{port}/"}) == "https://h/p/81/"
-    assert public_base(81, {**hub, "JUPYTERHUB_PUBLIC_URL": "https://h/user/ada/"}) == "https://h/user/ada/proxy/81"
-    with pytest.raises(InputError, match="CRYOSAM_VIEW_BASE_URL"):
-        public_base(81, hub)
+    assert public_base({}) is None
+    assert public_base({"CRYOSAM_VIEW_BASE_URL": "https://h/p/{port}/"}) == "https://h/p/{port}/"
+    assert public_base({**hub, "JUPYTERHUB_PUBLIC_URL": "https://h/user/ada/"}) == "https://h/user/ada/proxy/{port}"
+    with pytest.raises(InputError, match=r"set CRYOSAM_VIEW_BASE_URL to .* https://HUB/user/ada/proxy/{port}"):
+        public_base(hub)

@@ -10,10 +10,10 @@ import socket
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cryosam_dask.errors import InputError
@@ -37,7 +37,7 @@ class Server:
     session : what the page shows and acts on; it is not closed here
     host, port : where to listen; port 0: any that is free
     allowed : further names that the server is known by, of a proxy for instance
-    base_url : where a proxy shows it, see `public_base`; None: it is asked directly
+    base_url : where a proxy shows it, as `public_base` gives it; None: it is asked directly
     framed_by : origins besides its own whose pages may show the page in a frame
 
     Raises InputError where it can't listen.
@@ -63,7 +63,7 @@ class Server:
         self.guard = make_guard(host, [*allowed, *filter(None, [base.hostname])], framed_by)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
-        self._started, self._error = threading.Event(), None
+        self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="view-server", daemon=True)
 
     @property
@@ -141,7 +141,17 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         raise InputError(f"--port {port}: can't listen at {host} ({reason}); choose another, or 0 for any") from None
 
 
-def notes(server: Server, host: str) -> list[str]:
+def models_for(source: str) -> str:
+    """The models that a page uses unless others are named: those of the run's features, else the built-in ones."""
+    from cryosam_dask.pipeline import models_of
+    from cryosam_dask.store.run_store import RunStore
+
+    if RunStore.exists(source) and (store := RunStore.open(source)).info.get("features"):
+        return models_of(store)
+    return "builtin"
+
+
+def notes(host: str) -> list[str]:
     """What a user should know of where the page can be reached."""
     if is_loopback(host):
         return []
@@ -176,22 +186,21 @@ def browser(url: str) -> Iterator[bool]:
         yield True
 
 
-def public_base(port: int, environment: dict[str, str] | None = None) -> str | None:
-    """Where a proxy shows what listens at a port of this machine; None without one.
+def public_base(environment: Mapping[str, str] | None = None) -> str | None:
+    """Where a proxy shows what listens at a port of this machine, `{port}` standing for it; None without one.
 
-    `CRYOSAM_VIEW_BASE_URL` says it, with `{port}` for the port. Else under JupyterHub, with jupyter-server-proxy, it is
-    `/user/NAME/proxy/PORT` of the hub, whose own address JupyterHub 5.1 and later state.
+    `CRYOSAM_VIEW_BASE_URL` says it. Else under JupyterHub, with jupyter-server-proxy, it is `/user/NAME/proxy/PORT` of
+    the hub, if that states its own address (JUPYTERHUB_PUBLIC_URL). `InputError` if it does not.
     """
-    known: Any = os.environ if environment is None else environment
+    known = os.environ if environment is None else environment
     if base := known.get(BASE_URL):
-        return str(base).replace("{port}", str(port))
+        return base
     prefix = known.get("JUPYTERHUB_SERVICE_PREFIX")
     if not prefix:
         return None
-    public = str(known.get("JUPYTERHUB_PUBLIC_URL") or "")
-    if not public:
-        raise InputError(
-            f"this runs under JupyterHub, whose address is not known here: set {BASE_URL} to its address, e.g. "
-            f"https://HUB{prefix}proxy/{{port}}"
-        )
-    return f"{public.rstrip('/')}/proxy/{port}"
+    if public := known.get("JUPYTERHUB_PUBLIC_URL"):
+        return f"{public.rstrip('/')}/proxy/{{port}}"
+    raise InputError(
+        f"this runs under JupyterHub, whose address is not known here: set {BASE_URL} to where its proxy shows a port, "
+        f"https://HUB{prefix}proxy/{{port}}"
+    )
