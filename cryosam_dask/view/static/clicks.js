@@ -7,7 +7,7 @@ import { kind, page, redraw, send } from "./state.js";
 const MODES = [
   ["add", "Click adds", "A click in the tomogram adds a particle (key 1)"],
   ["not", "Not this", "A click says that this is no such particle (key 2, or Shift and click)"],
-  ["look", "Look only", "A click does nothing (key 3)"],
+  ["look", "Look", "A click does nothing (key 3)"],
 ];
 
 export function setMode(mode) {

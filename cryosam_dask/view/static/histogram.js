@@ -74,7 +74,7 @@ export function makeHistogram({ onDrag, onDrop }) {
     if (automatic !== null && automatic !== undefined) {
       const end = toX(automatic) > WIDTH / 2 ? "end" : "start";
       marks.unshift(line(automatic, "automatic"),
-        s("text", { x: toX(automatic) + (end === "end" ? -4 : 4), y: 12, "text-anchor": end }, "automatic"));
+        s("text", { x: toX(automatic) + (end === "end" ? -4 : 4), y: HEIGHT - 2, "text-anchor": end }, "automatic"));
     }
     const axis = [s("text", { x: 0, y: HEIGHT - 2 }, range[0].toFixed(2)),
       s("text", { x: WIDTH, y: HEIGHT - 2, "text-anchor": "end" }, range[1].toFixed(2))];

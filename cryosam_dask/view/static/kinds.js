@@ -69,7 +69,7 @@ function row(entry) {
         onclick: () => { removing = null; send("kind/remove", { name }); } }, "Remove?"),
        tool("keep", "Keep it", "✕", cancelEdits)]
     : [editable && tool("rename", "Rename", "✎", () => { renaming = name; redraw(); }),
-       tool("remove", "Remove this kind", "🗑", () => { removing = name; redraw(); })];
+       tool("remove", "Remove this kind", "✕", () => { removing = name; redraw(); })];
   return h("li", { class: chosen ? "chosen" : null }, label, tools);
 }
 

@@ -29,11 +29,12 @@ void main() {
 }
 `;
 
+// Rings, so that what they are about stays in sight.
 const POINT_SHADER = `void main() {
-  setColor(prop_color());
+  setPointMarkerColor(vec4(0.0, 0.0, 0.0, 0.0));
   setPointMarkerSize(prop_size());
-  setPointMarkerBorderWidth(1.5);
-  setPointMarkerBorderColor(vec3(0.0, 0.0, 0.0));
+  setPointMarkerBorderWidth(2.0);
+  setPointMarkerBorderColor(prop_color());
 }
 `;
 
@@ -123,9 +124,9 @@ function pickMarks(picks, chosen, pending) {
     id: instance || `added ${i}`,
     position: picks.positions[i],
     color: VERDICT_COLORS[picks.verdicts[i]],
-    size: i === chosen ? 16 : 8,
+    size: i === chosen ? 22 : 10,
   }));
-  const waits = pending.map(({ key, position }) => ({ id: `waits ${key}`, position, color: "#ffffff", size: 8 }));
+  const waits = pending.map(({ key, position }) => ({ id: `waits ${key}`, position, color: "#ffffff", size: 10 }));
   return [...marks, ...waits];
 }
 

@@ -138,7 +138,7 @@ export function reviewPanel(panel, goOn) {
     return fill(panel,
       h("div", { class: "tally" },
         h("span", { class: "accepted" }, `✓ ${total.accepted} accepted`), h("span", { class: "rejected" }, `✗ ${total.rejected} rejected`),
-        h("span", { class: "added" }, `+ ${total.added} added`), h("span", { class: "faint" }, `${total.undecided} open`)),
+        total.added > 0 && h("span", { class: "added" }, `+ ${total.added} added`), h("span", { class: "faint" }, `${total.undecided} open`)),
       h("progress", { max: all || 1, value: judged, "aria-label": "Reviewed" }),
       saving(state),
       h("div", { class: "line" }, h("span", {}, "Order by"), choice("order", [

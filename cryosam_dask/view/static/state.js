@@ -78,6 +78,9 @@ export function choose(name) {
 export function show(step) {
   page.step = step;
   page.mode = step === "review" ? "look" : "add";
+  // over the masks that are decided about, the map would only be in the way
+  if (step === "find") page.view.showSimilarity = true;
+  if (step === "review") page.view.showSimilarity = false;
   redraw();
 }
 

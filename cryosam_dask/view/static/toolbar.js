@@ -56,12 +56,12 @@ export function startToolbar() {
     ...sliders,
     toggle("invert", "Invert", "Dark as bright: particles may be dark or bright"),
     toggle("showMasks", "Masks", "Masks of clicks and picks"), toggle("showPoints", "Points", "Points of clicks and picks"), similarity,
-    toggle("compressed", "Slow link", "Slices as JPEG: less to send, and a little less exact"),
-    position);
+    toggle("compressed", "Slow link", "Slices as JPEG: less to send, and a little less exact"));
+  $("#stage").append(position);
   part(() => {
     place();
     similarity.hidden = !kind()?.similarity;
     similarity.firstChild.checked = page.view.showSimilarity;
   });
-  return (voxel) => (position.textContent = voxel ? `z ${voxel[0]}  y ${voxel[1]}  x ${voxel[2]}` : "");
+  return (voxel) => (position.textContent = voxel ? `z ${voxel[0]}   y ${voxel[1]}   x ${voxel[2]}` : "");
 }

@@ -169,12 +169,15 @@ class TomogramViewer {
 
   /** Neuroglancer's own way to make layers from a description replaces all; here those that are there stay. */
   #append(spec) {
-    const manager = this.viewer.layerManager;
-    manager.clear = () => {};
+    const { layerManager, layerSpecification, mouseState } = this.viewer;
+    const { active } = mouseState;
+    layerManager.clear = () => {};
+    mouseState.active = false; // a layer that is not complete can't say what is under the mouse
     try {
-      this.viewer.layerSpecification.restoreState([spec]);
+      layerSpecification.restoreState([spec]);
     } finally {
-      delete manager.clear; // the method of its class again
+      delete layerManager.clear; // the method of its class again
+      mouseState.active = active;
     }
   }
 
