@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -21,11 +22,16 @@ from cryosam_dask.view.handler import pack
 from cryosam_dask.view.serve import Server
 
 
+@pytest.fixture(scope="module")
+def made(ball_tomogram: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    url = tmp_path_factory.mktemp("view") / "r.zarr"
+    add_picks(ingested(ball_tomogram, url), "ball", [(20, 20, 20), (18, 44, 24)])
+    return url
+
+
 @pytest.fixture
-def session(ball_tomogram: Path, tmp_path: Path) -> StandInSession:
-    store = ingested(ball_tomogram, tmp_path / "r.zarr")
-    add_picks(store, "ball", [(20, 20, 20), (18, 44, 24)])
-    return StandInSession(store)
+def session(made: Path, tmp_path: Path) -> StandInSession:
+    return StandInSession(RunStore.open(shutil.copytree(made, tmp_path / "r.zarr"), "r+"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from view_server_support import StandInSession, add_picks, add_similarity, ball,
 
 from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.kernels.instance import Instance
-from cryosam_dask.store import layout
+from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.view import meshes, volumes
 from cryosam_dask.view.blocks import Blocks, Kept, slab_half, slab_mean
@@ -33,15 +34,19 @@ def values() -> np.ndarray:
     return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
-@pytest.fixture
-def store(values: np.ndarray, tmp_path: Path) -> RunStore:
+@pytest.fixture(scope="module")
+def made(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of odd size with anisotropic voxels, two levels, and two picks of balls."""
-    path = tmp_path / "t.mrc"
-    with mrcfile.new(path, values) as file:
+    folder = tmp_path_factory.mktemp("view")
+    with mrcfile.new(folder / "t.mrc", values) as file:
         file.voxel_size = VOXEL[::-1]
-    run = ingested(path, tmp_path / "r.zarr")
-    add_picks(run, "ball", CENTRES)
-    return run
+    add_picks(ingested(folder / "t.mrc", folder / "r.zarr"), "ball", CENTRES)
+    return folder / "r.zarr"
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> RunStore:
+    return RunStore.open(shutil.copytree(made, tmp_path / "r.zarr"), "r+")
 
 
 @pytest.fixture
@@ -294,6 +299,29 @@ def test_labels_are_those_of_the_run_on_all_levels(library: Library, store: RunS
         shown = whole(library, "labels-ball-p1", scale, scale["chunk_sizes"][1], "<u4")
         np.testing.assert_array_equal(shown, store.read(layout.labels("ball", level)))
     assert set(np.unique(shown)) == {0, 1, 2}
+
+
+def test_instances_are_shown_while_others_are_segmented(
+    library: Library, session: StandInSession, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = [whole(library, "labels-ball-p1", s, s["chunk_sizes"][1], "<u4") for s in scales_of(library)]
+    monkeypatch.setattr(marks, "done", lambda *_: np.array([True, False]))
+    session.change(kinds=[{"name": "ball", "picks": {"version": "a.1", "complete": False}}])
+    for scale, expected in zip(scales_of(library, "a.1"), complete, strict=True):
+        for chunk in scale["chunk_sizes"]:
+            np.testing.assert_array_equal(whole(library, "labels-ball-a.1", scale, chunk, "<u4"), expected)
+    assert len(library.mesh("labels-ball-a.1", 2)) > 1000
+    assert library.picture("ball", "a.1", 1, 64).startswith(b"\x89PNG")
+    # more came meanwhile: what the page still shows goes on to be there, until other instances take its place
+    session.change(kinds=[{"name": "ball", "picks": {"version": "a.2", "complete": False}}])
+    assert library.mesh("labels-ball-a.1", 2)
+    session.change(kinds=[{"name": "ball", "picks": {"version": "b", "complete": True}}])
+    with pytest.raises(NotThereError):
+        library.mesh("labels-ball-a.1", 2)
+
+
+def scales_of(library: Library, version: str = "p1") -> list[dict]:
+    return library.info(f"labels-ball-{version}")["scales"]
 
 
 def test_the_mask_of_a_click_is_a_volume_of_its_box(library: Library, session: StandInSession) -> None:

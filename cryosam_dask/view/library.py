@@ -18,9 +18,9 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json, Point
 from cryosam_dask.view import gallery, meshes
 from cryosam_dask.view.blocks import Blocks, Kept
-from cryosam_dask.view.segments import Segments
+from cryosam_dask.view.segments import Segments, picked, so_far
 from cryosam_dask.view.status import DamagedError, GoneError, NotThereError, NotYetError
-from cryosam_dask.view.volumes import Labels, Preview, Similarity, Tomogram, Volume
+from cryosam_dask.view.volumes import Labels, Preview, Similarity, Tomogram, Unfinished, Volume
 
 T = TypeVar("T")
 
@@ -107,8 +107,7 @@ class Library:
             if match["what"] == "similarity":
                 self._check(kind, "similarity", version)
                 return self._once(("similarity", kind, version), lambda: Similarity(self._store(), kind))
-            segments = self._segments(kind, version)
-            return self._once(("labels", kind, version), lambda: Labels(self._store(), kind, segments))
+            return self._labels(kind, version)
         if match := _PREVIEW.fullmatch(name):
             return self._once(("preview", match["version"]), lambda: self._preview(match["version"]))
         raise NotThereError(f"no volume {name[:80]!r}")
@@ -121,15 +120,29 @@ class Library:
         size: Point = (z, y, x)
         return Preview(instance.mask, as_box(np.asarray(instance.box)), size)
 
-    def _segments(self, kind: str, version: str) -> Segments:
-        self._check(kind, "picks", version)
-        return self._once(("segments", kind, version), lambda: Segments(self._store(), kind))
+    def _labels(self, kind: str, version: str) -> Volume:
+        segments = self._segments(kind, version)
+        if self._check(kind, "picks", version).get("complete", True):
+            return self._once(("labels", kind, version), lambda: Labels(self._store(), kind, segments))
+        return self._once(("unfinished", kind, version), lambda: Unfinished(self._store(), segments))
 
-    def _check(self, kind: str, what: str, version: str) -> None:
-        """NotThereError unless this is the version of a kind's similarity or picks that the run has now."""
+    def _segments(self, kind: str, version: str) -> Segments:
+        complete = self._check(kind, "picks", version).get("complete", True)
+        read = picked if complete else so_far
+        return self._once(("segments", kind, version), lambda: read(self._store(), kind))
+
+    def _check(self, kind: str, what: str, version: str) -> Mapping[str, Any]:
+        """What the snapshot says of a kind's similarity or picks; NotThereError unless this is their version.
+
+        While instances are segmented, a version `A.n` has the first n groups of `A`; it may be asked for until the
+        page shows more.
+        """
         for known in self._snapshot()["kinds"]:
-            if known["name"] == kind and (known.get(what) or {}).get("version") == version:
-                return
+            about = known.get(what) or {}
+            now = str(about.get("version", ""))
+            earlier = not about.get("complete", True) and version.partition(".")[0] == now.partition(".")[0]
+            if known["name"] == kind and now and (version == now or earlier):
+                return dict(about)
         raise NotThereError(f"{kind} has no {what} of this version; the page shows newer ones")
 
     def _blocks(self) -> Blocks:

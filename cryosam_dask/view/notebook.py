@@ -84,8 +84,7 @@ def view(
     Parameters
     ----------
     source : a run, or a tomogram that is ingested into `out`; path or URL
-    models, settings : as for `run`, e.g. settings={"match.count": 200}; None: the models of the run's features, else the
-        built-in ones
+    models, settings : as for `run`, e.g. settings={"match.count": 200}; None: as the run's features, else "builtin"
     height : pixels of the frame in a notebook
     base_url : where a proxy shows a port of this machine, with `{port}` for it, e.g.
         "https://hub.example.org/user/ada/proxy/{port}"; None: as `CRYOSAM_VIEW_BASE_URL` or JupyterHub say

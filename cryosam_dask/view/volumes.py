@@ -105,6 +105,22 @@ class Labels(Volume):
         return self._segments.mask(label)
 
 
+class Unfinished(Volume):
+    """The instances that are segmented so far, while there is no label image; where they overlap, the last is seen."""
+
+    dtype, segments = "uint32", True
+
+    def __init__(self, store: RunStore, segments: Segments) -> None:
+        self.scales = image_scales(store)
+        self._segments = segments
+
+    def read(self, scale: Scale, box: Box) -> Array:
+        return self._segments.paint(box, 1 << int(scale.key))
+
+    def mask(self, label: int) -> tuple[Bool, Box]:
+        return self._segments.mask(label)
+
+
 class Preview(Volume):
     """The mask of a click, as label 1; the volume is its box alone."""
 
