@@ -6,29 +6,84 @@ import { job, kind, page, redraw, send } from "./state.js";
 
 function slider(id, words, value, set, format = (v) => v.toFixed(2)) {
   const output = h("output", {}, format(value));
-  const input = h("input", { type: "range", id, min: "0", max: "1", step: "0.005", value: String(value), data: { key: id },
-    oninput: () => { output.textContent = format(Number(input.value)); set(Number(input.value)); redraw(); } });
+  const input = h("input", {
+    type: "range",
+    id,
+    min: "0",
+    max: "1",
+    step: "0.005",
+    value: String(value),
+    data: { key: id },
+    oninput: () => {
+      output.textContent = format(Number(input.value));
+      set(Number(input.value));
+      redraw();
+    },
+  });
   return h("label", { class: "slider" }, h("span", {}, words), input, output);
 }
 
 function similarity(now) {
   if (!now.similarity) return [];
   const { view } = page;
-  return [h("h2", {}, "Similarity"),
-    h("label", { class: "check" }, h("input", { type: "checkbox", checked: view.showSimilarity, data: { key: "map" },
-      onchange: (event) => { view.showSimilarity = event.target.checked; redraw(); } }), "Show the map over the tomogram"),
+  return [
+    h("h2", {}, "Similarity"),
+    h(
+      "label",
+      { class: "check" },
+      h("input", {
+        type: "checkbox",
+        checked: view.showSimilarity,
+        data: { key: "map" },
+        onchange: (event) => {
+          view.showSimilarity = event.target.checked;
+          redraw();
+        },
+      }),
+      "Show the map over the tomogram",
+    ),
     slider("threshold", "From", view.threshold ?? now.similarity.threshold, (v) => (view.threshold = v)),
-    slider("opacity", "Opacity", view.opacity, (v) => (view.opacity = v), (v) => `${Math.round(100 * v)} %`)];
+    slider(
+      "opacity",
+      "Opacity",
+      view.opacity,
+      (v) => (view.opacity = v),
+      (v) => `${Math.round(100 * v)} %`,
+    ),
+  ];
 }
 
 function findButtons(now, cut) {
   const unfinished = now.picks && !now.picks.complete;
   const words = now.picks?.complete ? "Find all again" : "Find all";
-  return h("div", { class: "line" },
-    h("button", { class: "main", type: "button", id: "find", disabled: Boolean(job()), data: { key: "find" },
-      onclick: () => send("find", { kind: now.name, ...(cut === undefined ? {} : { cut }) }) }, words),
-    unfinished && h("button", { type: "button", id: "resume", disabled: Boolean(job()), data: { key: "resume" },
-      onclick: () => send("resume", {}) }, "Go on"));
+  return h(
+    "div",
+    { class: "line" },
+    h(
+      "button",
+      {
+        class: "main",
+        type: "button",
+        id: "find",
+        disabled: Boolean(job()),
+        data: { key: "find" },
+        onclick: () => send("find", { kind: now.name, ...(cut === undefined ? {} : { cut }) }),
+      },
+      words,
+    ),
+    unfinished &&
+      h(
+        "button",
+        {
+          type: "button",
+          id: "resume",
+          disabled: Boolean(job()),
+          data: { key: "resume" },
+          onclick: () => send("resume", {}),
+        },
+        "Go on",
+      ),
+  );
 }
 
 /** The panel of the step. */
@@ -37,7 +92,10 @@ export function findPanel(panel, goOn) {
   let of = "";
   const saved = h("p", { class: "faint", id: "kept" });
   const histogram = makeHistogram({
-    onDrag: (value) => { cut = value; tell(); },
+    onDrag: (value) => {
+      cut = value;
+      tell();
+    },
     onDrop: (value) => send("cut", { kind: page.kindName, cut: value }),
   });
 
@@ -49,21 +107,63 @@ export function findPanel(panel, goOn) {
   const draw = whenChanged((now) => {
     if (!now) return fill(panel, h("p", { class: "empty" }, "Click on a particle first."));
     if (!now.similarity && !now.candidates) {
-      return fill(panel, h("p", { class: "empty" }, "Nothing was compared with your clicks yet."),
-        h("button", { class: "main", type: "button", id: "like", data: { key: "like" },
-          disabled: Boolean(job()) || !now.clicks.some(({ positive }) => positive),
-          onclick: () => send("like", { kind: now.name }) }, "Where is its like?"),
-        findButtons(now));
+      return fill(
+        panel,
+        h("p", { class: "empty" }, "Nothing was compared with your clicks yet."),
+        h(
+          "button",
+          {
+            class: "main",
+            type: "button",
+            id: "like",
+            data: { key: "like" },
+            disabled: Boolean(job()) || !now.clicks.some(({ positive }) => positive),
+            onclick: () => send("like", { kind: now.name }),
+          },
+          "Where is its like?",
+        ),
+        findButtons(now),
+      );
     }
-    const scores = now.candidates && [h("h2", {}, "Candidates by score"), histogram.element, saved,
-      h("p", { class: "faint" }, `Drag the cut, or move it with the arrow keys. ${now.candidates.cut.words ?? ""}`)];
-    return fill(panel,
-      now.query === "stale" && h("p", { class: "warn" }, "Clicks have changed since. Look for its like again.",
-        h("button", { type: "button", disabled: Boolean(job()), data: { key: "again" },
-          onclick: () => send("like", { kind: now.name }) }, "Again")),
-      similarity(now), scores, findButtons(now, now.candidates ? cut : undefined),
-      now.picks && h("p", {}, `${plural(now.picks.count, "pick")}${now.picks.complete ? "" : " so far"}. `,
-        h("button", { type: "button", class: "link", data: { key: "to review" }, onclick: () => goOn("review") }, "Review them →")));
+    const scores = now.candidates && [
+      h("h2", {}, "Candidates by score"),
+      histogram.element,
+      saved,
+      h("p", { class: "faint" }, `Drag the cut, or move it with the arrow keys. ${now.candidates.cut.words ?? ""}`),
+    ];
+    return fill(
+      panel,
+      now.query === "stale" &&
+        h(
+          "p",
+          { class: "warn" },
+          "Clicks have changed since. Look for its like again.",
+          h(
+            "button",
+            {
+              type: "button",
+              disabled: Boolean(job()),
+              data: { key: "again" },
+              onclick: () => send("like", { kind: now.name }),
+            },
+            "Again",
+          ),
+        ),
+      similarity(now),
+      scores,
+      findButtons(now, now.candidates ? cut : undefined),
+      now.picks &&
+        h(
+          "p",
+          {},
+          `${plural(now.picks.count, "pick")}${now.picks.complete ? "" : " so far"}. `,
+          h(
+            "button",
+            { type: "button", class: "link", data: { key: "to review" }, onclick: () => goOn("review") },
+            "Review them →",
+          ),
+        ),
+    );
   });
 
   return () => {
@@ -73,7 +173,11 @@ export function findPanel(panel, goOn) {
       of = key;
       cut = now?.candidates?.cut.chosen ?? now?.candidates?.cut.automatic;
     }
-    draw(now && { ...now, clicks: now.clicks.map(({ positive }) => ({ positive })) }, Boolean(job()), page.view.showSimilarity);
+    draw(
+      now && { ...now, clicks: now.clicks.map(({ positive }) => ({ positive })) },
+      Boolean(job()),
+      page.view.showSimilarity,
+    );
     if (now?.candidates && page.candidates) {
       histogram.show(page.candidates.scores, cut, now.candidates.cut.automatic);
       tell();

@@ -19,12 +19,22 @@ function picture(instance, size) {
   return address(path);
 }
 
-const image = (instance, size) => h("img", { src: picture(instance, size), width: 3 * size, height: size,
-  alt: `Pick ${instance} in three planes`, onerror: (event) => event.target.classList.add("missing") });
+const image = (instance, size) =>
+  h("img", {
+    src: picture(instance, size),
+    width: 3 * size,
+    height: size,
+    alt: `Pick ${instance} in three planes`,
+    onerror: (event) => event.target.classList.add("missing"),
+  });
 
 function keyButton(key, words, name, act) {
-  return h("button", { type: "button", class: name, id: `${name}-button`, data: { key: name }, onclick: act },
-    words, h("kbd", {}, key));
+  return h(
+    "button",
+    { type: "button", class: name, id: `${name}-button`, data: { key: name }, onclick: act },
+    words,
+    h("kbd", {}, key),
+  );
 }
 
 function card(i) {
@@ -41,15 +51,26 @@ function card(i) {
     `z ${z}, y ${y}, x ${x}`,
   ];
   return [
-    h("div", { class: `view ${verdict}${waits ? " waits" : ""}` },
+    h(
+      "div",
+      { class: `view ${verdict}${waits ? " waits" : ""}` },
       instance ? image(instance, CARD) : h("div", { class: "no-picture" }, "No mask here: it was added by hand."),
-      verdict !== "undecided" && h("span", { class: "stamp" }, waits ? "not saved yet" : WORDS[verdict])),
+      verdict !== "undecided" && h("span", { class: "stamp" }, waits ? "not saved yet" : WORDS[verdict]),
+    ),
     h("p", { class: "facts" }, facts.filter(Boolean).join(" · ")),
-    h("div", { class: "line" },
-      instance ? [keyButton("A", "Accept", "accept", acts.accept), keyButton("R", "Reject", "reject", acts.reject),
-        keyButton("S", "Skip", "skip", acts.skip)] : keyButton("U", "Delete", "delete", acts.takeBack),
+    h(
+      "div",
+      { class: "line" },
+      instance
+        ? [
+            keyButton("A", "Accept", "accept", acts.accept),
+            keyButton("R", "Reject", "reject", acts.reject),
+            keyButton("S", "Skip", "skip", acts.skip),
+          ]
+        : keyButton("U", "Delete", "delete", acts.takeBack),
       keyButton("B", "Back", "back", acts.back),
-      instance && verdict !== "undecided" && keyButton("U", "Undecided", "undecide", acts.takeBack)),
+      instance && verdict !== "undecided" && keyButton("U", "Undecided", "undecide", acts.takeBack),
+    ),
   ];
 }
 
@@ -58,10 +79,19 @@ function cell(i, place, columns) {
   const verdict = verdictOf(i);
   const waits = pending(page.kindName, keyOf(picks, i)) !== undefined;
   const style = { left: `${(place % columns) * CELL.width}px`, top: `${Math.floor(place / columns) * CELL.height}px` };
-  return h("button", { type: "button", style, title: `Score ${picks.scores[i].toFixed(3)} ${WORDS[verdict]}`,
-    class: `thumb ${verdict}${waits ? " waits" : ""}${i === selectedIndex() ? " chosen" : ""}`,
-    data: { key: `thumb ${picks.instances[i]}` }, onclick: () => select(i) },
-  image(picks.instances[i], THUMB), h("span", {}, picks.scores[i].toFixed(2)));
+  return h(
+    "button",
+    {
+      type: "button",
+      style,
+      title: `Score ${picks.scores[i].toFixed(3)} ${WORDS[verdict]}`,
+      class: `thumb ${verdict}${waits ? " waits" : ""}${i === selectedIndex() ? " chosen" : ""}`,
+      data: { key: `thumb ${picks.instances[i]}` },
+      onclick: () => select(i),
+    },
+    image(picks.instances[i], THUMB),
+    h("span", {}, picks.scores[i].toFixed(2)),
+  );
 }
 
 export function startGallery() {
@@ -77,7 +107,10 @@ export function startGallery() {
     const first = Math.max(0, Math.floor(scroll.scrollTop / CELL.height) - 1) * columns;
     const last = Math.ceil((scroll.scrollTop + scroll.clientHeight) / CELL.height + 1) * columns;
     sheet.style.height = `${Math.ceil(order.length / columns) * CELL.height}px`;
-    fill(sheet, order.slice(first, last).map((i, n) => cell(i, first + n, columns)));
+    fill(
+      sheet,
+      order.slice(first, last).map((i, n) => cell(i, first + n, columns)),
+    );
     return columns;
   };
 
@@ -85,7 +118,8 @@ export function startGallery() {
     const i = selectedIndex();
     const place = review.order.indexOf(i);
     fill(large, i >= 0 ? card(i) : h("p", { class: "empty" }, "Choose one to look at."));
-    for (const next of review.order.slice(place + 1, place + 1 + AHEAD)) new Image().src = picture(page.picks.instances[next], CARD);
+    for (const next of review.order.slice(place + 1, place + 1 + AHEAD))
+      new Image().src = picture(page.picks.instances[next], CARD);
     const columns = thumbs();
     if (page.selected !== shown && place >= 0) {
       shown = page.selected; // bring it into sight, once

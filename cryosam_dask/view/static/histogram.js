@@ -19,8 +19,14 @@ function s(tag, attributes, text) {
  * `show(scores, cut, automatic)` draws it; counts are drawn by their roots, since few good ones stand beside many others
  */
 export function makeHistogram({ onDrag, onDrop }) {
-  const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "histogram", role: "slider", tabindex: "0",
-    "aria-label": "Cut between kept and left out", "data-key": "cut" });
+  const svg = s("svg", {
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+    class: "histogram",
+    role: "slider",
+    tabindex: "0",
+    "aria-label": "Cut between kept and left out",
+    "data-key": "cut",
+  });
   const element = h("div", { id: "histogram" });
   element.append(svg);
   let range = [0, 1];
@@ -66,20 +72,33 @@ export function makeHistogram({ onDrag, onDrop }) {
     const bars = counts.map((count, i) => {
       const middle = range[0] + ((i + 0.5) / BARS) * (range[1] - range[0]);
       const height = (BASE - 14) * (Math.sqrt(count) / most);
-      return s("rect", { class: middle >= at ? "kept" : "left-out", x: (i * WIDTH) / BARS + 0.5, y: BASE - height,
-        width: WIDTH / BARS - 1, height });
+      return s("rect", {
+        class: middle >= at ? "kept" : "left-out",
+        x: (i * WIDTH) / BARS + 0.5,
+        y: BASE - height,
+        width: WIDTH / BARS - 1,
+        height,
+      });
     });
     const line = (score, name) => s("line", { class: name, x1: toX(score), x2: toX(score), y1: 4, y2: BASE });
     const marks = [line(at, "cut"), s("circle", { class: "cut", cx: toX(at), cy: 8, r: 6 })];
     if (automatic !== null && automatic !== undefined) {
       const end = toX(automatic) > WIDTH / 2 ? "end" : "start";
-      marks.unshift(line(automatic, "automatic"),
-        s("text", { x: toX(automatic) + (end === "end" ? -4 : 4), y: HEIGHT - 2, "text-anchor": end }, "automatic"));
+      marks.unshift(
+        line(automatic, "automatic"),
+        s("text", { x: toX(automatic) + (end === "end" ? -4 : 4), y: HEIGHT - 2, "text-anchor": end }, "automatic"),
+      );
     }
-    const axis = [s("text", { x: 0, y: HEIGHT - 2 }, range[0].toFixed(2)),
-      s("text", { x: WIDTH, y: HEIGHT - 2, "text-anchor": "end" }, range[1].toFixed(2))];
+    const axis = [
+      s("text", { x: 0, y: HEIGHT - 2 }, range[0].toFixed(2)),
+      s("text", { x: WIDTH, y: HEIGHT - 2, "text-anchor": "end" }, range[1].toFixed(2)),
+    ];
     svg.replaceChildren(...bars, ...marks, ...axis);
-    for (const [name, value] of [["valuemin", range[0]], ["valuemax", range[1]], ["valuenow", at]]) {
+    for (const [name, value] of [
+      ["valuemin", range[0]],
+      ["valuemax", range[1]],
+      ["valuenow", at],
+    ]) {
       svg.setAttribute(`aria-${name}`, value.toFixed(3));
     }
   }

@@ -33,7 +33,8 @@ function summary({ clicks, picks, decided }) {
 async function rename(from, field) {
   const to = field.value.trim();
   renaming = null;
-  if (to && to !== from && (await send("kind/rename", { name: from, to })) && page.kindName === from) page.kindName = to;
+  if (to && to !== from && (await send("kind/rename", { name: from, to })) && page.kindName === from)
+    page.kindName = to;
   redraw();
 }
 
@@ -58,18 +59,58 @@ function row(entry) {
   const chosen = name === page.kindName;
   const editable = entry.query === "none" && !entry.picks;
   const swatch = h("span", { class: "swatch", style: { background: entry.color } });
-  const label = renaming === name
-    ? h("span", { class: "pick-kind" }, swatch, nameOf(entry))
-    : h("button", { class: "pick-kind", type: "button", "aria-pressed": String(chosen), data: { key: `kind ${name}` },
-        onclick: () => choose(name) }, swatch, nameOf(entry), h("span", { class: "faint" }, summary(entry)));
+  const label =
+    renaming === name
+      ? h("span", { class: "pick-kind" }, swatch, nameOf(entry))
+      : h(
+          "button",
+          {
+            class: "pick-kind",
+            type: "button",
+            "aria-pressed": String(chosen),
+            data: { key: `kind ${name}` },
+            onclick: () => choose(name),
+          },
+          swatch,
+          nameOf(entry),
+          h("span", { class: "faint" }, summary(entry)),
+        );
   const tool = (key, title, text, onclick) =>
-    h("button", { class: "tool", type: "button", title, "aria-label": title, data: { key: `${key} ${name}` }, onclick }, text);
-  const tools = !chosen ? [] : removing === name
-    ? [h("button", { class: "danger small", type: "button", data: { key: `remove ${name}` },
-        onclick: () => { removing = null; send("kind/remove", { name }); } }, "Remove?"),
-       tool("keep", "Keep it", "✕", cancelEdits)]
-    : [editable && tool("rename", "Rename", "✎", () => { renaming = name; redraw(); }),
-       tool("remove", "Remove this kind", "✕", () => { removing = name; redraw(); })];
+    h(
+      "button",
+      { class: "tool", type: "button", title, "aria-label": title, data: { key: `${key} ${name}` }, onclick },
+      text,
+    );
+  const tools = !chosen
+    ? []
+    : removing === name
+      ? [
+          h(
+            "button",
+            {
+              class: "danger small",
+              type: "button",
+              data: { key: `remove ${name}` },
+              onclick: () => {
+                removing = null;
+                send("kind/remove", { name });
+              },
+            },
+            "Remove?",
+          ),
+          tool("keep", "Keep it", "✕", cancelEdits),
+        ]
+      : [
+          editable &&
+            tool("rename", "Rename", "✎", () => {
+              renaming = name;
+              redraw();
+            }),
+          tool("remove", "Remove this kind", "✕", () => {
+            removing = name;
+            redraw();
+          }),
+        ];
   return h("li", { class: chosen ? "chosen" : null }, label, tools);
 }
 
@@ -78,15 +119,30 @@ function draw(kinds) {
 }
 
 export function startKinds() {
-  const name = h("input", { type: "text", placeholder: "Add a kind, e.g. ribosome", "aria-label": "Name of a kind",
-    maxlength: "64", autocomplete: "off", spellcheck: "false", id: "kind-name" });
+  const name = h("input", {
+    type: "text",
+    placeholder: "Add a kind, e.g. ribosome",
+    "aria-label": "Name of a kind",
+    maxlength: "64",
+    autocomplete: "off",
+    spellcheck: "false",
+    id: "kind-name",
+  });
   const color = h("input", { type: "color", "aria-label": "Colour", id: "kind-color" });
-  const form = h("form", { onsubmit: async (event) => {
-    event.preventDefault();
-    if (!name.value.trim()) return;
-    if (await addKind(name.value.trim(), color.value)) name.value = "";
-    color.value = nextColor();
-  } }, color, name, h("button", { type: "submit" }, "Add"));
+  const form = h(
+    "form",
+    {
+      onsubmit: async (event) => {
+        event.preventDefault();
+        if (!name.value.trim()) return;
+        if (await addKind(name.value.trim(), color.value)) name.value = "";
+        color.value = nextColor();
+      },
+    },
+    color,
+    name,
+    h("button", { type: "submit" }, "Add"),
+  );
   $("#kinds").append(h("ul", { id: "kind-list" }), form);
   const changed = whenChanged(draw);
   part(() => {

@@ -49,7 +49,14 @@ function image(name, volume, shader, controls, more = {}) {
   return {
     name,
     key: volume,
-    spec: { type: "image", source: source(volume, name === "tomogram"), shader, shaderControls: controls, opacity: 1, ...more },
+    spec: {
+      type: "image",
+      source: source(volume, name === "tomogram"),
+      shader,
+      shaderControls: controls,
+      opacity: 1,
+      ...more,
+    },
     change: (layer) => {
       layer.shaderControlState.restoreState(controls);
       if (more.opacity !== undefined) layer.opacity.value = more.opacity;

@@ -15,20 +15,32 @@ import { setLink, startStatus } from "./status.js";
 import { startToolbar } from "./toolbar.js";
 import { openViewer } from "./viewer.js";
 
-const STEPS = [["click", "Click", clicksPanel], ["find", "Find", findPanel], ["review", "Review", reviewPanel], ["export", "Export", exportPanel]];
+const STEPS = [
+  ["click", "Click", clicksPanel],
+  ["find", "Find", findPanel],
+  ["review", "Review", reviewPanel],
+  ["export", "Export", exportPanel],
+];
 
 const REVIEW_KEYS = { a: acts.accept, r: acts.reject, s: acts.skip, b: acts.back, u: acts.takeBack };
 const MODE_KEYS = { 1: "add", 2: "not", 3: "look" };
 
 const HINTS = {
-  add: (name) => `Click on the middle of a ${name}. Drag moves, the wheel goes through slices, Ctrl and the wheel zoom.`,
+  add: (name) =>
+    `Click on the middle of a ${name}. Drag moves, the wheel goes through slices, Ctrl and the wheel zoom.`,
   not: (name) => `Click on something that is no ${name}.`,
   missing: (name) => `Click on a ${name} that was missed.`,
 };
 
 function startSteps() {
-  const tabs = STEPS.map(([step, words], i) => h("button", { type: "button", role: "tab", id: `step-${step}`, "aria-controls": "panel",
-    onclick: () => show(step) }, h("span", { class: "number" }, String(i + 1)), words));
+  const tabs = STEPS.map(([step, words], i) =>
+    h(
+      "button",
+      { type: "button", role: "tab", id: `step-${step}`, "aria-controls": "panel", onclick: () => show(step) },
+      h("span", { class: "number" }, String(i + 1)),
+      words,
+    ),
+  );
   $("#steps").append(...tabs);
   $("#steps").addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -56,9 +68,17 @@ function startSteps() {
 
 function startRun() {
   const draw = whenChanged((run) => {
-    const size = run.shape ? `${run.shape[2]} × ${run.shape[1]} × ${run.shape[0]} voxels of ${(run.voxel_size[2] / 10).toFixed(2)} nm` : "";
-    fill($("#run"), h("h1", { title: run.path }, run.tomogram || run.path), h("p", { class: "faint" }, size),
-      !run.ingested && !page.snapshot.job && h("button", { type: "button", class: "main", onclick: () => send("ingest", {}) }, "Read the tomogram"));
+    const size = run.shape
+      ? `${run.shape[2]} × ${run.shape[1]} × ${run.shape[0]} voxels of ${(run.voxel_size[2] / 10).toFixed(2)} nm`
+      : "";
+    fill(
+      $("#run"),
+      h("h1", { title: run.path }, run.tomogram || run.path),
+      h("p", { class: "faint" }, size),
+      !run.ingested &&
+        !page.snapshot.job &&
+        h("button", { type: "button", class: "main", onclick: () => send("ingest", {}) }, "Read the tomogram"),
+    );
     document.title = `${run.tomogram || run.path} – cryosam`;
   });
   const hint = whenChanged((text) => ($("#hint").textContent = text));
@@ -73,7 +93,8 @@ function startRun() {
 
 /** Keys work in the page and in the viewer; true if this one was ours. */
 function onKey(event) {
-  if (event.target.closest?.("input:not([type=range]):not([type=checkbox]), textarea, select") || event.altKey) return false;
+  if (event.target.closest?.("input:not([type=range]):not([type=checkbox]), textarea, select") || event.altKey)
+    return false;
   const key = event.key.toLowerCase();
   if ((event.ctrlKey || event.metaKey) && key === "z" && page.step === "click") undo();
   else if (event.ctrlKey || event.metaKey) return false;
@@ -85,7 +106,8 @@ function onKey(event) {
 
 function onClick(click) {
   if (page.step === "review") clickInReview(click);
-  else if (page.step === "click" && click.inSlice && page.mode !== "look") clickAt(click.position, page.mode === "add" && !click.shift);
+  else if (page.step === "click" && click.inSlice && page.mode !== "look")
+    clickAt(click.position, page.mode === "add" && !click.shift);
 }
 
 /** Layers follow what the page shows. Many changes at once, as of a slider that is dragged, become one. */

@@ -32,7 +32,9 @@ export function sort(again = false) {
   const worth = review.by === "doubt" ? picks.doubts : picks.scores;
   review.order = picks.instances
     .map((_, i) => i)
-    .filter((i) => picks.instances[i] && picks.verdicts[i] !== "added" && (!review.onlyOpen || verdictOf(i) === "undecided"))
+    .filter(
+      (i) => picks.instances[i] && picks.verdicts[i] !== "added" && (!review.onlyOpen || verdictOf(i) === "undecided"),
+    )
     .sort((a, b) => worth[b] - worth[a]);
   if (selectedIndex() < 0) select(review.order.find((i) => verdictOf(i) === "undecided") ?? review.order[0], false);
 }
@@ -109,51 +111,123 @@ export function counts() {
 
 function saving({ count, failing }) {
   if (!count) return h("p", { class: "faint", id: "saved" }, "All decisions are saved.");
-  return h("p", { class: failing ? "warn" : "faint", id: "saved" },
+  return h(
+    "p",
+    { class: failing ? "warn" : "faint", id: "saved" },
     `${plural(count, "decision")} not saved yet${failing ? "; trying again. Keep this page open. " : "…"}`,
-    failing && h("button", { type: "button", class: "small", data: { key: "retry" }, onclick: retryNow }, "Try now"));
+    failing && h("button", { type: "button", class: "small", data: { key: "retry" }, onclick: retryNow }, "Try now"),
+  );
 }
 
 function learning(now, total) {
   const enough = total.accepted > 0 && total.rejected > 0;
   return [
-    h("button", { class: "main", type: "button", id: "learn", disabled: !enough || Boolean(job()), data: { key: "learn" },
-      title: enough ? "" : "Accept some and reject some first.", onclick: () => send("learn", { kind: now.name }) },
-      "Learn from this"),
-    h("p", { class: "faint" }, now.refined ? "The search has learned from your decisions. More decisions make it better."
-      : "Searches again with what you accepted and rejected. Decisions stay as they are."),
+    h(
+      "button",
+      {
+        class: "main",
+        type: "button",
+        id: "learn",
+        disabled: !enough || Boolean(job()),
+        data: { key: "learn" },
+        title: enough ? "" : "Accept some and reject some first.",
+        onclick: () => send("learn", { kind: now.name }),
+      },
+      "Learn from this",
+    ),
+    h(
+      "p",
+      { class: "faint" },
+      now.refined
+        ? "The search has learned from your decisions. More decisions make it better."
+        : "Searches again with what you accepted and rejected. Decisions stay as they are.",
+    ),
   ];
 }
 
 /** The panel of the step. */
 export function reviewPanel(panel, goOn) {
   const draw = whenChanged((now, total, state, mode) => {
-    if (!now) return fill(panel, h("p", { class: "empty" }, "Find all first, then review them."),
-      h("button", { type: "button", data: { key: "to find" }, onclick: () => goOn("find") }, "← To Find"));
-    const set = (key, value) => { review[key] = value; redraw(); };
-    const check = (key, words) => h("label", { class: "check" }, h("input", { type: "checkbox", checked: review[key],
-      data: { key }, onchange: (event) => set(key, event.target.checked) }), words);
+    if (!now)
+      return fill(
+        panel,
+        h("p", { class: "empty" }, "Find all first, then review them."),
+        h("button", { type: "button", data: { key: "to find" }, onclick: () => goOn("find") }, "← To Find"),
+      );
+    const set = (key, value) => {
+      review[key] = value;
+      redraw();
+    };
+    const check = (key, words) =>
+      h(
+        "label",
+        { class: "check" },
+        h("input", {
+          type: "checkbox",
+          checked: review[key],
+          data: { key },
+          onchange: (event) => set(key, event.target.checked),
+        }),
+        words,
+      );
     const all = now.picks.count;
     const judged = total.accepted + total.rejected;
-    return fill(panel,
-      h("div", { class: "tally" },
-        h("span", { class: "accepted" }, `✓ ${total.accepted} accepted`), h("span", { class: "rejected" }, `✗ ${total.rejected} rejected`),
-        total.added > 0 && h("span", { class: "added" }, `+ ${total.added} added`), h("span", { class: "faint" }, `${total.undecided} open`)),
+    return fill(
+      panel,
+      h(
+        "div",
+        { class: "tally" },
+        h("span", { class: "accepted" }, `✓ ${total.accepted} accepted`),
+        h("span", { class: "rejected" }, `✗ ${total.rejected} rejected`),
+        total.added > 0 && h("span", { class: "added" }, `+ ${total.added} added`),
+        h("span", { class: "faint" }, `${total.undecided} open`),
+      ),
       h("progress", { max: all || 1, value: judged, "aria-label": "Reviewed" }),
       saving(state),
-      h("div", { class: "line" }, h("span", {}, "Order by"), choice("order", [
-        ["doubt", "Doubt", "Most doubtful first: your decisions teach most there"], ["score", "Score", "Best first"]],
-      review.by, (by) => set("by", by))),
-      check("onlyOpen", "Only those without a decision"), check("follow", "The viewer follows"),
-      h("div", { class: "line" }, choice("click in review", [
-        ["look", "Click selects", "A click on a mask or point selects it"],
-        ["missing", "Add missing", "A click where no pick is adds a particle"]], mode, (m) => { page.mode = m; redraw(); })),
-      learning(now, total));
+      h(
+        "div",
+        { class: "line" },
+        h("span", {}, "Order by"),
+        choice(
+          "order",
+          [
+            ["doubt", "Doubt", "Most doubtful first: your decisions teach most there"],
+            ["score", "Score", "Best first"],
+          ],
+          review.by,
+          (by) => set("by", by),
+        ),
+      ),
+      check("onlyOpen", "Only those without a decision"),
+      check("follow", "The viewer follows"),
+      h(
+        "div",
+        { class: "line" },
+        choice(
+          "click in review",
+          [
+            ["look", "Click selects", "A click on a mask or point selects it"],
+            ["missing", "Add missing", "A click where no pick is adds a particle"],
+          ],
+          mode,
+          (m) => {
+            page.mode = m;
+            redraw();
+          },
+        ),
+      ),
+      learning(now, total),
+    );
   });
   return () => {
     const now = kind();
     sort();
-    draw(now?.picks ? { name: now.name, picks: now.picks, refined: now.refined, working: Boolean(job()) } : null, counts(),
-      unsaved(), page.mode, review);
+    draw(
+      now?.picks ? { name: now.name, picks: now.picks, refined: now.refined, working: Boolean(job()) } : null,
+      counts(),
+      unsaved(),
+      page.mode,
+      review,
+    );
   };
 }

@@ -16,12 +16,32 @@ function progress(job) {
   if (!job) return null;
   const share = job.total ? `${job.done} of ${job.total}` : "starting";
   const left = typeof job.seconds_left === "number" ? `, about ${duration(job.seconds_left)} left` : "";
-  return h("div", { id: "job" },
-    h("div", { class: "line" }, h("span", { class: "grow" }, job.words),
-      h("button", { type: "button", class: "small", id: "cancel", disabled: job.cancelling, data: { key: "cancel" },
-        onclick: () => send("cancel", {}) }, job.cancelling ? "Stopping…" : "Cancel")),
-    h("progress", job.total ? { max: job.total, value: job.done, "aria-label": job.words } : { "aria-label": job.words }),
-    h("span", { class: "faint" }, `${share}${left}`));
+  return h(
+    "div",
+    { id: "job" },
+    h(
+      "div",
+      { class: "line" },
+      h("span", { class: "grow" }, job.words),
+      h(
+        "button",
+        {
+          type: "button",
+          class: "small",
+          id: "cancel",
+          disabled: job.cancelling,
+          data: { key: "cancel" },
+          onclick: () => send("cancel", {}),
+        },
+        job.cancelling ? "Stopping…" : "Cancel",
+      ),
+    ),
+    h(
+      "progress",
+      job.total ? { max: job.total, value: job.done, "aria-label": job.words } : { "aria-label": job.words },
+    ),
+    h("span", { class: "faint" }, `${share}${left}`),
+  );
 }
 
 function message({ id, kind, text }) {
@@ -30,9 +50,22 @@ function message({ id, kind, text }) {
     timed.add(id);
     setTimeout(() => dismiss(id), NOTE_STAYS);
   }
-  return h("p", { class: kind === "error" ? "message error" : "message", role: kind === "error" ? "alert" : "status" },
+  return h(
+    "p",
+    { class: kind === "error" ? "message error" : "message", role: kind === "error" ? "alert" : "status" },
     h("span", { class: "grow" }, text),
-    h("button", { type: "button", class: "tool", "aria-label": "Dismiss", data: { key: `dismiss ${id}` }, onclick: () => dismiss(id) }, "✕"));
+    h(
+      "button",
+      {
+        type: "button",
+        class: "tool",
+        "aria-label": "Dismiss",
+        data: { key: `dismiss ${id}` },
+        onclick: () => dismiss(id),
+      },
+      "✕",
+    ),
+  );
 }
 
 let returned = false;
@@ -42,7 +75,11 @@ export function setLink(up) {
   if (page.linked === up) return;
   returned = page.linked === false && up;
   page.linked = up;
-  if (returned) setTimeout(() => { returned = false; redraw(); }, 3000);
+  if (returned)
+    setTimeout(() => {
+      returned = false;
+      redraw();
+    }, 3000);
   redraw();
 }
 
@@ -50,7 +87,8 @@ function banner(linked, back) {
   const element = $("#banner");
   element.hidden = linked !== false && !back;
   element.className = back ? "good" : "bad";
-  element.textContent = back ? "The server is there again."
+  element.textContent = back
+    ? "The server is there again."
     : "The server does not answer. What you see may be old; this page tries again by itself.";
 }
 
