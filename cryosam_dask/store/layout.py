@@ -149,7 +149,7 @@ RefinedArray = Literal["points", "accepted", "features", "descriptors", "profile
 """Decided places, (k, 3); whether they were accepted, (k,); what they are like; and the feature that is searched for in
 the place of the query's, (3C,)."""
 
-ProposalArray = Literal["points", "scores"]
+ProposalArray = Literal["points", "scores", "candidates", "candidate_scores"]
 ProfileArray = Literal["centres", "profiles", "unmoved"]
 LookArray = Literal["centres", "descriptors", "quality", "centrality", "sizes", "classes"]
 
