@@ -50,7 +50,7 @@ class Previews:
         self._changed, self._asked_device = changed, device
         self._waiting: OrderedDict[str, Point] = OrderedDict()
         self._known: OrderedDict[str, Preview] = OrderedDict()
-        self._looker: Looker | None = None
+        self._opened: tuple[RunStore, Settings] | None = None
         self._current = ""
         self._news = threading.Condition()
         self._closed = False
@@ -61,18 +61,20 @@ class Previews:
     def open(self, store: RunStore, settings: Settings) -> None:
         """Begin to look at a run's tomogram, once it is ingested. The model is loaded at once."""
         with self._news:
-            if self._looker is not None or self._closed:
-                return
-            chosen = settings.propagation
-            segmenter, _ = segmenter_entry(chosen.segmenter)
-            device = resolve_device(self._asked_device, segmenter.uses_torch)
-            precision = preferred_precision(device) if segmenter.uses_torch else "float32"
-            if chosen.precision != "auto":
-                precision = chosen.precision
-            decided = settings.replace({"propagation.precision": precision})
-            self._digest = hashlib.sha256(decided.propagation.model_dump_json().encode()).hexdigest()[:6]
-            self._looker = Looker(store, decided, device, default_workers("cpu"))
-            self._news.notify()
+            if self._opened is None:
+                self._opened = store, settings
+                self._news.notify()
+
+    def _make_looker(self, store: RunStore, settings: Settings) -> Looker:
+        chosen = settings.propagation
+        segmenter, _ = segmenter_entry(chosen.segmenter)
+        device = resolve_device(self._asked_device, segmenter.uses_torch)
+        precision = preferred_precision(device) if segmenter.uses_torch else "float32"
+        if chosen.precision != "auto":
+            precision = chosen.precision
+        decided = settings.replace({"propagation.precision": precision})
+        self._digest = hashlib.sha256(decided.propagation.model_dump_json().encode()).hexdigest()[:6]
+        return Looker(store, decided, device, default_workers("cpu"))
 
     def of(self, click: Click) -> Preview | None:
         """The mask of a click, as far as there is one; else it is asked for."""
@@ -108,43 +110,54 @@ class Previews:
             self._waiting.clear()
             self._news.notify()
         self._thread.join(5)
-        if self._looker is not None:
-            self._looker.close()
 
     def _work(self) -> None:
         with self._news:
-            self._news.wait_for(lambda: self._looker is not None or self._closed)
-            looker = self._looker
-        if looker is None:
-            return
-        with contextlib.suppress(Exception):  # the first click says what is wrong
-            looker.load()
-        while True:
-            with self._news:
-                self._current = ""
-                self._news.wait_for(lambda: bool(self._waiting) or self._closed)
-                if self._closed:
-                    return
-                click, position = self._waiting.popitem(last=False)
-                self._current = click
-            self._look(looker, click, position)
+            self._news.wait_for(lambda: self._opened is not None or self._closed)
+            opened = self._opened
+        looker: Looker | None = None
+        if opened is not None and not self._closed:
+            with contextlib.suppress(Exception):  # the first click says what is wrong
+                looker = self._make_looker(*opened)
+                looker.load()
+        try:
+            while opened is not None and (asked := self._next()) is not None:
+                looker = self._look(looker, opened, *asked)
+        finally:
+            if looker is not None:
+                looker.close()
 
-    def _look(self, looker: Looker, click: str, position: Point) -> None:
+    def _next(self) -> tuple[str, Point] | None:
+        """The next click and its position; None when the page is closed."""
+        with self._news:
+            self._current = ""
+            self._news.wait_for(lambda: bool(self._waiting) or self._closed)
+            if self._closed:
+                return None
+            click, position = self._waiting.popitem(last=False)
+            self._current = click
+            return click, position
+
+    def _look(
+        self, looker: Looker | None, opened: tuple[RunStore, Settings], click: str, position: Point
+    ) -> Looker | None:
         def check() -> None:
             if self._current != click:
                 raise _Stopped
 
         try:
+            looker = looker or self._make_looker(*opened)
             ensure_weights(looker.segmenter)
             for number, mask in enumerate(looker.masks(position, check)):
                 self._keep(click, Preview(f"{click}.{self._digest}.{number}", mask))
         except _Stopped:
-            return
+            pass
         except CryosamError as error:
             self._keep(click, Preview("", error=str(error)))
         except Exception as error:
             logger.exception("the mask of a click failed")
             self._keep(click, Preview("", error=one_line(error)))
+        return looker
 
     def _keep(self, click: str, preview: Preview) -> None:
         with self._news:
