@@ -46,6 +46,8 @@ const FORMATS = [
 
 const choice = { format: "star", reviewed: false, all: false };
 let files = [];
+let folder = "";
+let exported = [];
 let asked = false;
 
 async function copy(text, button) {
@@ -106,7 +108,7 @@ async function write(now) {
     reviewed: choice.reviewed,
   });
   asked = false;
-  if (done) files = done.files ?? [];
+  if (done) ({ files = [], folder = "", commands: exported = [] } = done);
   redraw();
 }
 
@@ -206,8 +208,9 @@ export function exportPanel(panel) {
       panel,
       now ? form(now, several) : h("p", { class: "empty" }, "There are no picks to export yet."),
       files.length > 0 && h("ul", { class: "files", id: "files" }, files.map(file)),
+      folder && h("p", { class: "faint" }, `In ${folder}`),
       report(run, busy),
-      commands(lines),
+      commands([...lines, ...exported]),
     );
   });
   return () => {

@@ -4,6 +4,9 @@ import { h, fill, plural, whenChanged } from "./dom.js";
 import { makeHistogram } from "./histogram.js";
 import { job, kind, page, redraw, send } from "./state.js";
 
+/** The last cut on its way to the run: what is searched for next goes by it. */
+let saving = Promise.resolve();
+
 function slider(id, words, value, set, format = (v) => v.toFixed(2)) {
   const output = h("output", {}, format(value));
   const input = h("input", {
@@ -53,8 +56,7 @@ function similarity(now) {
   ];
 }
 
-function findButtons(now, cut) {
-  const unfinished = now.picks && !now.picks.complete;
+function findButtons(now) {
   const words = now.picks?.complete ? "Find all again" : "Find all";
   return h(
     "div",
@@ -67,22 +69,10 @@ function findButtons(now, cut) {
         id: "find",
         disabled: Boolean(job()),
         data: { key: "find" },
-        onclick: () => send("find", { kind: now.name, ...(cut === undefined ? {} : { cut }) }),
+        onclick: () => saving.then(() => send("find", { kind: now.name })),
       },
       words,
     ),
-    unfinished &&
-      h(
-        "button",
-        {
-          type: "button",
-          id: "resume",
-          disabled: Boolean(job()),
-          data: { key: "resume" },
-          onclick: () => send("resume", {}),
-        },
-        "Go on",
-      ),
   );
 }
 
@@ -96,8 +86,12 @@ export function findPanel(panel, goOn) {
       cut = value;
       tell();
     },
-    onDrop: (value) => send("cut", { kind: page.kindName, cut: value }),
+    onDrop: keep,
   });
+
+  function keep(value) {
+    saving = send("cut", { kind: page.kindName, cut: value });
+  }
 
   function tell() {
     const count = page.candidates?.scores.filter((score) => score >= cut).length ?? 0;
@@ -129,7 +123,25 @@ export function findPanel(panel, goOn) {
       h("h2", {}, "Candidates by score"),
       histogram.element,
       saved,
-      h("p", { class: "faint" }, `Drag the cut, or move it with the arrow keys. ${now.candidates.cut.words ?? ""}`),
+      h(
+        "p",
+        { class: "faint" },
+        "Drag the cut, or move it with the arrow keys. ",
+        now.candidates.cut.automatic !== null &&
+          h(
+            "button",
+            {
+              type: "button",
+              class: "link",
+              id: "automatic",
+              title: now.candidates.cut.words,
+              data: { key: "automatic" },
+              onclick: () => keep("auto"),
+            },
+            "Back to the automatic one",
+          ),
+      ),
+      now.candidates.cut.words && h("p", { class: "faint" }, now.candidates.cut.words),
     ];
     return fill(
       panel,
@@ -151,7 +163,7 @@ export function findPanel(panel, goOn) {
         ),
       similarity(now),
       scores,
-      findButtons(now, now.candidates ? cut : undefined),
+      findButtons(now),
       now.picks &&
         h(
           "p",

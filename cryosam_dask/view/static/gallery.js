@@ -134,7 +134,8 @@ export function startGallery() {
   scroll.addEventListener("scroll", () => page.picks && kind()?.picks && thumbs());
   new ResizeObserver(() => page.picks && kind()?.picks && thumbs()).observe(scroll);
   part(() => {
-    const open = page.step === "review" && Boolean(page.picks && kind()?.picks && page.picks.kind === page.kindName);
+    const open =
+      page.step === "review" && Boolean(page.picks && kind()?.picks?.complete && page.picks.kind === page.kindName);
     $("#gallery").hidden = !open;
     if (!open) return;
     const waits = page.picks.instances.map((_, i) => pending(page.kindName, keyOf(page.picks, i)) ?? "");

@@ -154,7 +154,7 @@ export function layersOf({ snapshot, view, viewer }, kind, picks, chosen, pendin
     const controls = { threshold: view.threshold ?? kind.similarity.threshold };
     layers.push(image("similarity", name, SIMILARITY_SHADER, controls, { opacity: view.opacity }));
   }
-  if (kind.picks && picks) {
+  if (kind.picks?.complete && picks) {
     const labels = picks.instances.filter(Boolean);
     const rejected = picks.instances.filter((instance, i) => instance && picks.verdicts[i] === "rejected");
     const colors = Object.fromEntries(rejected.map((instance) => [instance, REJECTED_MASK]));

@@ -148,6 +148,10 @@ function learning(now, total) {
 /** The panel of the step. */
 export function reviewPanel(panel, goOn) {
   const draw = whenChanged((now, total, state, mode) => {
+    if (now && !now.picks.complete) {
+      const words = `${plural(now.picks.count, "pick")} so far. Review them when all are there.`;
+      return fill(panel, h("p", { class: "empty" }, words));
+    }
     if (!now)
       return fill(
         panel,

@@ -44,6 +44,21 @@ function progress(job) {
   );
 }
 
+/** What was cancelled or broken off, and goes on from there. */
+function stopped(words) {
+  if (!words) return null;
+  return h(
+    "div",
+    { class: "line", id: "stopped" },
+    h("span", { class: "grow" }, `Not finished: ${words}`),
+    h(
+      "button",
+      { type: "button", class: "small", id: "resume", data: { key: "resume" }, onclick: () => send("resume", {}) },
+      "Go on",
+    ),
+  );
+}
+
 function message({ id, kind, text }) {
   // notes go by themselves, errors stay until they were seen
   if (kind !== "error" && !timed.has(id)) {
@@ -93,11 +108,13 @@ function banner(linked, back) {
 }
 
 export function startStatus() {
-  const draw = whenChanged((job, messages) => fill($("#status"), messages.map(message), progress(job)));
+  const draw = whenChanged((job, messages, words) =>
+    fill($("#status"), messages.map(message), progress(job) ?? stopped(words)),
+  );
   const link = whenChanged(banner);
   part(() => {
     const all = [...(page.snapshot?.messages ?? []), ...page.errors].filter(({ id }) => !page.dismissed.has(id));
-    draw(page.snapshot?.job ?? null, all.slice(-MOST_MESSAGES));
+    draw(page.snapshot?.job ?? null, all.slice(-MOST_MESSAGES), page.snapshot?.resumable);
     link(page.linked, returned);
   });
 }
