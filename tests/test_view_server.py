@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from view_server_support import StandInSession, add_picks, ask, chunk_of, ingested
 
+import cryosam_dask as cs
 from cryosam_dask.errors import InputError
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.view import viewer_client
 from cryosam_dask.view.handler import pack
-from cryosam_dask.view.serve import Server
+from cryosam_dask.view.serve import Server, check
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +106,11 @@ def test_the_viewer_comes_from_here_and_asks_nobody(server: Server) -> None:
     assert ask(server.url, "state/x", "POST", {"s": {}, "g": 1}).json == {"g": "0"}
 
 
-def test_without_the_viewer_the_user_is_told_what_to_install(
-    session: StandInSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_viewer_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     viewer_client.folder.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install neuroglancer"):
-        Server(session)
+        check("127.0.0.1", 0)
     viewer_client.folder.cache_clear()
 
 
@@ -283,6 +286,19 @@ def test_too_many_reads_are_told_to_come_again(session: StandInSession, monkeypa
     assert sorted(statuses) == [200, 200, 200, 503, 503, 503]
 
 
+def test_a_file_that_was_exported_is_sent_in_parts(
+    server: Server, session: StandInSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryosam_dask.view.pages.PART", 1000)
+    path = tmp_path / "ball.star"
+    path.write_bytes(bytes(range(250)) * 17)
+    session.files["ball.star"] = path
+    answer = ask(server.url, "download/ball.star")
+    assert answer.body == path.read_bytes()
+    assert answer.headers["content-disposition"] == 'attachment; filename="ball.star"'
+    assert ask(server.url, "download/other.star").status == 404
+
+
 # Start and end --------------------------------------------------------------------------------------------------------
 
 
@@ -311,3 +327,107 @@ def test_a_proxy_that_puts_a_prefix_before_is_served(session: StandInSession) ->
         asked = {"Host": "hub.example.org", "Origin": "https://hub.example.org"}
         assert ask(here, "api/state", **asked).status == 200
         assert ask(here, "api/click/add", "POST", {}, **asked).status == 200
+
+
+# The command, and notebooks -------------------------------------------------------------------------------------------
+
+
+def wait_for(url: str, wanted: Callable[[Any], bool]) -> Any:
+    """The state of a page once it is as wanted."""
+    deadline = time.monotonic() + 60
+    while not wanted(state := ask(url, "api/state").json):
+        assert time.monotonic() < deadline, state
+        time.sleep(0.05)
+    return state
+
+
+def test_the_command_shows_a_tomogram_and_ends_at_ctrl_c(ball_tomogram: Path, tmp_path: Path) -> None:
+    program = "from cryosam_dask.cli import main; main()"
+    out = tmp_path / "r.zarr"
+    arguments = ["view", str(ball_tomogram), "--out", str(out), "--no-browser", "--workers", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        url = command.stdout.readline().strip()
+        assert ask(url).status == 200
+        state = wait_for(url, lambda s: s["run"]["ingested"])
+        version = state["tomogram"]["version"]
+        assert ask(url, f"data/tomogram-v{version}/0/0-90_0-62_0-8").status == 200
+        assert ask(url, "api/kind/add", "POST", {"name": "ball"}).status == 200
+        command.send_signal(signal.SIGINT)
+        assert command.wait(30) == 0
+        assert "Traceback" not in command.stderr.read()
+    assert RunStore.open(out).info["statistics"]
+    with pytest.raises(OSError):
+        ask(url)
+
+
+def test_the_command_ends_as_a_batch_system_asks(session: StandInSession) -> None:
+    program = "from cryosam_dask.cli import main; main()"
+    arguments = ["view", session.store.url, "--no-browser", "--workers", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        assert ask(command.stdout.readline().strip(), "api/state").json["run"]["ingested"]
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(30) == 0
+
+
+def test_what_can_not_be_shown_is_one_line(
+    cryosam: Callable[..., tuple[int, str, str]], session: StandInSession, ball_tomogram: Path, tmp_path: Path
+) -> None:
+    for arguments, words in [
+        ([tmp_path / "none.mrc"], "none.mrc"),
+        ([session.store.url, "--port", 70000], "--port 70000"),
+        ([session.store.url, "--host", "nowhere.invalid"], "--host nowhere.invalid"),
+        ([session.store.url, "--allow-host", "*"], "--allow-host *"),
+        ([session.store.url, "--models", "nothing"], "nothing"),
+    ]:
+        code, out, error = cryosam("view", *arguments, "--no-browser")
+        assert (code, out) == (2, "")
+        assert words in error
+        assert error.count("\n") == 1, error
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        run = tmp_path / "new.zarr"
+        port = taken.getsockname()[1]
+        code, _, error = cryosam("view", ball_tomogram, "--out", run, "--port", port, "--no-browser")
+        assert (code, f"--port {port}" in error) == (2, True)
+        assert not run.exists()  # nothing was begun
+
+
+def test_a_notebook_shows_the_page_in_a_frame(session: StandInSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JUPYTERHUB_SERVICE_PREFIX", "CRYOSAM_VIEW_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with cs.view(session.store.url, workers=0, height=640) as page:
+        shown = page._repr_html_()
+        assert f'src="{page.url}"' in shown
+        assert "height: 640px" in shown
+        assert session.store.url in repr(page)
+        answer = ask(page.url)
+        assert answer.status == 200
+        policy = answer.headers["content-security-policy"]
+        assert "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*" in policy
+        assert ask(page.url, "api/state").json["run"]["ingested"]
+    with pytest.raises(OSError):
+        ask(page.url)
+
+
+def test_a_notebook_of_a_hub_shows_the_page_through_its_proxy(
+    session: StandInSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
+    with pytest.raises(InputError, match="CRYOSAM_VIEW_BASE_URL"):
+        cs.view(session.store.url, workers=0)
+    monkeypatch.setenv("CRYOSAM_VIEW_BASE_URL", "https://hub.example.org/user/ada/proxy/{port}")
+    with cs.view(session.store.url, workers=0) as page:
+        assert page.url.startswith("https://hub.example.org/user/ada/proxy/")
+        port, token = page.url.rstrip("/").split("/")[-2:]
+        answer = ask(f"http://127.0.0.1:{port}/{token}/", Host="hub.example.org")
+        assert answer.status == 200
+        assert answer.headers["content-security-policy"].endswith("frame-ancestors 'self'")

@@ -78,6 +78,7 @@ def view(
     from cryosam_dask.view import serve
     from cryosam_dask.view.session import Session
 
+    serve.check(host, port, allow_host or ())
     settings = choice.settings(like=settings_for(serve.models_for(source)))
 
     def executor() -> Executor:
@@ -110,7 +111,8 @@ def _interruptible() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {kind: signal.signal(kind, interrupt) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) != signal.SIG_IGN]  # nohup
+    before = {kind: signal.signal(kind, interrupt) for kind in kinds}
     try:
         yield
     finally:

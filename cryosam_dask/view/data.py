@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.view import precomputed
 from cryosam_dask.view.handler import FOREVER, Handler
 from cryosam_dask.view.status import NotThereError
 
-BINARY = "application/octet-stream"
+BINARY, JSON = "application/octet-stream", "application/json"
 DEFAULT_SIZE = 96
 _MANIFEST = re.compile(r"(\d{1,10}):0")
 _FRAGMENT = re.compile(r"(\d{1,10})\.all")
 
 
 class _Data(Handler):
-    def send_volume(self, volume: str, content: bytes, kind: str) -> None:
-        """Send a part of a volume; for ever right where the volume's name holds its version."""
-        tag = self.application.library.tag(volume)
-        self.send(content, kind, cache=None if tag else FOREVER, tag=tag)
+    async def send_volume(self, volume: str, read: Callable[[], bytes], kind: str) -> None:
+        """Read a part of a volume and send it; it is right for ever where the volume's name holds its version."""
+        library, readers = self.application.library, self.application.readers
+        tag = None if library.has_version(volume) else await self.in_thread(readers, library.version)
+        if not self.unchanged(tag):
+            self.send(await self.in_thread(readers, read), kind, cache=FOREVER, tag=tag)
 
 
 class Info(_Data):
     """The description of a volume."""
 
     async def answer(self, *, volume: str) -> None:  # type: ignore[override]
-        info = await self.in_thread(self.application.readers, self.application.library.info, volume)
-        self.send_volume(volume, json.dumps(info).encode(), "application/json")
+        library = self.application.library
+        await self.send_volume(volume, lambda: json.dumps(library.info(volume)).encode(), JSON)
 
 
 class Chunk(_Data):
@@ -36,25 +39,22 @@ class Chunk(_Data):
 
     async def answer(self, *, volume: str, scale: str, chunk: str) -> None:  # type: ignore[override]
         library = self.application.library
-        if self.unchanged(library.tag(volume)):
-            return
-        content = await self.in_thread(self.application.readers, library.chunk, volume, scale, chunk)
-        self.send_volume(volume, content, BINARY)
+        await self.send_volume(volume, lambda: library.chunk(volume, scale, chunk), BINARY)
 
 
 class Mesh(_Data):
     """The meshes of a volume: their description, and of each instance a manifest and a fragment."""
 
     async def answer(self, *, volume: str, name: str) -> None:  # type: ignore[override]
+        library = self.application.library
         if name == "info":
-            self.send_volume(volume, json.dumps(precomputed.mesh_info()).encode(), "application/json")
+            await self.send_volume(volume, lambda: json.dumps(precomputed.mesh_info()).encode(), JSON)
         elif match := _MANIFEST.fullmatch(name):
             manifest = precomputed.manifest(int(match[1]))
-            self.send_volume(volume, json.dumps(manifest).encode(), "application/json")
+            await self.send_volume(volume, lambda: json.dumps(manifest).encode(), JSON)
         elif match := _FRAGMENT.fullmatch(name):
-            library = self.application.library
-            content = await self.in_thread(self.application.readers, library.mesh, volume, int(match[1]))
-            self.send_volume(volume, content, BINARY)
+            label = int(match[1])
+            await self.send_volume(volume, lambda: library.mesh(volume, label), BINARY)
         else:
             raise NotThereError("no such mesh")
 

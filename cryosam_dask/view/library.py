@@ -32,7 +32,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 VERSION = r"[A-Za-z0-9._]{1,80}"
 _IMAGE = re.compile(rf"(?:tomogram|slab-(?P<half>[1-9]\d?))(?P<jpeg>-jpeg)?(?:-v(?P<version>{VERSION}))?")
 _QUERY = re.compile(rf"(?P<what>similarity|labels)-(?P<name>{NAME})-(?P<version>{VERSION})")
-_PREVIEW = re.compile(rf"preview-(?P<version>{VERSION})")
+_PREVIEW = re.compile(r"preview-(?P<version>[A-Za-z0-9._-]{1,200})")
 
 
 class Readable(Protocol):
@@ -61,10 +61,15 @@ class Library:
         self._open: OrderedDict[tuple[str, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def tag(self, volume: str) -> str | None:
-        """The version of what is read under a volume's name where the name does not have it; None where it does."""
+    @staticmethod
+    def has_version(volume: str) -> bool:
+        """Whether a volume's name says of which version it is; only those of the tomogram may leave it out."""
         match = _IMAGE.fullmatch(volume)
-        return self._tomogram()["version"] if match and match["version"] is None else None
+        return match is None or match["version"] is not None
+
+    def version(self) -> str:
+        """The tomogram's version."""
+        return str(self._tomogram()["version"])
 
     def info(self, volume: str) -> Json:
         """The description of a volume."""

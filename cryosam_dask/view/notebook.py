@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cryosam_dask.view.serve import Server, models_for, public_base
+from cryosam_dask.view.serve import Server, check, models_for, public_base
 
 if TYPE_CHECKING:
     from cryosam_dask.executors.base import Executor
@@ -99,6 +99,8 @@ def view(
     from cryosam_dask.view.session import Session
 
     base = public_base() if base_url is None else base_url
+    allow_hosts = list(allow_hosts)
+    check("127.0.0.1", 0, allow_hosts)
     chosen = settings_for(models or models_for(str(source)), settings)
 
     def executor() -> Executor:

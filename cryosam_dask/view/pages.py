@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 from http import HTTPStatus
 from pathlib import Path
@@ -25,7 +27,10 @@ PAUSE_SECONDS = 0.05
 """Between two messages of the same stream, so that many changes in a row become one."""
 
 JSON = "application/json"
-MOST_BODY = 4 << 20
+PART = 1 << 20
+"""Bytes of a file that are in memory at a time."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _VERSIONED = re.compile(r".*[0-9a-f]{16}.*")
 
 
@@ -194,5 +199,12 @@ class Download(Handler):
         path = self.application.session.download(name)
         if path is None:
             raise NotThereError(f"no file {name[:80]!r}")
-        self.set_header("Content-Disposition", f'attachment; filename="{path.name}"')
-        self.send(await self.in_thread(self.application.readers, path.read_bytes), "application/octet-stream")
+        self.set_header("Content-Disposition", f'attachment; filename="{_UNSAFE.sub("_", path.name)}"')
+        self.set_header("Content-Type", "application/octet-stream")
+        readers = self.application.readers
+        with await self.in_thread(readers, path.open, "rb") as file:
+            self.set_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+            with contextlib.suppress(StreamClosedError):
+                while content := await self.in_thread(readers, file.read, PART):
+                    self.write(content)
+                    await self.flush()

@@ -53,9 +53,6 @@ class Server:
         base_url: str | None = None,
         framed_by: Iterable[str] = (),
     ) -> None:
-        from cryosam_dask.view.viewer_client import folder
-
-        folder()  # or what to install
         self._session, self._host, self._base = session, host, base_url
         self._sockets = _listen(host, port)
         self.port = int(self._sockets[0].getsockname()[1])
@@ -141,14 +138,22 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         raise InputError(f"--port {port}: can't listen at {host} ({reason}); choose another, or 0 for any") from None
 
 
+def check(host: str, port: int, allowed: Iterable[str] = ()) -> None:
+    """InputError where a page could not be served; to be called before anything is begun."""
+    from cryosam_dask.view.viewer_client import folder
+
+    folder()
+    make_guard(host, allowed)
+    for each in _listen(host, port):
+        each.close()
+
+
 def models_for(source: str) -> str:
     """The models that a page uses unless others are named: those of the run's features, else the built-in ones."""
-    from cryosam_dask.pipeline import models_of
     from cryosam_dask.store.run_store import RunStore
+    from cryosam_dask.view.session import usual_models
 
-    if RunStore.exists(source) and (store := RunStore.open(source)).info.get("features"):
-        return models_of(store)
-    return "builtin"
+    return usual_models(RunStore.open(source) if RunStore.exists(source) else None)
 
 
 def notes(host: str) -> list[str]:
