@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -294,6 +295,12 @@ def test_the_browser_learns_the_address_from_a_file_that_others_cannot_read(monk
             return True
 
     monkeypatch.setattr("webbrowser.get", Browser)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    if sys.platform.startswith("linux"):
+        with browser("http://127.0.0.1:1/token/") as there:
+            assert not there
+    monkeypatch.setenv("DISPLAY", ":0")
     url = "http://127.0.0.1:1/token/"
     with browser(url) as there:
         assert there

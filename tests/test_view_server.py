@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def server(session: StandInSession) -> Iterator[Server]:
 class Stream:
     """A browser that listens to the server's events."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, encoding: str = "identity") -> None:
         parts = urlsplit(url)
         self.socket = socket.create_connection((parts.hostname, parts.port), timeout=10)
-        request = f"GET {parts.path}api/events HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n\r\n"
+        request = f"GET {parts.path}api/events HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept-Encoding: {encoding}\r\n\r\n"
         self.socket.sendall(request.encode())
         self.file = self.socket.makefile("rb")
         assert b"200" in self.file.readline()
@@ -62,12 +63,14 @@ class Stream:
 
     def next(self) -> str:
         """The next message or comment."""
-        while True:
-            size = int(self.file.readline(), 16)
-            text = self.file.read(size).decode()
-            self.file.readline()
-            if text.strip():
-                return text
+        return self.part().decode()
+
+    def part(self) -> bytes:
+        """The next part as it is sent."""
+        size = int(self.file.readline(), 16)
+        part = self.file.read(size)
+        self.file.readline()
+        return part
 
     def close(self) -> None:
         self.file.close()
@@ -202,6 +205,40 @@ def test_many_changes_in_a_row_become_few_messages(server: Server, session: Stan
         seen.append(json.loads(stream.next().removeprefix("data: "))["revision"])
     assert len(seen) < 20
     stream.close()
+
+
+def test_a_stream_that_is_packed_sends_what_has_changed(server: Server, session: StandInSession) -> None:
+    kinds = [{"name": f"kind{i}", "color": f"#{i * 99991:06x}"} for i in range(200)]
+    session.change(kinds=kinds)
+    stream = Stream(server.url, "gzip")
+    assert stream.headers["content-encoding"] == "gzip"
+    unpacker = zlib.decompressobj(31)
+    first = stream.part()
+    assert json.loads(unpacker.decompress(first).removeprefix(b"data: "))["kinds"] == kinds
+    session.change()
+    second = stream.part()
+    assert json.loads(unpacker.decompress(second).removeprefix(b"data: "))["revision"] == 3
+    assert len(second) < len(first) / 10
+    stream.close()
+    assert ask(server.url, "api/events", "HEAD").status == 200
+
+
+def test_browsers_that_go_away_leave_nothing_behind(
+    server: Server, session: StandInSession, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    called = []
+    monkeypatch.setattr(session, "picks", lambda name: called.append(name) or {"done": release.wait(20)})
+    parts = urlsplit(server.url)
+    for _ in range(40):
+        with socket.create_connection((parts.hostname, parts.port)) as raw:
+            raw.sendall(f"GET {parts.path}api/picks/ball/p1 HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+            time.sleep(0.005)
+    time.sleep(0.1)
+    release.set()
+    assert ask(server.url, "data/tomogram/info").status == 200
+    assert len(called) < 20  # the others were not begun any more
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
 def test_streams_ping_and_are_forgotten_when_the_browser_goes(

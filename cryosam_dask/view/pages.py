@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cryosam_dask.view.viewer_client import client_file, read_file
 
 STATIC = Path(__file__).parent / "static"
 PING_SECONDS = 15.0
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.1
 """Between two messages of the same stream, so that many changes in a row become one."""
 
 JSON = "application/json"
@@ -99,14 +100,25 @@ class State(Handler):
 
 
 class Events(Handler):
-    """The snapshot whenever it changes, as server-sent events."""
+    """The snapshot whenever it changes, as server-sent events.
+
+    They are packed as one stream, where a snapshot is little more than its difference from the one before.
+    """
+
+    _closed = False
+    _packer: Any = None
+
+    async def head(self) -> None:  # type: ignore[override]
+        self.set_header("Content-Type", "text/event-stream")
 
     async def answer(self) -> None:  # type: ignore[override]
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
+        if "gzip" in self.request.headers.get("Accept-Encoding", ""):
+            self.set_header("Content-Encoding", "gzip")
+            self._packer = zlib.compressobj(6, zlib.DEFLATED, 31)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         self._gone = changed
-        self._closed = False
         changed.set()
         end = self.application.session.subscribe(lambda: _wake(loop, changed))
         try:
@@ -122,16 +134,21 @@ class Events(Handler):
         try:
             await asyncio.wait_for(changed.wait(), PING_SECONDS)
         except TimeoutError:
-            self.write(": ping\n\n")
-            await self.flush()
+            await self._tell(b": ping\n\n")
             return
         changed.clear()
         if self._closed:
             return
         text = await self.in_thread(self.application.readers, self.application.latest.text)
-        self.write(b"data: " + text + b"\n\n")
-        await self.flush()
+        await self._tell(b"data: " + text + b"\n\n")
         await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _tell(self, text: bytes) -> None:
+        """Send a message. The next one waits until the browser's connection has taken this one."""
+        if self._packer is not None:
+            text = self._packer.compress(text) + self._packer.flush(zlib.Z_SYNC_FLUSH)
+        self.write(text)
+        await self.flush()
 
     def on_connection_close(self) -> None:
         super().on_connection_close()

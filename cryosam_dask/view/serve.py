@@ -7,6 +7,7 @@ import contextlib
 import html
 import os
 import socket
+import sys
 import tempfile
 import threading
 import webbrowser
@@ -174,8 +175,10 @@ def browser(url: str) -> Iterator[bool]:
     arguments of a program. The file is removed at the end.
     """
     try:
-        chosen = webbrowser.get()
+        chosen = webbrowser.get() if _has_screen() else None
     except webbrowser.Error:
+        chosen = None
+    if chosen is None:
         yield False
         return
     with tempfile.TemporaryDirectory(prefix="cryosam-view-") as folder:
@@ -189,6 +192,12 @@ def browser(url: str) -> Iterator[bool]:
         )
         threading.Thread(target=chosen.open, args=(path.as_uri(),), daemon=True).start()
         yield True
+
+
+def _has_screen() -> bool:
+    """Whether a browser has somewhere to appear: not one in the terminal, where Ctrl-C is meant for us."""
+    wanted = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return not sys.platform.startswith("linux") or any(os.environ.get(name) for name in wanted)
 
 
 def public_base(environment: Mapping[str, str] | None = None) -> str | None:
