@@ -11,6 +11,14 @@ const STILL = 4;
 const ACTION = "cryosam-click";
 const TAKE_OUT_AFTER = 4000;
 
+const CORNER = ".neuroglancer-display-dimensions-";
+const UNFOLDED = ["widget-scale-factor", "input-wrapper", "widget-default", "widget-fov"].map((part) => CORNER + part);
+const DEPTH = ".neuroglancer-depth-range-";
+const QUIET_CORNER = `
+  ${CORNER}widget { pointer-events: none; }
+  ${[...UNFOLDED, `${DEPTH}widget-grid`, `${DEPTH}relative-checkbox-label`]} { display: none !important; }
+`;
+
 const later = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 export const toViewer = ([z, y, x]) => [x + 0.5, y + 0.5, z + 0.5];
@@ -36,6 +44,10 @@ class TomogramViewer {
     // Its Python client reports every change of the view to the server. Nobody needs it, and with ten thousand points
     // it would be a megabyte for each move of the mouse.
     viewer.state.changed.handlers?.clear();
+    // The letters of the axes stay, but don't unfold into a form under the mouse, where clicks belong to the tomogram.
+    const style = frame.contentDocument.createElement("style");
+    style.textContent = QUIET_CORNER;
+    frame.contentDocument.head.append(style);
     viewer.uiConfiguration.showTopBar.value = false;
     viewer.uiConfiguration.showLayerPanel.value = false;
     this.#bindMouse();
@@ -60,8 +72,11 @@ class TomogramViewer {
       const mouse = event.detail;
       const moved = pressed && Math.max(...where(mouse).map((v, i) => Math.abs(v - pressed[i])));
       if (moved > STILL || mouse.detail > 1) return; // a drag, or the second half of a double click
-      const position = this.#voxelUnderMouse();
-      const inSlice = !mouse.target.closest?.(".neuroglancer-perspective-panel");
+      const panel = [...viewer.display.panels].find(({ element }) => element.contains(mouse.target));
+      // A browser gives whole pixels. What a person sees under the pointer is the pixel's middle, not its corner.
+      panel?.handleMouseMove?.(mouse.clientX + 0.5, mouse.clientY + 0.5);
+      const position = viewer.mouseState.updateUnconditionally() ? this.#voxel() : null;
+      const inSlice = Boolean(panel?.sliceView);
       if (position) this.onClick({ position, shift: mouse.shiftKey, inSlice, instance: this.instanceUnderMouse() });
     });
     viewer.mouseState.changed.add(() => this.onMove(viewer.mouseState.active ? this.#voxel() : null));
@@ -80,12 +95,9 @@ class TomogramViewer {
     );
   }
 
-  #voxelUnderMouse() {
-    return this.viewer.mouseState.updateUnconditionally() ? this.#voxel() : null;
-  }
-
   #voxel() {
-    const [x, y, z] = this.viewer.mouseState.position;
+    // its `position` snaps to a point that is near, which is none of what was clicked on
+    const [x, y, z] = this.viewer.mouseState.unsnappedPosition;
     const voxel = [z, y, x].map(Math.floor);
     const inside = this.shape && voxel.every((v, i) => v >= 0 && v < this.shape[i]);
     return inside ? voxel : null;
