@@ -260,13 +260,17 @@ def test_similarity_is_at_the_place_of_its_cells(library: Library, store: RunSto
     np.testing.assert_allclose(shown / 255, np.clip(cells, 0, 1), atol=0.5 / 255 + 1e-6)
 
 
-def test_where_the_fine_map_was_not_evaluated_the_coarse_one_is_shown(library: Library, store: RunStore) -> None:
+def test_where_the_fine_map_was_not_evaluated_the_coarse_one_is_shown(
+    library: Library, session: StandInSession, store: RunStore
+) -> None:
     fine = np.full([-(-n // 4) for n in SHAPE], np.nan, np.float32)
     fine[2, 3, 5] = 0.8
     coarse = np.full([-(-n // 16) for n in SHAPE], np.nan, np.float32)
     coarse[0, 0, 1] = coarse[-1, -1, -1] = 0.4
     add_similarity(store, "ball", 4, fine)
     add_similarity(store, "ball", 16, coarse)
+    add_similarity(store, "ball", 2, np.ones([-(-n // 2) for n in SHAPE]))  # of an earlier search
+    session.change(kinds=[{"name": "ball", "similarity": {"version": "s1", "ratio": 4}}])
     scale = library.info("similarity-ball-s1")["scales"][0]
     shown = whole(library, "similarity-ball-s1", scale, scale["chunk_sizes"][2])
     assert shown[2, 3, 5] == 204

@@ -18,7 +18,7 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json, Point
 from cryosam_dask.view import gallery, meshes
 from cryosam_dask.view.blocks import Blocks, Kept
-from cryosam_dask.view.segments import Segments, picked, so_far
+from cryosam_dask.view.segments import Known, Segments, picked, so_far
 from cryosam_dask.view.status import DamagedError, GoneError, NotThereError, NotYetError
 from cryosam_dask.view.volumes import Labels, Preview, Similarity, Tomogram, Unfinished, Volume
 
@@ -110,8 +110,8 @@ class Library:
         if match := _QUERY.fullmatch(name):
             kind, version = match["name"], match["version"]
             if match["what"] == "similarity":
-                self._check(kind, "similarity", version)
-                return self._once(("similarity", kind, version), lambda: Similarity(self._store(), kind))
+                finest = int(self._check(kind, "similarity", version).get("ratio") or 1)
+                return self._once(("similarity", kind, version), lambda: Similarity(self._store(), kind, finest))
             return self._labels(kind, version)
         if match := _PREVIEW.fullmatch(name):
             return self._once(("preview", match["version"]), lambda: self._preview(match["version"]))
@@ -133,8 +133,10 @@ class Library:
 
     def _segments(self, kind: str, version: str) -> Segments:
         complete = self._check(kind, "picks", version).get("complete", True)
-        read = picked if complete else so_far
-        return self._once(("segments", kind, version), lambda: read(self._store(), kind))
+        if complete:
+            return self._once(("segments", kind, version), lambda: picked(self._store(), kind))
+        groups = self._once(("groups", kind, version.partition(".")[0]), Known)
+        return self._once(("segments", kind, version), lambda: so_far(self._store(), kind, groups))
 
     def _check(self, kind: str, what: str, version: str) -> Mapping[str, Any]:
         """What the snapshot says of a kind's similarity or picks; NotThereError unless this is their version.

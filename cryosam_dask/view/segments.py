@@ -17,6 +17,7 @@ from cryosam_dask.types import Array, Bool
 from cryosam_dask.view.status import NotThereError
 
 Ints = NDArray[np.int64]
+_PLACES = ("prompt", "box")
 
 
 class Segments:
@@ -72,13 +73,22 @@ def picked(store: RunStore, name: str) -> Segments:
     return Segments(store, name, dict(zip(labels.tolist(), parts, strict=True)) if len(labels) else {})
 
 
-def so_far(store: RunStore, name: str) -> Segments:
-    """The proposals of a query that are segmented so far, labelled by their numbers from 1."""
+Known = dict[int, tuple[list[int], Ints]]
+"""Group of instances → the prompts of its instances, and their boxes."""
+
+
+def so_far(store: RunStore, name: str, known: Known) -> Segments:
+    """The proposals of a query that are segmented so far, labelled by their numbers from 1.
+
+    known : groups that were read before, of the same proposals; those that are new are added
+    """
     places: dict[int, Ints] = {}
     boxes: dict[int, Ints] = {}
     for group in np.flatnonzero(marks.done(store, segment.PROPOSALS.stage_name(name))).tolist():
-        measured = stored.read_measured(store, layout.group(layout.instances(name), group))
-        for index, prompt in enumerate(measured.prompt.tolist()):
+        if group not in known:
+            prompts, bounds = (store.read(layout.instance_array(layout.instances(name), group, a)) for a in _PLACES)
+            known[group] = prompts.tolist(), bounds
+        for index, (prompt, box) in enumerate(zip(*known[group], strict=True)):
             places[prompt + 1] = np.array([[group, index]])
-            boxes[prompt + 1] = measured.box[index]
+            boxes[prompt + 1] = box
     return Segments(store, name, places, boxes)

@@ -155,10 +155,12 @@ class Similarity(Volume):
 
     Finer maps are evaluated only where coarser ones promised something; elsewhere the coarser one is shown. Further
     scales keep the highest of 2³ and 4³ cells, so that a peak is seen from afar.
+
+    finest : side in voxels of the smallest cells that are shown; finer maps may be left of an earlier search
     """
 
-    def __init__(self, store: RunStore, name: str) -> None:
-        self._maps = _maps(store, name)
+    def __init__(self, store: RunStore, name: str, finest: int = 1) -> None:
+        self._maps = _maps(store, name, finest)
         if not self._maps:
             raise NotThereError(f"{name} has no similarity map")
         ratio, grid = self._maps[0].ratio, cell_grid(store.shape, self._maps[0].ratio)
@@ -193,10 +195,10 @@ class Similarity(Volume):
         return np.nan_to_num(values, copy=False, nan=0.0)
 
 
-def _maps(store: RunStore, name: str) -> list[_Map]:
+def _maps(store: RunStore, name: str, finest: int) -> list[_Map]:
     """The maps of a query, finest first, of which each ratio is a multiple of the one before."""
     maps: list[_Map] = []
-    for ratio in RATIOS:
+    for ratio in (ratio for ratio in RATIOS if ratio >= finest):
         path = layout.similarity(name, ratio)
         if path in store and (not maps or ratio % maps[0].ratio == 0):
             array = store.array(path)
