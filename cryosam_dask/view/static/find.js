@@ -2,6 +2,7 @@
 
 import { h, fill, plural, whenChanged } from "./dom.js";
 import { makeHistogram } from "./histogram.js";
+import { thresholdOf } from "./layers.js";
 import { job, kind, page, redraw, send } from "./state.js";
 
 /** The last cut on its way to the run: what is searched for next goes by it. */
@@ -45,7 +46,7 @@ function similarity(now) {
       }),
       "Show the map over the tomogram",
     ),
-    slider("threshold", "From", view.threshold ?? now.similarity.threshold, (v) => (view.threshold = v)),
+    slider("threshold", "From", thresholdOf(now, view), (v) => (view.threshold = v)),
     slider(
       "opacity",
       "Opacity",

@@ -7,6 +7,8 @@ import { toViewer } from "./viewer.js";
 const MOST_SURFACES = 1000;
 
 export const VERDICT_COLORS = { accepted: "#4ade80", rejected: "#f87171", added: "#38bdf8", undecided: "#facc15" };
+/** Where the search itself has no threshold. */
+const USUAL_THRESHOLD = 0.5;
 const REJECTED_MASK = "#5b6068";
 
 /** Only the tomogram's box is drawn: those of masks and maps would lie over it. */
@@ -116,6 +118,9 @@ function points(name, viewer, marks, visible) {
   return { name, key: "points", spec, change };
 }
 
+/** The similarity from which the map is shown: what was chosen, else the search's own, else what is not just noise. */
+export const thresholdOf = (kind, view) => view.threshold ?? (kind.similarity.threshold || USUAL_THRESHOLD);
+
 /** Marks of clicks: those on a particle in their kind's colour, "not this" in grey. */
 function clickMarks(kind) {
   return kind.clicks.map(({ id, position, positive }) => ({
@@ -143,7 +148,7 @@ function pickMarks(picks, chosen, pending) {
  * kind : the chosen one or undefined; picks : the chosen kind's, as the server gives them, or null; chosen : index of
  * the pick that is looked at, -1 for none; pending : additions that are not saved yet
  */
-export function layersOf({ snapshot, view, viewer }, kind, picks, chosen, pending) {
+export function layersOf({ snapshot, step, view, viewer }, kind, picks, chosen, pending) {
   const { tomogram } = snapshot;
   const encoding = view.compressed ? "-jpeg" : "";
   const volume = `${view.slab ? `slab-${view.slab}` : "tomogram"}${encoding}-v${tomogram.version}`;
@@ -151,7 +156,7 @@ export function layersOf({ snapshot, view, viewer }, kind, picks, chosen, pendin
   if (!kind) return layers;
   if (kind.similarity && view.showSimilarity) {
     const name = `similarity-${kind.name}-${kind.similarity.version}`;
-    const controls = { threshold: view.threshold ?? kind.similarity.threshold };
+    const controls = { threshold: thresholdOf(kind, view) };
     layers.push(image("similarity", name, SIMILARITY_SHADER, controls, { opacity: view.opacity }));
   }
   if (kind.picks?.complete && picks) {
@@ -161,7 +166,9 @@ export function layersOf({ snapshot, view, viewer }, kind, picks, chosen, pendin
     const name = `labels-${kind.name}-${kind.picks.version}`;
     layers.push(masks("masks", name, view.showMasks, labels.slice(0, MOST_SURFACES).map(String), kind.color, colors));
   }
-  for (const click of view.showMasks ? kind.clicks : []) {
+  // masks of clicks are among those of the picks, once there are some
+  const clicks = view.showMasks && (step === "click" || !kind.picks?.complete) ? kind.clicks : [];
+  for (const click of clicks) {
     if (click.preview) layers.push(masks(`click ${click.id}`, `preview-${click.preview}`, true, ["1"], kind.color));
   }
   if (picks) layers.push(points("picks", viewer, pickMarks(picks, chosen, pending), view.showPoints));

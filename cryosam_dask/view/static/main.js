@@ -68,18 +68,19 @@ function startSteps() {
 
 function startRun() {
   const draw = whenChanged((run) => {
+    const name = (run.tomogram || run.path).split(/[\\/]/).pop();
     const size = run.shape
       ? `${run.shape[2]} × ${run.shape[1]} × ${run.shape[0]} voxels of ${(run.voxel_size[2] / 10).toFixed(2)} nm`
       : "";
     fill(
       $("#run"),
-      h("h1", { title: run.path }, run.tomogram || run.path),
+      h("h1", { title: `${run.tomogram} → ${run.path}` }, name),
       h("p", { class: "faint" }, size),
       !run.ingested &&
         !page.snapshot.job &&
         h("button", { type: "button", class: "main", onclick: () => send("ingest", {}) }, "Read the tomogram"),
     );
-    document.title = `${run.tomogram || run.path} – cryosam`;
+    document.title = `${name} – cryosam`;
   });
   const hint = whenChanged((text) => ($("#hint").textContent = text));
   part(() => {
