@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.store.arrays import MissingChunkError
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array
 
@@ -77,7 +78,10 @@ class PageReader:
     _known: dict[str, tuple[object, Array, dict[str, Any]]] = field(default_factory=dict)
 
     def pages(self) -> list[tuple[str, Array, dict[str, Any]]]:
-        """Name, rows and attributes of each page, by name: those of one writer in the order in which it wrote."""
+        """Name, rows and attributes of each page, by name: those of one writer in the order in which it wrote.
+
+        `StoreError` where one is damaged.
+        """
         out = []
         for name in self.store.names(self.group):
             path = f"{self.group}/{name}"
@@ -89,7 +93,7 @@ class PageReader:
                 try:
                     self.store.close(path)
                     known = stamp, self.store.read(path), dict(self.store.array(path).attrs)
-                except StoreError:  # a page whose first row was not written to its end
+                except MissingChunkError:  # a page whose first row was not written to its end
                     continue
                 self._known[name] = known
             out.append((name, known[1], known[2]))

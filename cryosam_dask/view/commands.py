@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from cryosam_dask.settings import Settings
 from cryosam_dask.store.clicks import Kind
 from cryosam_dask.view.state import KindState
 
@@ -35,7 +34,7 @@ def find(url: str, kind: Kind, state: KindState) -> list[str]:
     if points:
         lines.append(command("query", url, *name, *points, *unlike))
     if state.made:
-        lines.append(command("match", url, *name, *_count(state.settings)))
+        lines.append(command("match", url, *name, *([] if state.count is None else ["--count", state.count])))
         lines.append(command("segment", url, *name))
     return lines
 
@@ -75,10 +74,3 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             out.append([number])
     return ",".join("-".join(map(str, each)) for each in out)
-
-
-def _count(settings: Settings | None) -> list[str]:
-    """The option for a number of candidates that was chosen."""
-    if settings is None or settings.match.count == "auto":
-        return []
-    return ["--count", str(settings.match.count)]

@@ -61,12 +61,11 @@ class Desk:
         self.state = RunState(url)
         self.messages: deque[Json] = deque(maxlen=MESSAGES)
         self._message_count = 0
-        self._changed = changed
         self._log: ClickLog | None = None
         self._reviews: dict[str, ReviewLog] = {}
         self._decisions = Decisions()
         self.previews = Previews(changed, device)
-        self.jobs = Jobs(make_executor or self._usual_executor, soon, self._ended)
+        self.jobs = Jobs(make_executor or self._usual_executor, soon, self._ended, changed)
 
     def close(self) -> None:
         """End jobs and workers."""
@@ -176,7 +175,6 @@ class Desk:
         if store is not None and (error is None or isinstance(error, InputError | SettingsError)):
             with contextlib.suppress(CryosamError):
                 self.log(store).write([{"do": "asked", "action": "", "body": {}}])
-        self._changed()
 
     def _usual_executor(self) -> Executor:
         return usual_executor(uses_torch=uses_torch_of(self.settings))

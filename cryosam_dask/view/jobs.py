@@ -82,6 +82,7 @@ class Jobs:
     make_executor : called in the job's thread before the first job
     changed : called when a job's progress is to be shown
     ended : called with a job and its error, None if it was done; `JobCancelled` if it was cancelled
+    idle : called when another job may begin
     """
 
     def __init__(
@@ -89,8 +90,9 @@ class Jobs:
         make_executor: Callable[[], Executor],
         changed: Callable[[], None],
         ended: Callable[[Job, BaseException | None], None],
+        idle: Callable[[], None],
     ) -> None:
-        self._make, self._changed, self._ended = make_executor, changed, ended
+        self._make, self._changed, self._ended, self._idle = make_executor, changed, ended, idle
         self._executor: Executor | None = None
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -156,9 +158,10 @@ class Jobs:
             error = self._outcome(job)
             if isinstance(error, ExecutionError):  # workers that can't be reached are not tried again
                 self._drop_executor()
+            self._ended(job, error)
             with self._lock:
                 self._job = None
-            self._ended(job, error)
+            self._idle()
         self._drop_executor()
 
     def _outcome(self, job: Job) -> BaseException | None:

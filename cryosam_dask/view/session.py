@@ -67,7 +67,7 @@ class Session:
         chosen = settings or settings_for(usual_models(known))
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
-        self._revision, self._content = 0, dict[str, Any]()
+        self._revision, self._content, self._wrong = 0, dict[str, Any](), ""
         self._closed, self._awake = threading.Event(), threading.Event()
         self.desk = Desk(url, tomogram, told, chosen, make_executor, device, by, self._look, self._awake.set)
         self._look()
@@ -155,7 +155,7 @@ class Session:
             try:
                 content = shown.content(self.desk)
             except (CryosamError, OSError, ValueError, KeyError) as error:  # it is being replaced
-                logger.info("the run could not be read: %s", error)
+                self._tell(str(error))
                 content = {**(self._content or shown.nothing(self.desk)), **shown.around(self.desk)}
             with self._lock:
                 if content == self._content:
@@ -164,6 +164,13 @@ class Session:
                 listeners = list(self._listeners)
         for listener in listeners:
             listener()
+
+    def _tell(self, error: str) -> None:
+        """Say what is wrong with the run, once."""
+        logger.info("the run could not be read: %s", error)
+        if error != self._wrong:
+            self._wrong = error
+            self.desk.say(error, "error")
 
     def _poll(self) -> None:
         while not self._closed.is_set():

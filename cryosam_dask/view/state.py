@@ -53,6 +53,7 @@ class KindState:
     made : whether the query is finished; points, negatives : (n, 3) voxels that it is made from
     borrowed : whether it was made in another tomogram
     settings : that it is searched for with; None before it is made
+    count : of candidates, where that was chosen
     refined : whether decisions were learned from; size : voxels of a typical mask, 0 where it is not known
     similarity, candidates, picks : as of the snapshot, None where there are none
     """
@@ -63,6 +64,7 @@ class KindState:
     negatives: list[list[float]] = field(default_factory=list)
     borrowed: bool = False
     settings: Settings | None = None
+    count: int | None = None
     refined: bool = False
     size: float = 0.0
     similarity: Json | None = None
@@ -169,6 +171,8 @@ def read_kind(store: RunStore, name: str) -> KindState:
         out.negatives = negative.given(store, name)
         out.points = [[float(v) for v in p] for p in (begun or {}).get("settings", {}).get("points") or []]
         out.settings = checks.queried(store, name)
+        count = store.group(where).attrs.get(checks.COUNT)
+        out.count = None if count is None else int(str(count))
         out.made = True
     except (CryosamError, OSError, ValueError, KeyError, TypeError):
         return out
