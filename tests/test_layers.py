@@ -22,6 +22,7 @@ LAYERS = [
     {"executors"},
     {"pipeline", "planning"},
     {"outputs", "analysis", "demo", "picture", "published", "report", "accessors"},
+    {"view"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -45,6 +46,7 @@ OWNERS = {
     "pyarrow": {"io"},
     "starfile": {"io"},
     "tifffile": {"io"},
+    "tornado": {"view"},
     "trimesh": {"io"},
     "matplotlib": {"picture", "published"},
     "typer": {"cli"},

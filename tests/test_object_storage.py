@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import zarr
 from s3_server import BUCKET, TRANSIENT, Storage, after, client, environment, every
+from view_server_support import ask, chunk_of
 
 import cryosam_dask as cs
 from cryosam_dask import cli, outputs
@@ -409,6 +410,28 @@ def test_a_profile_in_the_users_files_is_used(s3: Storage, monkeypatch: pytest.M
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert not RunStore.exists(f"s3://{BUCKET}/nothing-here.zarr")
     assert RunStore.create(f"s3://{BUCKET}/by-profile.zarr", {}).url in f"s3://{BUCKET}/by-profile.zarr"
+
+
+def test_the_page_shows_a_run_in_storage(s3: Storage, local: Path, tmp_path: Path, capsys: Any) -> None:
+    run = upload(s3, local, "viewed/run.zarr")
+    here = RunStore.open(local)
+    with cs.view(run, workers=0) as page:
+        state = ask(page.url, "api/state").json
+        assert state["run"]["ingested"]
+        kind, version = state["kinds"][0], state["tomogram"]["version"]
+        chunk = chunk_of(ask(page.url, f"data/tomogram-v{version}/0/0-36_0-32_8-16"), (8, 32, 36))
+        low, high = state["tomogram"]["range"]
+        expected = np.clip(here.read(layout.tomogram())[8:16], low, high)
+        np.testing.assert_allclose(low + chunk / 255 * (high - low), expected, atol=(high - low) / 500)
+        labels = f"data/labels-particle-{kind['picks']['version']}"
+        shown = chunk_of(ask(page.url, f"{labels}/0/0-36_0-32_8-16"), (8, 32, 36), "<u4")
+        np.testing.assert_array_equal(shown, here.read(layout.labels("particle"))[8:16])
+        assert len(ask(page.url, f"{labels}/mesh/1.all").body) > 1000
+        with s3.failing(after(0, "denied")):
+            refused = ask(page.url, f"{labels}/0/0-36_0-32_16-24")
+        assert refused.status == 500
+        assert "access denied" in refused.error
+        no_secret_in(refused.body + str(state).encode())
 
 
 def test_s3fs_is_not_installed(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

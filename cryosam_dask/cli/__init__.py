@@ -9,7 +9,7 @@ import typer
 
 # commands are added in the order of the help
 # isort: off
-from cryosam_dask.cli import runs, clusters, review, results, report, analysis, evaluation, tools, benchmark  # noqa: F401
+from cryosam_dask.cli import runs, view, clusters, review, results, report, analysis, evaluation, tools, benchmark  # noqa: F401
 
 # isort: on
 from cryosam_dask.cli.app import app

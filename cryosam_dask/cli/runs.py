@@ -22,6 +22,7 @@ from cryosam_dask.cli.options import (
     with_options,
 )
 from cryosam_dask.cli.prompts import Prompts, described
+from cryosam_dask.errors import SettingsError
 
 if TYPE_CHECKING:
     from cryosam_dask.pipeline import Driver
@@ -166,12 +167,24 @@ def query(
 
 @app.command(rich_help_panel=RUNS)
 @with_options
-def match(run: RunArgument, where: Workers, name: NamesOption = None, overwrite: OverwriteOption = False) -> None:
+def match(
+    run: RunArgument,
+    where: Workers,
+    name: NamesOption = None,
+    count: Annotated[
+        str | None,
+        typer.Option("--count", "-k", metavar="K|auto", help="Keep so many prompts from now on; else as in `query`."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
     """Find the places whose features are similar to the query's."""
-    names = _names(name)
+    names, chosen = _names(name), None if count in (None, "auto") else _whole(str(count))
     with driver(run, where, overwrite, uses_torch=False) as runner, runner.command(f"match {', '.join(names)}"):
         for kind in names:
-            runner.match(kind)
+            if count is None:
+                runner.match(kind)
+            else:
+                runner.choose(kind, chosen)
     say(runner.notes)
     typer.echo(f"{run}: matched {', '.join(names)}")
 
@@ -185,6 +198,12 @@ def segment(run: RunArgument, where: Where, name: NamesOption = None, overwrite:
         runner.segment(names[0] if len(names) == 1 else names)
     for kind in names:
         _report(runner, kind)
+
+
+def _whole(count: str) -> int:
+    if not count.isdecimal() or int(count) < 1:
+        raise SettingsError(f"--count {count}: expected a whole number of 1 or more, or auto")
+    return int(count)
 
 
 def _names(given: list[str] | None) -> list[str]:

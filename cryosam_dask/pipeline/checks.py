@@ -17,6 +17,9 @@ from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.store.views import query_names
 
+COUNT = "chosen_count"
+"""Attribute of a query: how many candidates are to be proposed, where a person chose that after looking at them."""
+
 
 def ingested(store: RunStore) -> RunStore:
     """Return the store; `StoreError` if its ingest is not finished."""
@@ -38,7 +41,10 @@ def queried(store: RunStore, name: str) -> Settings:
         raise StoreError(f"{store.url}: the settings of query {name!r} are lost; run `cryosam query` again")
     if negative.given(store, name) and not marks.all_done(store, negative.stage_name(name)):
         raise StoreError(f"{store.url}: the negative points of {name!r} are not finished; run `cryosam query` again")
-    return structure.effective(store, name, Settings.model_validate(settings))
+    told = Settings.model_validate(settings)
+    if (count := store.group(where).attrs.get(COUNT)) is not None:
+        told = told.replace({"match.count": count})
+    return structure.effective(store, name, told)
 
 
 def free_name(store: RunStore, name: str) -> None:

@@ -16,7 +16,7 @@ from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import presets, registry
 from cryosam_dask.models.catalog import encoder_info, segmenter_entry
-from cryosam_dask.pipeline import checks
+from cryosam_dask.pipeline import checks, recut
 from cryosam_dask.pipeline.runner import Runner, command, stage_fingerprint
 from cryosam_dask.settings import Precision, Settings
 from cryosam_dask.stages import (
@@ -347,6 +347,52 @@ class Driver(Runner):
     def _instances(self, name: str) -> Stage:
         """Segment the proposals of one query."""
         store, settings = self._queried(name)
+        stage, points = self._planned(name)
+        if self._stale(stage):
+            store.delete(layout.instances(name))
+            store.delete(layout.marks(stage.name))
+        elif recut.differs_in_points_alone(store, stage):
+            recut.take_over(store, name, stage, recut.Segmented())
+        if stage.units:
+            self._segment(stage, settings, points)
+        return stage
+
+    @command
+    def compare(self, name: str) -> None:
+        """Compare the query with the features: the first part of `match`, which makes the similarity map."""
+        self._compare(name, self._queried(name)[1])
+
+    @command
+    def forget(self, name: str) -> None:
+        """Remove a query, and all that it has led to; clicks and decisions stay."""
+        self._forget(name)
+        self.store.delete(layout.query(name))
+
+    def chosen(self, name: str) -> int | None:
+        """How many candidates were chosen to be proposed; None: as the query's settings say."""
+        count = self.store.group(layout.query(name)).attrs.get(checks.COUNT)
+        return None if count is None else int(str(count))
+
+    @command
+    def choose(self, name: str, count: int | None) -> None:
+        """Have `match` propose so many of the candidates, from now on; None: as the query's settings say.
+
+        What is segmented already is kept, as far as whole groups of prompts stay proposals; `segment` does the rest.
+        """
+        if count is not None and count < 1:
+            raise InputError(f"{count} candidates: expected 1 or more")
+        store, settings = self._queried(name)
+        known = recut.read(store, name, settings.propagation.group)
+        store.group(layout.query(name)).attrs[checks.COUNT] = count
+        self.match(name)
+        store, settings = self._queried(name)
+        stage, _ = self._planned(name)
+        if recut.differs_in_points_alone(store, stage):
+            recut.take_over(store, name, stage, known)
+
+    def _planned(self, name: str) -> tuple[Stage, NDArray[np.float64]]:
+        """The segmentation of a query's proposals, and these."""
+        store, settings = self._queried(name)
         points, upstream = propose.read(store, name)
         against = negative.feature_arrays(store, name)
         sight = _sight(store, name, settings)
@@ -354,12 +400,7 @@ class Driver(Runner):
             *(store.shape, settings.propagation, upstream, segment.PROPOSALS, name, points, against, sight),
             direction=learned.direction(store, name),
         )
-        if self._stale(stage):
-            store.delete(layout.instances(name))
-            store.delete(layout.marks(stage.name))
-        if stage.units:
-            self._segment(stage, settings, points)
-        return stage
+        return stage, points
 
     def _paint(self, chosen: Sequence[select.Selection], upstream: str, kinds: Sequence[str] = ()) -> None:
         """Write picks and labels of the chosen instances; with several kinds also the image of all kinds."""

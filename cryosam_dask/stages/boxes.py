@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.geometry import Box
+from cryosam_dask.geometry import Box, bounds, box_slices
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool, Float32, Shape3
@@ -34,6 +34,10 @@ def levels_of(shape: Shape3) -> range:
     while count < LEVELS and min(layout.level_shape(shape, count)) >= SMALLEST:
         count += 1
     return range(count)
+
+
+_deviations: dict[tuple[str, int, float, float], float] = {}
+"""By run, level, and the mean and deviation that the run's tomogram has."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Boxes:
         if step > 1:
             from scipy import ndimage
 
+            own = bounds(mask)  # a window is mostly empty
+            low, mask = low + np.array([a for a, _ in own]), mask[box_slices(own)]
             soft = np.pad(mask.astype(np.float32), 1)
             fine = ndimage.zoom(soft, step, order=1, mode="nearest", grid_mode=True) >= 0.5
             mask = fine[step:-step, step:-step, step:-step]
@@ -92,9 +98,19 @@ class Boxes:
 
     @cached_property
     def _deviation(self) -> float:
-        """Of level 0 from the ingest; of others from boxes all over the tomogram, since noise is what averages away."""
+        """Of level 0 from the ingest; of others from boxes all over the tomogram, since noise is what averages away.
+
+        It is kept, as one click is looked at on every level twice, and many clicks follow.
+        """
+        std = float(self.store.info["statistics"]["std"])
         if self.level == 0:
-            return float(self.store.info["statistics"]["std"])
+            return std
+        key = (self.store.url, self.level, self._mean, std)
+        if key not in _deviations:
+            _deviations[key] = self._sampled()
+        return _deviations[key]
+
+    def _sampled(self) -> float:
         variances = []
         for index in np.ndindex((_SAMPLES,) * 3):
             sides = []

@@ -48,7 +48,7 @@ def of_group(store: RunStore, group: str, instances: StoredInstances, particles:
         every = [[] for _ in instances.prompt]
     if particles:
         for i, each in enumerate(every):
-            each += [text for text in _of_mask(store, instances.mask(i), as_box(instances.box[i])) if text not in each]
+            each += [text for text in of_mask(store, instances.mask(i), as_box(instances.box[i])) if text not in each]
     return every
 
 
@@ -86,7 +86,8 @@ def _sentences(stored: object) -> list[list[str]]:
     return [[str(text) for text in each] if isinstance(each, list) else [] for each in stored]
 
 
-def _of_mask(store: RunStore, mask: Bool, box: Box) -> list[str]:
+def of_mask(store: RunStore, mask: Bool, box: Box) -> list[str]:
+    """Doubts about the mask of a particle in its box."""
     said = [TWO] if doubt.two_bodies(mask) else []
     coarse, cells, level = _coarse(mask, box)
     large = np.count_nonzero(coarse) >= doubt.SMALLEST

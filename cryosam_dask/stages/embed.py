@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.models.cache import get_segmenter
@@ -25,7 +26,7 @@ from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkO
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Json, Shape3
+from cryosam_dask.types import AXES, Array, Axis, Json, PromptedSegmenter, Shape3
 
 NAME = "embeddings"
 BUNDLE = 8
@@ -152,12 +153,20 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     segmenter = get_segmenter(settings["segmenter"], context.device, settings["precision"])
     axis: Axis = unit.params["axis"]
     indices = [int(i) for i in unit.params["planes"]]
-    sample = Sample(store, axis, indices, settings["plane_thickness"])
+    for index, plane, embedding in embedded(store, segmenter, axis, indices, settings["plane_thickness"]):
+        store.array(layout.planes(axis))[index] = plane
+        store.array(layout.embeddings(axis))[index] = embedding
+    return None
+
+
+def embedded(
+    store: RunStore, segmenter: PromptedSegmenter, axis: Axis, indices: Sequence[int], thickness: int
+) -> Iterator[tuple[int, NDArray[np.uint8], Array]]:
+    """Planes of one axis, one by one: index, image (rows, columns), embedding."""
+    sample = Sample(store, axis, indices, thickness)
     for index in indices:
         plane = sample.grey([index])
-        store.array(layout.planes(axis))[index] = plane[0]
-        store.array(layout.embeddings(axis))[index] = np.asarray(segmenter.embed(plane)[0])
-    return None
+        yield index, plane[0], np.asarray(segmenter.embed(plane)[0])
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:

@@ -43,7 +43,7 @@ def origin(store: RunStore, array: str) -> Origin:
     if (owner := owner_of(array)) is not None:
         declared, arrays, match = owner
         return Origin(arrays.kind, declared.stage_of(match), arrays.mark_of(store, match), declared)
-    if array.startswith(layout.reviews("")):  # nothing can make decisions again: a damaged page goes
+    if layout.is_log(array):  # a page may be there without its first row, when its writer was killed
         return Origin("state")
     return Origin("marks" if array.startswith(layout.marks("")) else "unknown")
 

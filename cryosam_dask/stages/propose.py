@@ -181,6 +181,7 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     points, scores = points[kept], scores[kept]
     accepted, rejected = learned.decided(store, name)
     prompts = np.concatenate([prompts, accepted[~near(accepted, prompts, radius)]])
+    _keep_candidates(store, name, points, scores)
     new = ~near(points, prompts, radius) & ~near(points, rejected, max(radius, learned.REJECTED))
     notes: list[str] = []
     if among.rejected:
@@ -229,6 +230,28 @@ def _agreed(
         return chosen
     kept = int((scores >= threshold).sum())
     return peaks.Cut(threshold, kept, f"{kept} of {len(scores)} places are left as people decided", True)
+
+
+def _keep_candidates(store: RunStore, name: str, points: Float64, scores: Float64) -> None:
+    """Write all places that were chosen from, best first, unless they are there."""
+    places, values = (layout.proposal_array(name, array) for array in _CANDIDATES)
+    known = places in store and values in store and np.array_equal(store.read(places), points)
+    if not known or not np.array_equal(store.read(values), np.asarray(scores, np.float32)):
+        store.put(places, points, ("candidate", "axis"), {"units": "voxel", "order": "z, y, x"})
+        store.put(values, np.asarray(scores, np.float32), ("candidate",))
+
+
+_CANDIDATES: tuple[layout.ProposalArray, layout.ProposalArray] = ("candidates", "candidate_scores")
+
+
+def read_candidates(store: RunStore, name: str) -> tuple[Float64, Float32] | None:
+    """All places (n, 3) that proposals were chosen from, and their scores (n,), best first; None where they were not
+    kept."""
+    places, values = (layout.proposal_array(name, array) for array in _CANDIDATES)
+    if places not in store or values not in store:
+        return None
+    points, scores = np.asarray(store.read(places), float), store.read(values)
+    return (points, scores) if len(points) == len(scores) else None
 
 
 def near(points: Float64, prompts: Float64, radius: float) -> NDArray[np.bool_]:

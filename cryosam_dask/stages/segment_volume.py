@@ -95,13 +95,14 @@ def prompted(
     for i, point in enumerate(points):
         tried = every_hypothesis(model, info, store, np.asarray(point, float))
         chosen, doubts = best(tried)
-        instances.append(_of_click(store, chosen, i))
+        instances.append(of_click(store, chosen, i))
         doubted.append(doubts)
         seen.append(tried)
     return instances, doubted, seen
 
 
-def _of_click(store: RunStore, chosen: Clicked, prompt: int) -> Instance | None:
+def of_click(store: RunStore, chosen: Clicked, prompt: int) -> Instance | None:
+    """The mask of a click in voxels of the tomogram."""
     boxes = Boxes(store, chosen.hypothesis.level, chosen.hypothesis.bright)
     return _instance(boxes, prompt, chosen.low, chosen.mask, chosen.hypothesis.quality)
 

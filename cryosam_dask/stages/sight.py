@@ -114,11 +114,16 @@ def _hypothesis(boxes: Boxes, answers: Answers, size: int, clarity: float) -> Hy
 
 def every_hypothesis(model: VolumeSegmenter, info: VolumeInfo, store: RunStore, point: Array) -> list[Clicked]:
     """What a point lies on, at each level and contrast."""
-    seen = [
-        clicked(model, info, Boxes(store, level, bright), point)
-        for bright in (True, False)
-        for level in levels_of(store.shape)
-    ]
+    return weighed([clicked(model, info, boxes, point) for boxes in every_way(store)])
+
+
+def every_way(store: RunStore) -> list[Boxes]:
+    """The levels and contrasts that a click is looked at in."""
+    return [Boxes(store, level, bright) for bright in (True, False) for level in levels_of(store.shape)]
+
+
+def weighed(seen: list[Clicked]) -> list[Clicked]:
+    """What was seen in several ways, weighed against each other."""
     weighed = hypotheses.weighed([one.hypothesis for one in seen])
     return [replace(one, hypothesis=hypothesis) for one, hypothesis in zip(seen, weighed, strict=True)]
 

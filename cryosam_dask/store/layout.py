@@ -14,6 +14,7 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   proposals/NAME                 prompts found by matching
   instances/NAME                 masks of the proposals, by group
   picks/NAME                     kept instances, one row each; pieces/: the masks that extended structures have
+  clicks                         kinds and clicks of the page beside the data: logs, one for each writer
   reviews/NAME                   what people decided about picks: logs, one for each writer
   refined/NAME                   a query's examples from these decisions, and its better direction
   labels/NAME, NAME_semantic     OME-Zarr labels
@@ -48,6 +49,7 @@ FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks
 QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
 PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
 REVIEWS, REFINED = "reviews", "refined"
+CLICKS = "clicks"
 STANDARDIZATION = f"{FEATURES}/standardization"
 KINDS = "kinds"
 """The name of the label image of all kinds; no query of these kinds may have it."""
@@ -150,7 +152,7 @@ RefinedArray = Literal["points", "accepted", "features", "descriptors", "profile
 """Decided places, (k, 3); whether they were accepted, (k,); what they are like; and the feature that is searched for in
 the place of the query's, (3C,)."""
 
-ProposalArray = Literal["points", "scores"]
+ProposalArray = Literal["points", "scores", "candidates", "candidate_scores"]
 ProfileArray = Literal["centres", "profiles", "unmoved"]
 LookArray = Literal["centres", "descriptors", "quality", "centrality", "sizes", "classes"]
 
@@ -267,6 +269,16 @@ def review_log(name: str, writer: str, page: int) -> str:
     return f"{reviews(name)}/{writer}_{page:04d}"
 
 
+def click_log(writer: str, page: int) -> str:
+    """Kinds and clicks of one writer, a fixed number to a page."""
+    return f"{CLICKS}/{writer}_{page:04d}"
+
+
+def is_log(path: str) -> bool:
+    """Whether an array is a page of a log that people's doings are added to, whatever stages have run."""
+    return _LOG.fullmatch(path) is not None
+
+
 def refined(name: str) -> str:
     return f"{REFINED}/{name}"
 
@@ -300,8 +312,10 @@ def marks(stage: str) -> str:
     return f"{MARKS}/{stage}"
 
 
+_LOG = re.compile(f"({CLICKS}|{REVIEWS}/[^/]+)/[^/]+_\\d{{4}}")
+
 _HIDDEN = re.compile(
-    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS}|{REVIEWS})"
+    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS}|{CLICKS}|{REVIEWS})"
     f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
     f"|{PICKS}/[^/]+/pieces"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"
@@ -324,6 +338,7 @@ TOP_GROUPS = (
         PROPOSALS,
         INSTANCES,
         PICKS,
+        CLICKS,
         REVIEWS,
         REFINED,
         LABELS,

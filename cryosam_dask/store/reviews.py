@@ -3,17 +3,16 @@
 Decisions outlive what they are about. Picks are numbered anew whenever a query is segmented again, so a decision keeps
 its position, and is matched with picks by that.
 
-Every writer has a log of its own, in pages of a fixed size. A decision is one row, which is written with one small
-chunk, whole or not at all; no row is ever changed. So several browsers and a command may write at once, none needs the
-run's lease, and whatever is killed, no decision that was reported as made is lost. A later decision about a place
-replaces an earlier one.
+Every writer has a log of its own (`store.pages`), and a decision is one row of it. So several browsers and a command
+may write at once, none needs the run's lease, and whatever is killed, no decision that was reported as made is lost. A
+later decision about a place replaces an earlier one.
 """
 
 from __future__ import annotations
 
 import getpass
 import re
-import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +24,14 @@ from numpy.typing import NDArray
 from cryosam_dask import geometry
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.arrays import MissingChunkError
+from cryosam_dask.store.pages import PAGE, PageWriter, new_writer
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Point
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["PAGE", "VERDICTS", "Decision", "ReviewLog", "Verdict", "current", "names", "read", "table", "verdicts"]
 
 Verdict = Literal["accepted", "rejected", "undecided", "added"]
 
@@ -38,9 +40,6 @@ VERDICTS: tuple[Verdict, ...] = ("undecided", "accepted", "rejected", "added")
 
 FIELDS = ("instance", "z", "y", "x", "verdict", "when")
 """Of a row: the pick's label then, 0 for none; its position in voxels; the verdict's number; seconds since 1970."""
-
-PAGE = 128
-"""Rows of a page."""
 
 SAME_PLACE = 2.0
 """Voxels within which two decisions are about the same place, unless something else is said."""
@@ -72,33 +71,27 @@ class ReviewLog:
     """
 
     def __init__(self, store: RunStore, name: str, by: str | None = None) -> None:
-        self._store, self._name = store, name
         self._by = _user() if by is None else by
-        self._writer = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-        self._page, self._rows = -1, np.empty((0, len(FIELDS)))
+        writer, described = new_writer(), {"fields": list(FIELDS), "verdicts": list(VERDICTS), "by": self._by}
+        self._pages = PageWriter(
+            store, lambda page: layout.review_log(name, writer, page), len(FIELDS), "float64", described
+        )
+        self._lock = threading.Lock()
 
     def write(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """Write decisions; they are on the disk when this returns. Return them with `by` and `when` as written."""
+        """Write decisions; they are on the disk when this returns. Return them with `by` and `when` as written.
+
+        `StoreError` or `OSError` where one could not be written; those before it are.
+        """
         written = []
         for decision in decisions:
-            when = decision.when or time.time()
-            row = [decision.instance, *decision.position, VERDICTS.index(decision.verdict), when]
-            if self._page < 0 or len(self._rows) == PAGE:
-                self._page, self._rows = self._page + 1, np.empty((0, len(FIELDS)))
-            self._rows = np.concatenate([self._rows, [row]])
-            self._put()
+            with self._lock:
+                when = decision.when or time.time()
+                self._pages.append(
+                    np.array([decision.instance, *decision.position, VERDICTS.index(decision.verdict), when])
+                )
             written.append(Decision(decision.instance, decision.position, decision.verdict, self._by, when))
         return written
-
-    def _put(self) -> None:
-        path = layout.review_log(self._name, self._writer, self._page)
-        page = np.zeros((PAGE, len(FIELDS)))
-        page[: len(self._rows)] = self._rows
-        if len(self._rows) == 1:
-            dims = (f"decision_of_{path.rpartition('/')[2]}", "field")
-            self._store.put(path, page, dims, {"fields": list(FIELDS), "verdicts": list(VERDICTS), "by": self._by})
-        else:
-            self._store.array(path)[...] = page  # one chunk, which is replaced as a whole
 
 
 def _user() -> str:

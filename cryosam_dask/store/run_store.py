@@ -207,6 +207,27 @@ class RunStore:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def keep(self, path: str) -> None:
+        """Force a small array of two dimensions, of one chunk, to the disk: no power failure then takes it away."""
+        if self._folder is not None:
+            array, chunk = self._folder / path, self._folder / path / "c" / "0"
+            flush(chunk / "0", chunk, array / "zarr.json", array, array.parent)
+
+    def stamp(self, path: str) -> object:
+        """What changes whenever a file of the store is written again, without reading it; None if it is not there."""
+        if self._folder is not None:
+            try:
+                status = (self._folder / path).stat()
+            except OSError:
+                return None
+            return status.st_mtime_ns, status.st_size, status.st_ino
+        files, root = filesystem(self.url)
+        try:
+            told = files.info(f"{root}/{path}")
+        except (OSError, ValueError):
+            return None
+        return str({key: told.get(key) for key in ("size", "ETag", "etag", "LastModified", "mtime", "created")})
+
     def _chunk(self, path: str, index: int) -> tuple[Any, str]:
         files, root = filesystem(self.url)
         return files, f"{root}/{path}/c/{index}"

@@ -1,0 +1,191 @@
+"""The page in a browser: clicks arrive at the right voxels; all steps, from the first click to the exported file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from browsers import chromium
+from view_page_support import WEBGL, XY, XZ, YZ, Page, bright_spot, write_spot
+from view_server_support import StandInSession, ingested
+
+from cryosam_dask.demo import write_simulation
+from cryosam_dask.executors.serial import SerialExecutor
+from cryosam_dask.store import picks, reviews
+from cryosam_dask.store.clicks import ClickLog
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Shape3
+from cryosam_dask.view.serve import Server
+from cryosam_dask.view.session import Session
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium(WEBGL) as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Page]]:
+    """`open_page(url, size) -> Page`. Whatever went wrong in the browser fails the test."""
+    pages: list[Page] = []
+
+    def make(url: str, size: tuple[int, int] = (1280, 800)) -> Page:
+        pages.append(Page(browser, url, size))
+        return pages[-1]
+
+    yield make
+    for page in pages:
+        page.close()
+        assert not page.errors
+
+
+def empty_kind(name: str = "ball") -> dict[str, Any]:
+    """A kind of which there is nothing yet, as a snapshot has it."""
+    nothing = {"similarity": None, "candidates": None, "picks": None, "clicks": []}
+    decided = {"accepted": 0, "rejected": 0, "added": 0}
+    return {"name": name, "color": "#ff0000", "query": "none", "refined": False, "decided": decided, **nothing}
+
+
+def look(session: StandInSession) -> None:
+    """Give a session the rest of what a snapshot says of its run."""
+    store = session.store
+    run = {"tomogram": "t.mrc", "shape": list(store.shape), "voxel_size": list(store.voxel_size), "features": False}
+    session.change(run={**session.state["run"], **run, "report": False}, kinds=[empty_kind()])
+    session.state["tomogram"] |= {"range": [-0.5, 1.5], "window": [0, 1]}
+
+
+# Clicks ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "voxel_size"), [((37, 63, 91), (10, 10, 10)), ((41, 71, 55), (20, 10, 13))], ids=["odd", "anisotropic"]
+)
+def test_a_click_arrives_at_the_voxel_that_is_seen_there(
+    open_page: Callable[..., Page], tmp_path: Path, shape: Shape3, voxel_size: tuple[float, float, float]
+) -> None:
+    spot = (shape[0] - 14, 20, shape[2] - 21)
+    session = StandInSession(ingested(write_spot(tmp_path / "t.mrc", shape, voxel_size, spot), tmp_path / "r.zarr"))
+    look(session)
+    with Server(session) as server:
+        page = open_page(server.url)
+        page.view(showAxisLines=False, showScaleBar=False, showDefaultAnnotations=False)
+        for panel, off in ((XY, (0, 9, -8)), (XZ, (5, 0, 7)), (YZ, (-6, 4, 0))):
+            for scale in (0.22, 0.7):
+                page.view(crossSectionScale=scale)
+                page.go_to([a + b for a, b in zip(spot, off, strict=True)])
+                page.tab.mouse.click(*bright_spot(page, panel))
+                page.tab.wait_for_timeout(150)
+                name, body = session.acted[-1]
+                assert (name, body["position"], body["positive"]) == ("click/add", list(spot), True), (panel, scale)
+        assert len(session.acted) == 6
+
+
+# All steps ------------------------------------------------------------------------------------------------------------
+
+
+def redness(color: np.ndarray) -> float:
+    return float(color[0] - color[1:].mean())
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, ...]]]:
+    """A small tomogram, and voxels in the middle of ribosomes."""
+    folder = tmp_path_factory.mktemp("simulated")
+    changes = {"shape": (49, 117, 131), "seed": 3, "membranes": 0, "contrast": "dark"}
+    write_simulation(folder / "tomo.mrc", "ribosome", changes, count=10, truth=folder / "truth.csv", species="ribosome")
+    truth = pd.read_csv(folder / "truth.csv")
+    inside = truth[truth.z.between(13, 36) & truth.y.between(14, 90) & truth.x.between(14, 106)]
+    return folder / "tomo.mrc", [tuple(int(round(v)) for v in row) for row in inside[["z", "y", "x"]].to_numpy()]
+
+
+def test_from_the_first_click_to_the_exported_file(
+    open_page: Callable[..., Page], simulation: tuple[Path, list[tuple[int, ...]]], tmp_path: Path
+) -> None:
+    tomogram, places = simulation
+    url = tmp_path / "r.zarr"
+    session = Session(tomogram, url, make_executor=lambda: SerialExecutor("cpu"))
+    with contextlib.closing(session), Server(session) as server:
+        page = open_page(server.url)
+        tab = page.tab
+
+        # 1: the tomogram is seen. 2: a click, and its mask
+        tab.fill("#kind-name", "ribosome")
+        tab.press("#kind-name", "Enter")
+        page.until("cryosam.snapshot.kinds[0]?.name === 'ribosome'")
+        page.go_to(places[0])
+        x, y = page.middle(XY)
+        beside = (x + 12, y - 12)  # apart from the ring and the lines of the axes
+        before = redness(page.color_at(*beside))
+        tab.mouse.click(x, y)
+        page.until("cryosam.snapshot.kinds[0].clicks[0]?.state === 'done'")
+        page.settled()
+        assert redness(page.color_at(*beside)) > before + 30
+        assert "nm" in tab.inner_text("#clicks")
+        tab.keyboard.press("2")
+        page.click((2, 3, 4))
+        page.until("cryosam.snapshot.kinds[0].clicks.length === 2")
+        assert ClickLog(RunStore.open(url)).read().kinds["ribosome"].points(False) == [[2, 3, 4]]
+        tab.click("#undo")
+        page.until("cryosam.snapshot.kinds[0].clicks.length === 1")
+        assert ClickLog(RunStore.open(url)).read().kinds["ribosome"].points(True) == [list(map(float, places[0]))]
+
+        # 3: the similarity map
+        tab.click("#like")
+        page.until("cryosam.snapshot.kinds[0].similarity && !cryosam.snapshot.job")
+        tab.evaluate(
+            """() => { const s = document.querySelector("#threshold"); s.value = "0"; s.dispatchEvent(new Event("input")); }"""
+        )
+        page.settled()
+        yellow = page.picture()[..., 2].astype(int)
+        tab.uncheck("#showSimilarity")
+        page.settled()
+        assert (page.picture()[..., 2] - yellow > 20).sum() > 500  # what was under the map is grey again
+
+        # 4: all of them, and the cut
+        tab.click("#find")
+        page.until("cryosam.snapshot.kinds[0].picks?.complete && !cryosam.snapshot.job && cryosam.candidates")
+        store = RunStore.open(url)
+        assert page.js("cryosam.snapshot.kinds[0].picks.count") == len(picks.read(store, "ribosome"))
+        tab.focus(".histogram")
+        tab.keyboard.press("ArrowRight")
+        page.until(
+            "cryosam.snapshot.kinds[0].candidates.cut.chosen !== cryosam.snapshot.kinds[0].candidates.cut.automatic"
+        )
+
+        # 5: decisions, by keys and in the viewer
+        tab.click("#step-review")
+        tab.wait_for_selector("#card img")
+        order = tab.evaluate("[...document.querySelectorAll('.thumb')].map((t) => Number(t.dataset.key.split(' ')[1]))")
+        for key in "aar":
+            tab.keyboard.press(key)
+        page.until("cryosam.picks.verdicts.filter((v) => v !== 'undecided').length === 3")
+        told = reviews.read(RunStore.open(url), "ribosome")
+        assert [(d.instance, d.verdict) for d in told] == list(
+            zip(order[:3], ["accepted", "accepted", "rejected"], strict=True)
+        )
+        last = page.js("(({ instances, positions }) => [instances.at(-1), positions.at(-1)])(cryosam.picks)")
+        page.click(last[1])
+        page.until(f"cryosam.selected === '{last[0]}'")
+        tab.click("text=Add missing")
+        page.click((4, 5, 6))
+        page.until("cryosam.snapshot.kinds[0].decided.added === 1")
+        assert reviews.read(RunStore.open(url), "ribosome")[-1].position == (4, 5, 6)
+
+        # 6: learn. 7: export
+        tab.click("#learn")
+        page.until("cryosam.snapshot.kinds[0].refined && !cryosam.snapshot.job")
+        tab.click("#step-export")
+        tab.select_option("#format", "csv")
+        tab.click("#export")
+        with tab.expect_download() as download:
+            tab.click("#files a")
+        assert len(pd.read_csv(download.value.path())) == len(picks.read(RunStore.open(url), "ribosome"))
+        assert f"cryosam query {url} --name ribosome" in tab.inner_text("#commands")
