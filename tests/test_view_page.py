@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from browsers import chromium
 from view_page_support import WEBGL, XY, XZ, YZ, Page, bright_spot, write_spot
-from view_server_support import StandInSession, ingested
+from view_server_support import StandInSession, add_picks, ingested
 
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.serial import SerialExecutor
@@ -37,8 +38,8 @@ def open_page(browser: Any) -> Iterator[Callable[..., Page]]:
     """`open_page(url, size) -> Page`. Whatever went wrong in the browser fails the test."""
     pages: list[Page] = []
 
-    def make(url: str, size: tuple[int, int] = (1280, 800)) -> Page:
-        pages.append(Page(browser, url, size))
+    def make(url: str, size: tuple[int, int] = (1280, 800), **options: bool) -> Page:
+        pages.append(Page(browser, url, size, **options))
         return pages[-1]
 
     yield make
@@ -88,6 +89,134 @@ def test_a_click_arrives_at_the_voxel_that_is_seen_there(
         assert len(session.acted) == 6
 
 
+# What goes wrong, and what is large -----------------------------------------------------------------------------------
+
+
+class ManyPicks(StandInSession):
+    """A session with as many picks as one likes, some of them doubtful."""
+
+    count = 40
+
+    def picks(self, name: str) -> dict[str, Any]:
+        n, rng = self.count, np.random.default_rng(0)
+        shape = self.store.shape
+        return {
+            "instances": list(range(1, n + 1)),
+            "positions": rng.integers(0, shape, (n, 3)).tolist(),
+            "scores": np.linspace(1, 0, n).tolist(),
+            "doubts": np.linspace(0, 1, n).tolist(),
+            "voxels": [100] * n,
+            "diameter_nm": [5.0] * n,
+            "verdicts": ["undecided"] * n,
+        }
+
+
+@pytest.fixture(scope="module")
+def ball_run(ball_tomogram: Path, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    store = ingested(ball_tomogram, tmp_path_factory.mktemp("balls") / "r.zarr")
+    add_picks(store, "ball", [(20, 20, 20), (18, 44, 24)])
+    return store
+
+
+def found(session: ManyPicks, count: int, kinds: int = 1) -> ManyPicks:
+    """A session in which something was found."""
+    look(session)
+    session.count = count
+    picked = {"query": "made", "picks": {"version": "p1", "count": count, "complete": True}}
+    others = [empty_kind(f"kind-{i}") for i in range(kinds - 1)]
+    session.change(kinds=[*others, {**empty_kind(), **picked}])
+    return session
+
+
+def test_a_decision_counts_when_it_is_saved_and_not_before(open_page: Callable[..., Page], ball_run: RunStore) -> None:
+    session = found(ManyPicks(ball_run), 40)
+    with Server(session) as server:
+        page = open_page(server.url, complete=False)
+        page.tab.click("#step-review")
+        page.tab.wait_for_selector("#card img")
+        page.tab.route("**/api/review", lambda route: route.abort())
+        page.tab.keyboard.press("a")
+        page.tab.keyboard.press("r")
+        page.until("/2 decisions not saved yet/.test(document.querySelector('#saved').innerText)")
+        assert page.js("cryosam.picks.verdicts.every((v) => v === 'undecided')")
+        assert page.tab.locator(".thumb.waits").count() == 2
+        page.tab.unroute("**/api/review")
+        page.until("/All decisions are saved/.test(document.querySelector('#saved').innerText)")
+        told = [each for name, body in session.acted if name == "review" for each in body["decisions"]]
+        assert [(each["instance"], each["verdict"]) for each in told] == [(40, "accepted"), (39, "rejected")]
+        assert page.js("cryosam.picks.verdicts.slice(-2)") == ["rejected", "accepted"]
+        # back to the last one, which is then decided otherwise
+        page.tab.keyboard.press("b")
+        page.tab.keyboard.press("a")
+        page.until("cryosam.picks.verdicts.at(-2) === 'accepted'")
+
+
+def test_the_page_says_that_the_server_is_gone_and_comes_back(
+    open_page: Callable[..., Page], ball_run: RunStore
+) -> None:
+    session = found(ManyPicks(ball_run), 40)
+    server = Server(session).start()
+    page = open_page(server.url, complete=False)
+    server.stop()
+    page.until("!document.querySelector('#banner').hidden")
+    assert "does not answer" in page.tab.inner_text("#banner")
+    again = Server(session, port=server.port)
+    again.guard = server.guard
+    with again:
+        page.until("cryosam.linked")
+        session.change(messages=[{"id": 1, "kind": "error", "text": "the disk is full"}])
+        page.until("/the disk is full/.test(document.querySelector('#status').innerText)")
+
+
+def test_what_the_server_says_is_text(open_page: Callable[..., Page], ball_run: RunStore) -> None:
+    evil = "<img src=x onerror='window.hit=1'><b>bold</b>"
+    session = found(ManyPicks(ball_run), 3)
+    click = {"id": "1", "position": [3, 3, 3], "positive": True, "state": "failed", "preview": None, "doubts": [evil]}
+    kinds = [{**session.state["kinds"][0], "name": evil, "clicks": [click], "picks": None}]
+    messages = [{"id": 1, "kind": "error", "text": evil}]
+    job = {"id": "1", "words": evil, "stage": evil, "done": 1, "total": 2, "seconds_left": 3.0, "cancelling": False}
+    session.change(kinds=kinds, messages=messages, job=job, commands=[evil], resumable=evil)
+    session.change(run={**session.state["run"], "tomogram": evil, "path": evil})
+    with Server(session) as server:
+        page = open_page(server.url)
+        for step in ("find", "review", "export", "click"):
+            page.tab.click(f"#step-{step}")
+            page.tab.wait_for_timeout(50)
+            assert page.tab.locator("img, b b").count() == 0
+        assert page.js("window.hit ?? 0") == 0
+        assert evil in page.tab.inner_text("#kind-list")
+        assert evil in page.tab.inner_text("#status")
+
+
+def test_ten_thousand_picks_and_fifty_kinds(open_page: Callable[..., Page], ball_run: RunStore) -> None:
+    session = found(ManyPicks(ball_run), 10_000, kinds=50)
+    with Server(session) as server:
+        page = open_page(server.url, complete=False)
+        page.tab.click("#step-review")
+        page.tab.wait_for_selector("#card img")
+        assert page.tab.locator(".thumb").count() < 60  # those in sight
+        assert page.js("document.querySelector('#sheet').offsetHeight") > 100_000
+        start = time.monotonic()
+        for _ in range(10):
+            page.tab.keyboard.press("a")
+        page.until("cryosam.picks.verdicts.filter((v) => v === 'accepted').length === 10")
+        assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])
+def test_everything_fits(open_page: Callable[..., Page], ball_run: RunStore, size: tuple[int, int]) -> None:
+    with Server(found(ManyPicks(ball_run), 2)) as server:
+        page = open_page(server.url, size)
+        for step in ("click", "find", "review", "export"):
+            page.tab.click(f"#step-{step}")
+            page.settled()
+            too_wide = """[...document.querySelectorAll("body, #side, #panel, #toolbar, #steps, #card, main")]
+              .filter((e) => !e.hidden && e.scrollWidth > e.clientWidth + 1).map((e) => e.id || e.tagName)"""
+            assert page.js(too_wide) == []
+            assert page.js("document.querySelector('#toolbar').offsetHeight") < 45
+            assert page.js("document.querySelector('#stage').offsetHeight") > 400
+
+
 # All steps ------------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +232,7 @@ def simulation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tup
     write_simulation(folder / "tomo.mrc", "ribosome", changes, count=10, truth=folder / "truth.csv", species="ribosome")
     truth = pd.read_csv(folder / "truth.csv")
     inside = truth[truth.z.between(13, 36) & truth.y.between(14, 90) & truth.x.between(14, 106)]
-    return folder / "tomo.mrc", [tuple(int(round(v)) for v in row) for row in inside[["z", "y", "x"]].to_numpy()]
+    return folder / "tomo.mrc", [tuple(round(float(v)) for v in row) for row in inside[["z", "y", "x"]].to_numpy()]
 
 
 def test_from_the_first_click_to_the_exported_file(
@@ -140,9 +269,13 @@ def test_from_the_first_click_to_the_exported_file(
         # 3: the similarity map
         tab.click("#like")
         page.until("cryosam.snapshot.kinds[0].similarity && !cryosam.snapshot.job")
+<<<<<<< HEAD
         tab.evaluate(
             """() => { const s = document.querySelector("#threshold"); s.value = "0"; s.dispatchEvent(new Event("input")); }"""
         )
+=======
+        tab.fill("#threshold", "0")
+>>>>>>> view
         page.settled()
         yellow = page.picture()[..., 2].astype(int)
         tab.uncheck("#showSimilarity")

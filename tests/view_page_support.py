@@ -29,19 +29,23 @@ XY, YZ, XZ = 0, 1, 2
 
 
 class Page:
-    """A page of `cryosam view` in a browser, at a size in pixels."""
+    """A page of `cryosam view` in a browser, at a size in pixels.
 
-    def __init__(self, browser: Any, url: str, size: tuple[int, int] = (1280, 800)) -> None:
+    complete : whether all that the page asks for is there; otherwise it is neither waited for nor missed
+    """
+
+    def __init__(self, browser: Any, url: str, size: tuple[int, int] = (1280, 800), *, complete: bool = True) -> None:
         self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
         self.errors: list[str] = []
         self.tab.on("pageerror", lambda error: self.errors.append(f"{error}"))
         self.tab.on("response", self._note)
+        self.complete = complete
         self.tab.goto(url)
         self.until("cryosam?.viewer?.shape")
         self.settled()
 
     def _note(self, response: Any) -> None:
-        if response.status >= 400 and "/api/" not in response.url:
+        if self.complete and response.status >= 400 and "/api/" not in response.url:
             self.errors.append(f"{response.status} {response.url.partition('/data/')[2] or response.url[-60:]}")
 
     def js(self, expression: str) -> Any:
@@ -52,16 +56,16 @@ class Page:
         """Wait until an expression is true."""
         end = time.monotonic() + patience
         while not self.js(f"Boolean({expression})"):
-            assert time.monotonic() < end, f"never: {expression}; {self.errors}; {self.js('cryosam?.snapshot')}"
+            assert time.monotonic() < end, f"never: {expression}; {self.errors[:3]}"
             self.tab.wait_for_timeout(30)
 
     def settled(self) -> None:
         """Wait until everything in the viewer is loaded and drawn."""
         self.tab.wait_for_timeout(120)  # layers follow what the page shows a moment later
-        manager = "cryosam.viewer.viewer.layerManager.managedLayers"
-        self.until(
-            f"cryosam.viewer.viewer.isReady() && {manager}.length && !{manager}.some((l) => /^old/.test(l.name))"
-        )
+        if not self.complete:
+            return
+        layers = "cryosam.viewer.viewer.layerManager.managedLayers"
+        self.until(f"cryosam.viewer.viewer.isReady() && {layers}.length && {layers}.every((l) => !/^old/.test(l.name))")
         frames = "new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))"
         self.tab.evaluate(frames)
         self.tab.wait_for_timeout(50)
@@ -78,9 +82,14 @@ class Page:
     def panel(self, number: int) -> tuple[float, float, float, float]:
         """Left, top, width and height of a panel of slices, in pixels of the page."""
         boxes = self.tab.evaluate(
-            """() => { const frame = document.querySelector("#viewer"); const at = frame.getBoundingClientRect();
-            return [...frame.contentDocument.querySelectorAll(".neuroglancer-panel")].map((p) => {
-              const b = p.getBoundingClientRect(); return [b.left + at.left, b.top + at.top, b.width, b.height]; }); }"""
+            """() => {
+              const frame = document.querySelector("#viewer");
+              const at = frame.getBoundingClientRect();
+              return [...frame.contentDocument.querySelectorAll(".neuroglancer-panel")].map((panel) => {
+                const box = panel.getBoundingClientRect();
+                return [box.left + at.left, box.top + at.top, box.width, box.height];
+              });
+            }"""
         )
         return tuple(boxes[number])
 

@@ -34,6 +34,9 @@ MOST_DECISIONS = 10_000
 AUTOMATIC = "auto"
 REPORT = "report.html"
 
+SUFFIXES = {"relion4": ".star", "relion5": ".star", "warp": ".star", "stopgap": ".star", "eman2": ".json"}
+"""Of files whose format is not told by their suffix, by format."""
+
 
 def act(desk: Desk, name: str, body: Json) -> Json:
     """Do what a page asks for; returns what it is to know of that."""
@@ -354,7 +357,7 @@ def _ending(format: str) -> str:
     known = {**written, **LABEL_FORMATS, **MESH_FORMATS, "ome-zarr-0.4": (".zarr",)}
     if format not in known:
         raise InputError(f"unknown format {format[:20]!r}; expected {', '.join([*known, 'query'])}")
-    suffix = next(iter(known[format]), "")
+    suffix = next(iter(known[format]), SUFFIXES.get(format, ""))
     return suffix if suffix == f".{format}" else f".{format}{suffix}"
 
 

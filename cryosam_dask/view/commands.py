@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 
+from cryosam_dask.pipeline import settings_for
+from cryosam_dask.settings import Settings
 from cryosam_dask.store.clicks import Kind
 from cryosam_dask.view.state import KindState
 
@@ -21,18 +24,30 @@ def ingest(tomogram: str, url: str, reading: Sequence[str]) -> str:
     return command("ingest", tomogram, "--out", url, *reading)
 
 
-def features(url: str, models: str) -> str:
-    return command("features", url, "--models", models)
+def features(url: str, settings: Settings) -> str:
+    return command("features", url, *models(settings))
 
 
-def find(url: str, kind: Kind, state: KindState) -> list[str]:
+def models(settings: Settings) -> list[str]:
+    """The options for models, and for settings that are not those of the models."""
+    words = ["--models", settings.preset]
+    usual = settings_for(settings.preset).model_dump(mode="json")
+    for section, values in settings.model_dump(mode="json").items():
+        if isinstance(values, dict):
+            for name, value in values.items():
+                if value != usual[section][name]:
+                    words += ["--set", f"{section}.{name}={json.dumps(value)}"]
+    return words
+
+
+def find(url: str, kind: Kind, state: KindState, settings: Settings) -> list[str]:
     """The query, the matching and the segmentation of a kind."""
     name = ["--name", kind.name]
     points = [word for point in kind.points(True) for word in ("--point", place(point))]
     unlike = [word for point in kind.points(False) for word in ("--not", place(point))]
     lines = []
     if points:
-        lines.append(command("query", url, *name, *points, *unlike))
+        lines.append(command("query", url, *name, *points, *unlike, *models(settings)))
     if state.made:
         lines.append(command("match", url, *name, *([] if state.count is None else ["--count", state.count])))
         lines.append(command("segment", url, *name))

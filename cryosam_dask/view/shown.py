@@ -80,7 +80,7 @@ def _content(desk: Desk, store: RunStore) -> Json:
 def _first_commands(desk: Desk, features: bool) -> list[str]:
     lines = [commands.ingest(public(desk.tomogram), public(desk.url), actions.reading_options(desk.reading))]
     if features:
-        lines.append(commands.features(public(desk.url), desk.settings.preset))
+        lines.append(commands.features(public(desk.url), desk.settings))
     return lines if desk.tomogram else lines[1:]
 
 
@@ -105,7 +105,7 @@ def _kind(desk: Desk, store: RunStore, kind: Kind, state: KindState, ingested: b
         "decided": count,
     }
     url = public(desk.url)
-    lines = commands.find(url, kind, state)
+    lines = commands.find(url, kind, state, desk.settings)
     if decided:
         lines += _review_commands(desk, store, kind.name, state, decided)
     return shown, lines

@@ -129,6 +129,8 @@ class TomogramViewer {
       showScaleBar: true,
       showDefaultAnnotations: true,
       showSlices: true,
+      // A browser opens six connections to a server. Clicks and decisions must not wait behind slices and surfaces.
+      concurrentDownloads: 4,
       hideCrossSectionBackground3D: true,
       crossSectionBackgroundColor: "#0b0d10",
       projectionBackgroundColor: "#0b0d10",
