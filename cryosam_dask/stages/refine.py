@@ -155,19 +155,22 @@ def _direction(
     smaller, and by what factor the threshold must be.
 
     The query itself is worth `BELIEF` accepted examples, and the tomogram's mean as many rejected ones, so that few
-    decisions change little. As there are more, the direction is less that between means and more the discriminant.
+    decisions change little. The more was rejected, the less it is the direction between means and the more the
+    discriminant. Where nothing was, the direction is the mean of what was accepted.
     """
     mean = volume.mean.astype(float)
     own = mean if settings["center"] else np.zeros_like(mean)
     # features of particles differ in length by their contrast; similarities do not see lengths
     wanted, unwanted = (_unit(part - own) for part in (features[accepted], features[~accepted]))
     centre, background = _unit((query - own)[None])[0], _unit((mean - own)[None])[0]
-    count = len(features)
     plus = np.concatenate([np.repeat(centre[None], round(BELIEF), axis=0), wanted])
     minus = np.concatenate([np.repeat(background[None], round(BELIEF), axis=0), unwanted])
     samples = [_unit(_sample(volume, ratio) - own) for ratio in settings["ratios"]]
     covariance = np.cov(samples[-1], rowvar=False)
-    w = discriminant(plus, minus, covariance, shrinkage=BELIEF / (BELIEF + count))
+    if len(unwanted):
+        w = discriminant(plus, minus, covariance, shrinkage=BELIEF / (BELIEF + len(unwanted)))
+    else:
+        w = _unit(plus.mean(axis=0))
     before = float(np.median(plus @ centre))
     scale = float(np.clip(np.median(plus @ w) / max(before, 1e-6), *FACTORS))
     factor = min(_as_many(sample @ centre, sample @ w, settings["tau_sim"]) for sample in samples)

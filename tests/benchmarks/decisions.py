@@ -29,6 +29,7 @@ from click_conditions import CONDITIONS, conditions_of, shape_of
 from click_report import append_row, read_rows
 from click_truth import Case, case, clicks_of
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from stand_in import STAND_IN, stand_in
 
 from cryosam_dask.errors import CryosamError, InputError
@@ -57,16 +58,28 @@ class Reviewer:
 
     def decide(self, driver: Driver, name: str, count: int, order: str) -> list[Decision]:
         """Verdicts about the next places, as they are ranked now; fewer where there are no more."""
-        among = driver.candidates(name)
-        kept = peaks.non_maximum_suppression(among.points, among.scores, among.radius)
-        points, scores = among.points[kept], among.scores[kept]
+        points, scores = self._places(driver, name)
         told = np.array([d.position for d in reviews.standing(driver.store, name)], float).reshape(-1, 3)
         known = np.concatenate([told, driver.store.read(layout.query_array(name, "points"))])
-        new = ~propose.near(points, known, max(among.radius, reviews.radius(driver.store, name)))
+        new = ~propose.near(points, known, reviews.radius(driver.store, name) / reviews.REACH)
         points, scores = points[new], scores[new]
         by = -scores if order == "score" else np.abs(scores - _cut(driver, name))
         chosen = points[np.argsort(by, kind="stable")[:count]]
         return [Decision(0, (z, y, x), self.verdict((z, y, x))) for z, y, x in chosen.tolist()]
+
+    def _places(self, driver: Driver, name: str) -> tuple[Float64, Float64]:
+        """What is shown: the picks, and candidates that were not proposed, a particle's radius apart; with the scores
+        that candidates have."""
+        reach = reviews.radius(driver.store, name) / reviews.REACH
+        among = driver.candidates(name)
+        table = picks.read(driver.store, name)
+        points, scores = table[["z", "y", "x"]].to_numpy(float), table["score"].to_numpy(float)
+        distance, nearest = cKDTree(among.points).query(points) if len(among.points) else (np.ones(0), [])
+        scores = np.where(distance <= reach, among.scores[nearest], scores) if len(distance) else scores
+        far = ~propose.near(among.points, points, reach)
+        kept = peaks.non_maximum_suppression(among.points[far], among.scores[far], reach)
+        points = np.concatenate([points, among.points[far][kept]])
+        return points, np.concatenate([scores, among.scores[far][kept]])
 
     def verdict(self, place: Any) -> reviews.Verdict:
         return "accepted" if np.linalg.norm(self.centres - place, axis=1).min() <= self.radius else "rejected"
@@ -144,7 +157,7 @@ class Trial:
     def _corrected(self, found: tuple[Float64, Float64], decided: list[Decision]) -> tuple[Float64, Float64]:
         """Picks without those that were rejected, and with all that were accepted, at the score 1."""
         positions, scores = found
-        reach = reviews.radius(self.driver.store, self.name)
+        reach = reviews.radius(self.driver.store, self.name) / reviews.REACH
         for verdict in ("rejected", "accepted"):
             places = np.array([d.position for d in decided if d.verdict == verdict], float).reshape(-1, 3)
             away = ~propose.near(positions, places, reach)
@@ -166,7 +179,7 @@ def _run(options: argparse.Namespace) -> None:
             for condition in options.conditions:
                 settings = CONDITIONS[condition].settings(options.split, index, options.shape)
                 tomogram = case(options.work, condition, settings)
-                for kind in CONDITIONS[condition].kinds(settings):
+                for kind in options.kinds or CONDITIONS[condition].kinds(settings):
                     for number, click in enumerate(clicks_of(tomogram, kind, options.clicks)):
                         about = {"condition": condition, "seed": settings.seed, "kind": kind, "click": number}
                         about |= {"split": options.split, "models": options.models, "shape": list(options.shape)}
@@ -238,6 +251,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("decision-benchmark"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--conditions", nargs="+", default=["crowded", "phantoms-crowded"], metavar="NAME")
+    parser.add_argument("--kinds", nargs="+", metavar="NAME")
     parser.add_argument("--split", choices=["tune", "held-out"], default="tune")
     parser.add_argument("--seeds", type=int, default=1, help="tomograms of each condition")
     parser.add_argument("--clicks", type=int, default=1)
