@@ -16,7 +16,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.kernels.decisions import agreed, corrected
 from cryosam_dask.kernels.discriminant import discriminant
-from cryosam_dask.pipeline import Driver, settings_for
+from cryosam_dask.pipeline import Driver, refine, settings_for
 from cryosam_dask.pipeline.integrity import verify
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
 from cryosam_dask.stages import borrow, learned, query_file
@@ -262,6 +262,25 @@ def test_what_was_learned_goes_with_the_query(run: tuple[SimulatedTomogram, Path
     query_file.write(dataclasses.replace(loan, params=broken), tmp_path / "broken.json")
     with pytest.raises(InputError):
         query_file.read(tmp_path / "broken.json")
+
+
+def test_kinds_that_competed_compete_again(tmp_path: Path) -> None:
+    """One of two kinds is refined: both are segmented together, also where refining had been interrupted."""
+    simulated, out = _simulated(), tmp_path / "run.zarr"
+    points = {kind: simulated.centres(kind)[:1] for kind in ("ribosome", "other")}
+    settings = settings_for("texture+random-walker", {"match.count": 6, "match.structure": "particle"})
+    cs.run(simulated.tomogram, points, out, settings=settings, workers=0, voxel_size=10.0)
+    driver = Driver(out, SerialExecutor())
+    table = picks.read(driver.store, "ribosome")
+    cs.review(out, "ribosome", accept=table["instance"][:2], reject=table["instance"][-1:])
+    assert driver.refine("ribosome") == ["ribosome", "other"]
+    assert set(refine(driver, "ribosome")) == {"ribosome", "other"}  # as if it had been killed before it found
+    assert picks.kinds(driver.store, "ribosome") == picks.kinds(driver.store, "other") == ["ribosome", "other"]
+    labels = [driver.store.read(layout.labels(kind)) > 0 for kind in points]
+    assert labels[0].any()
+    assert labels[1].any()
+    assert not (labels[0] & labels[1]).any()
+    assert verify(str(out)).sound
 
 
 def test_nothing_decided_is_one_line(run: tuple[SimulatedTomogram, Path]) -> None:

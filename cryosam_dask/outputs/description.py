@@ -24,8 +24,9 @@ def describe(run: str | Path) -> dict[str, Any]:
             "from": attributes.get("from"),
             "negatives": attributes.get("negatives", []),
             "kinds": picks.kinds(store, name),
-            "decisions": len(reviews.standing(store, name)) if name in reviewed else 0,
         }
+        if name in reviewed:
+            queries[name]["decisions"] = len(reviews.standing(store, name))
     stages = {name: {"done": done, "units": count} for name, (done, count) in chain.progress(store).items()}
     return {
         "run": store.url,
@@ -56,7 +57,7 @@ def describe_in_words(described: dict[str, Any]) -> str:
         unlike = f", negative points: {len(query['negatives'])}" if query["negatives"] else ""
         others = ", ".join(other for other in query["kinds"] if other != name)
         told = f", told apart from {others}" if others else ""
-        told += f", {query['decisions']} decisions" if query["decisions"] else ""
+        told += f", {query['decisions']} decisions" if query.get("decisions") else ""
         lines.append(f"query        {name}: {count}, segmenter {models}{origin}{unlike}{told}")
     for name, stage in described["stages"].items():
         declared = chain.declaration_of(name)

@@ -45,6 +45,10 @@ LEAST = 0.01
 
 FACTORS = (0.05, 1.0)
 
+STEPS, WEAKEST = 4, 0.3
+"""So many shares of shrinkage are tried until similarities with the direction, and the threshold, are at least this
+part of what they were: of features that are not centred, a discriminant may have next to nothing in common."""
+
 SAMPLES, SIDE = 32, 6
 """Boxes of so many cells a side whose features say how features vary in the tomogram."""
 
@@ -167,14 +171,15 @@ def _direction(
     minus = np.concatenate([np.repeat(background[None], round(BELIEF), axis=0), unwanted])
     samples = [_unit(_sample(volume, ratio) - own) for ratio in settings["ratios"]]
     covariance = np.cov(samples[-1], rowvar=False)
-    if len(unwanted):
-        w = discriminant(plus, minus, covariance, shrinkage=BELIEF / (BELIEF + len(unwanted)))
-    else:
-        w = _unit(plus.mean(axis=0))
-    before = float(np.median(plus @ centre))
-    scale = float(np.clip(np.median(plus @ w) / max(before, 1e-6), *FACTORS))
-    factor = min(_as_many(sample @ centre, sample @ w, settings["tau_sim"]) for sample in samples)
-    return (own + w * float(np.linalg.norm(query - own))).astype(np.float32), scale, min(scale, factor)
+    before = max(float(np.median(plus @ centre)), 1e-6)
+    shares = np.linspace(BELIEF / (BELIEF + len(unwanted)), 1, STEPS if len(unwanted) else 0)
+    for w in [*(discriminant(plus, minus, covariance, share) for share in shares), _unit(plus.mean(axis=0))]:
+        scale = float(np.median(plus @ w)) / before
+        factor = min(_as_many(sample @ centre, sample @ w, settings["tau_sim"]) for sample in samples)
+        if min(scale, factor) >= WEAKEST:
+            break
+    towards = (own + w * float(np.linalg.norm(query - own))).astype(np.float32)
+    return towards, float(np.clip(scale, *FACTORS)), float(np.clip(min(scale, factor), *FACTORS))
 
 
 def _as_many(before: Float64, after: Float64, threshold: float) -> float:
@@ -184,7 +189,7 @@ def _as_many(before: Float64, after: Float64, threshold: float) -> float:
     share = max(float(np.mean(before >= threshold)), LEAST)
     if threshold <= 0:
         return 1.0
-    return float(np.clip(np.quantile(after, 1 - share) / threshold, *FACTORS))
+    return float(np.quantile(after, 1 - share)) / threshold
 
 
 def _sample(volume: FeatureVolume, ratio: int) -> Float64:
