@@ -47,7 +47,7 @@ class Camera:
 
     def keep(self, name: str) -> None:
         """A picture for the documentation."""
-        self.picture().quantize(128).save(self.folder / f"view-{name}.png", optimize=True)
+        self.picture().quantize(256).save(self.folder / f"view-{name}.png", optimize=True)
 
     def frame(self) -> None:
         """A frame of the animated picture."""

@@ -8,6 +8,9 @@ import { job, kind, page, redraw, send } from "./state.js";
 /** The last cut on its way to the run: what is searched for next goes by it. */
 let saving = Promise.resolve();
 
+/** Scores come with five digits. */
+const ROUNDING = 1e-5;
+
 function slider(id, words, value, set, format = (v) => v.toFixed(2)) {
   const output = h("output", {}, format(value));
   const input = h("input", {
@@ -95,7 +98,7 @@ export function findPanel(panel, goOn) {
   }
 
   function tell() {
-    const count = page.candidates?.scores.filter((score) => score >= cut).length ?? 0;
+    const count = page.candidates?.scores.filter((score) => score >= cut - ROUNDING).length ?? 0;
     saved.textContent = `${plural(count, "candidate")} of ${page.candidates?.scores.length ?? 0} kept, from a score of ${cut?.toFixed(3)}`;
   }
 

@@ -36,7 +36,7 @@ export function sort(again = false) {
       (i) => picks.instances[i] && picks.verdicts[i] !== "added" && (!review.onlyOpen || verdictOf(i) === "undecided"),
     )
     .sort((a, b) => worth[b] - worth[a]);
-  if (selectedIndex() < 0) select(review.order.find((i) => verdictOf(i) === "undecided") ?? review.order[0], false);
+  if (selectedIndex() < 0) select(review.order.find((i) => verdictOf(i) === "undecided") ?? review.order[0]);
 }
 
 /** Look at a pick. */
