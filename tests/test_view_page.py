@@ -133,7 +133,7 @@ def test_a_decision_counts_when_it_is_saved_and_not_before(open_page: Callable[.
     with Server(session) as server:
         page = open_page(server.url, complete=False)
         page.tab.click("#step-review")
-        page.tab.wait_for_selector("#card img")
+        page.tab.wait_for_selector("#card .facts")
         page.tab.route("**/api/review", lambda route: route.abort())
         page.tab.keyboard.press("a")
         page.tab.keyboard.press("r")
@@ -193,7 +193,7 @@ def test_ten_thousand_picks_and_fifty_kinds(open_page: Callable[..., Page], ball
     with Server(session) as server:
         page = open_page(server.url, complete=False)
         page.tab.click("#step-review")
-        page.tab.wait_for_selector("#card img")
+        page.tab.wait_for_selector("#card .facts")
         assert page.tab.locator(".thumb").count() < 60  # those in sight
         assert page.js("document.querySelector('#sheet').offsetHeight") > 100_000
         start = time.monotonic()

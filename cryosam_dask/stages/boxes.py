@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosam_dask.geometry import Box, bounds, box_slices
+from cryosam_dask.geometry import Box
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool, Float32, Shape3
@@ -83,8 +83,6 @@ class Boxes:
         if step > 1:
             from scipy import ndimage
 
-            own = bounds(mask)  # a window is mostly empty
-            low, mask = low + np.array([a for a, _ in own]), mask[box_slices(own)]
             soft = np.pad(mask.astype(np.float32), 1)
             fine = ndimage.zoom(soft, step, order=1, mode="nearest", grid_mode=True) >= 0.5
             mask = fine[step:-step, step:-step, step:-step]

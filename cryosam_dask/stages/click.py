@@ -6,6 +6,7 @@ comes to are embedded, in memory.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cryosam_dask import geometry
 from cryosam_dask.kernels.extent import extent
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.kernels.propagation import Propagation
@@ -21,15 +23,20 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info, volume_info
 from cryosam_dask.models.threads import compute_alone
 from cryosam_dask.settings import PropagationSettings, Settings
-from cryosam_dask.stages import doubts, embed, segment_volume, sight
+from cryosam_dask.stages import doubts, segment_volume, sight
 from cryosam_dask.stages.embed import Plane
+from cryosam_dask.stages.sampling import Sample
+from cryosam_dask.store import layout
 from cryosam_dask.store.instances import as_box
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array, Point
+from cryosam_dask.types import Array, Axis, Point
 
 KEPT = 384 << 20
 """Bytes of planes that are kept for clicks nearby."""
 
+
+HELD = 128 << 20
+"""Bytes of neighbouring slices that are held; of each axis twice."""
 
 WAYS = 8
 """In which a click is looked at, at most."""
@@ -56,6 +63,7 @@ class Looker:
     def __init__(self, store: RunStore, settings: Settings, device: str, threads: int = 2) -> None:
         self._store, self._settings, self._device = store, settings, device
         self._planes: OrderedDict[Plane, tuple[NDArray[np.uint8], Array]] = OrderedDict()
+        self._samples: dict[tuple[Axis, int], Sample] = {}
         self._bytes = 0
         self._pool = ThreadPoolExecutor(max(1, min(WAYS, threads)), "click", initializer=compute_alone)
 
@@ -125,15 +133,29 @@ class Looker:
         """A plane and its embedding, as the store would keep it."""
         if plane not in self._planes:
             segmenter = get_segmenter(chosen.segmenter, self._device, chosen.precision)
-            axis, index = plane
-            dtype = segmenter_info(chosen.segmenter).embedding_dtype
-            ((_, image, embedding),) = embed.embedded(self._store, segmenter, axis, [index], chosen.plane_thickness)
-            self._planes[plane] = image, embedding.astype(dtype)
+            image = self._sample(plane, chosen.plane_thickness).grey([plane[1]])
+            embedding = np.asarray(segmenter.embed(image)[0])
+            self._planes[plane] = image[0], embedding.astype(segmenter_info(chosen.segmenter).embedding_dtype)
             self._bytes += sum(array.nbytes for array in self._planes[plane])
             while self._bytes > KEPT and len(self._planes) > 1:
                 self._bytes -= sum(array.nbytes for array in self._planes.popitem(last=False)[1])
         self._planes.move_to_end(plane)
         return self._planes[plane]
+
+    def _sample(self, plane: Plane, thickness: int) -> Sample:
+        """Slices around a plane, as many of its row of chunks as are held: to decode that row once is most of it."""
+        axis, index = plane
+        across = geometry.axis_index(axis)
+        row = layout.CHUNK[across]
+        most = min(row, max(1, HELD // (4 * math.prod(geometry.plane_shape(self._store.shape, axis)))))
+        first = index // row * row + index % row // most * most
+        if (axis, first) not in self._samples:
+            last = min(first + most, index // row * row + row, self._store.shape[across])
+            before = [key for key in self._samples if key[0] == axis]
+            if len(before) == 2:  # walkers go both ways, and come to two rows in turn
+                del self._samples[before[0]]
+            self._samples[axis, first] = Sample(self._store, axis, range(first, last), thickness)
+        return self._samples[axis, first]
 
     def _is_particle(self, instance: Instance | None) -> bool:
         told = self._settings.match.structure

@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.models.cache import get_segmenter
@@ -26,7 +25,7 @@ from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkO
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array, Axis, Json, PromptedSegmenter, Shape3
+from cryosam_dask.types import AXES, Axis, Json, Shape3
 
 NAME = "embeddings"
 BUNDLE = 8
@@ -153,20 +152,12 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     segmenter = get_segmenter(settings["segmenter"], context.device, settings["precision"])
     axis: Axis = unit.params["axis"]
     indices = [int(i) for i in unit.params["planes"]]
-    for index, plane, embedding in embedded(store, segmenter, axis, indices, settings["plane_thickness"]):
-        store.array(layout.planes(axis))[index] = plane
-        store.array(layout.embeddings(axis))[index] = embedding
-    return None
-
-
-def embedded(
-    store: RunStore, segmenter: PromptedSegmenter, axis: Axis, indices: Sequence[int], thickness: int
-) -> Iterator[tuple[int, NDArray[np.uint8], Array]]:
-    """Planes of one axis, one by one: index, image (rows, columns), embedding."""
-    sample = Sample(store, axis, indices, thickness)
+    sample = Sample(store, axis, indices, settings["plane_thickness"])
     for index in indices:
         plane = sample.grey([index])
-        yield index, plane[0], np.asarray(segmenter.embed(plane)[0])
+        store.array(layout.planes(axis))[index] = plane[0]
+        store.array(layout.embeddings(axis))[index] = np.asarray(segmenter.embed(plane)[0])
+    return None
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:

@@ -110,7 +110,8 @@ def of_click(store: RunStore, chosen: Clicked, prompt: int) -> Instance | None:
 def _instance(boxes: Boxes, prompt: int, low: NDArray[np.int64], mask: Bool, quality: float) -> Instance | None:
     if not mask.any():
         return None
-    low, mask = boxes.mask_to_voxels(low, mask)
+    tight = geometry.bounds(mask)  # a window is mostly empty
+    low, mask = boxes.mask_to_voxels(low + np.array([a for a, _ in tight]), mask[geometry.box_slices(tight)])
     if not mask.any():
         return None
     own = geometry.bounds(mask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -10,28 +9,24 @@ from typing import Any
 import numpy as np
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.pipeline import Driver
 from cryosam_dask.stages import propose
-from cryosam_dask.store import layout, picks
-from cryosam_dask.store.clicks import Click, Kind, check_color, new_id, next_color
+from cryosam_dask.store import picks
+from cryosam_dask.store.clicks import Kind
 from cryosam_dask.store.pages import no_space
 from cryosam_dask.store.reviews import VERDICTS, Decision
 from cryosam_dask.store.run_store import RunStore, check_name
-from cryosam_dask.types import Json, Point
-from cryosam_dask.view import commands
+from cryosam_dask.types import Json
+from cryosam_dask.view import bodies, click_actions, commands
+from cryosam_dask.view.click_actions import AUTOMATIC, adopting
 from cryosam_dask.view.desk import Desk
 from cryosam_dask.view.jobs import BusyError
 from cryosam_dask.view.state import same_clicks
 from cryosam_dask.view.status import NotThereError
 
-MOST_CLICKS = 1000
-"""Of one kind."""
-
 MOST_DECISIONS = 10_000
 """In one request."""
 
-AUTOMATIC = "auto"
 REPORT = "report.html"
 
 SUFFIXES = {"relion4": ".star", "relion5": ".star", "warp": ".star", "stopgap": ".star", "eman2": ".json"}
@@ -70,99 +65,6 @@ def reading_options(reading: Json) -> list[str]:
     return words
 
 
-# Kinds and clicks -----------------------------------------------------------------------------------------------------
-
-
-def _add_kind(desk: Desk, body: Json) -> Json:
-    store, name = desk.need_store(), _text(body, "name")
-    check_name(name)
-    kinds = desk.clicks(store).kinds
-    if name.casefold() in {known.casefold() for known in kinds}:
-        raise InputError(f"{name}: there is a kind of that name; choose another")
-    if name == layout.KINDS:
-        raise InputError(f"{name}: the image of all kinds is called so; choose another name")
-    if len(kinds) >= layout.MOST_KINDS:
-        raise InputError(f"{len(kinds)} kinds: there can't be more in one run")
-    color = body.get("color")
-    chosen = next_color(kind.color for kind in kinds.values()) if color is None else check_color(str(color))
-    desk.log(store).write([{"do": "kind", "kind": name, "color": chosen}])
-    return {"name": name, "color": chosen}
-
-
-def _rename_kind(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body, "name")
-    to = check_name(_text(body, "to"))
-    if desk.kind_state(store, kind.name).begun:
-        raise InputError(f"{kind.name}: has a query, which keeps its name; add a kind of the other name")
-    others = {known.casefold() for known in desk.clicks(store).kinds if known != kind.name}
-    if to.casefold() in others or to == layout.KINDS:
-        raise InputError(f"{to}: the name is taken; choose another")
-    desk.log(store).write([{"do": "rename", "kind": kind.name, "to": to}])
-    return {}
-
-
-def _remove_kind(desk: Desk, body: Json) -> Json:
-    """What the run has of the kind stays there; a kind of that name, added again, has it."""
-    store, kind = _kind(desk, body, "name")
-    for click in kind.clicks:
-        desk.previews.forget(click.id)
-    desk.log(store).write([*_adopting(desk, store, kind), {"do": "remove", "kind": kind.name}])
-    return {}
-
-
-def _add_click(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
-    position = _position(store, body.get("position"))
-    if len(kind.clicks) >= MOST_CLICKS:
-        raise InputError(f"{kind.name}: has {MOST_CLICKS} clicks, of which a few are enough; take some back")
-    if position in [click.position for click in kind.clicks]:
-        raise InputError(f"{kind.name}: this very place was clicked before; click another particle")
-    click = Click(new_id(), position, bool(body.get("positive", True)))
-    told = {"id": click.id, "position": list(position), "positive": click.positive}
-    event = {"do": "click", "kind": kind.name, **told}
-    desk.log(store).write([*_adopting(desk, store, kind), event])
-    return {"id": click.id}
-
-
-def _undo_click(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
-    if not kind.clicks:
-        raise InputError(f"{kind.name}: no click to take back")
-    return _without(desk, store, kind, kind.clicks[-1].id)
-
-
-def _remove_click(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
-    wanted = _text(body, "id")
-    if wanted not in [click.id for click in kind.clicks]:
-        raise NotThereError(f"{kind.name}: no click {wanted[:20]!r} any more")
-    return _without(desk, store, kind, wanted)
-
-
-def _without(desk: Desk, store: RunStore, kind: Kind, click: str) -> Json:
-    desk.previews.forget(click)
-    desk.log(store).write([*_adopting(desk, store, kind), {"do": "unclick", "kind": kind.name, "id": click}])
-    return {"id": click}
-
-
-def _adopting(desk: Desk, store: RunStore, kind: Kind) -> list[Json]:
-    """Events that write down a kind of a query that was made without the page, before anything of it changes."""
-    if kind.name in desk.log(store).read().kinds:
-        return []
-    told = [{"id": c.id, "position": list(c.position), "positive": c.positive} for c in kind.clicks]
-    first = {"do": "kind", "kind": kind.name, "color": kind.color}
-    return [first, *({"do": "click", "kind": kind.name, **each} for each in told)]
-
-
-def _cut(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
-    cut = body.get("cut")
-    chosen = None if cut in (None, AUTOMATIC) else _number(body, "cut")
-    event = {"do": "cut", "kind": kind.name, "cut": chosen, "count": None}
-    desk.log(store).write([*_adopting(desk, store, kind), event])
-    return {}
-
-
 # Jobs -----------------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +83,7 @@ def _features(desk: Desk, body: Json) -> Json:
 
 
 def _like(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
+    store, kind = bodies.kind_of(desk, body)
     _check_clicked(desk, store, kind)
     asked = {"kind": kind.name}
     desk.start(words_of("like", asked), "like", asked, lambda driver: _query(desk, kind.name, driver()))
@@ -189,19 +91,19 @@ def _like(desk: Desk, body: Json) -> Json:
 
 
 def _find(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
+    store, kind = bodies.kind_of(desk, body)
     _check_clicked(desk, store, kind)
     asked: Json = {"kind": kind.name}
     event: Json = {"do": "cut", "kind": kind.name, "cut": kind.cut, "count": kind.count}
     if body.get("count") == AUTOMATIC or body.get("cut") == AUTOMATIC:
         event |= {"cut": None, "count": None}
     elif body.get("count") is not None:
-        event |= {"cut": None, "count": _whole(body, "count")}
+        event |= {"cut": None, "count": bodies.whole(body, "count")}
     elif body.get("cut") is not None:
-        event |= {"cut": _number(body, "cut"), "count": None}
+        event |= {"cut": bodies.number(body, "cut"), "count": None}
     desk.jobs.check_free()
     if (event["cut"], event["count"]) != (kind.cut, kind.count):
-        desk.log(store).write([*_adopting(desk, store, kind), event])
+        desk.log(store).write([*adopting(desk, store, kind), event])
 
     def work(driver: Callable[[], Driver]) -> None:
         runner = driver()
@@ -214,7 +116,7 @@ def _find(desk: Desk, body: Json) -> Json:
 
 
 def _learn(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
+    store, kind = bodies.kind_of(desk, body)
     if not desk.decided(store, kind.name):
         raise InputError(f"{kind.name}: nothing was decided about its picks; accept or reject some first")
     asked = {"kind": kind.name}
@@ -294,7 +196,7 @@ def _report(desk: Desk, body: Json) -> Json:
 
 
 def _review(desk: Desk, body: Json) -> Json:
-    store, kind = _kind(desk, body)
+    store, kind = bodies.kind_of(desk, body)
     told = body.get("decisions")
     if not isinstance(told, list) or not 0 < len(told) <= MOST_DECISIONS:
         raise InputError(f"decisions: expected a list of 1 to {MOST_DECISIONS}")
@@ -317,13 +219,13 @@ def _decision(store: RunStore, told: Any) -> Decision:
     instance = told.get("instance") or 0
     if not isinstance(instance, int) or isinstance(instance, bool) or not 0 <= instance < 2**32:
         raise InputError(f"instance {str(instance)[:20]}: expected a whole number")
-    return Decision(instance, _position(store, told.get("position")), verdict)
+    return Decision(instance, bodies.position_of(store, told.get("position")), verdict)
 
 
 def _export(desk: Desk, body: Json) -> Json:
     from cryosam_dask import outputs
 
-    store, wished = desk.need_store(), _text(body, "format")
+    store, wished = desk.need_store(), bodies.text(body, "format")
     wanted = body.get("kind")
     names = [check_name(str(wanted))] if wanted is not None else picks.names(store)
     if not names:
@@ -361,56 +263,8 @@ def _ending(format: str) -> str:
     return suffix if suffix == f".{format}" else f".{format}{suffix}"
 
 
-# Bodies ---------------------------------------------------------------------------------------------------------------
-
-
-def _kind(desk: Desk, body: Json, key: str = "kind") -> tuple[RunStore, Kind]:
-    """The run, and the kind that a body names."""
-    store, name = desk.need_store(), _text(body, key)
-    kinds = desk.clicks(store).kinds
-    if name not in kinds:
-        raise NotThereError(f"no kind {name[:64]!r}; there are: {', '.join(list(kinds)[:10]) or 'none yet'}")
-    return store, kinds[name]
-
-
-def _text(body: Json, key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{key}: expected a text, got {str(value)[:40]!r}")
-    return value
-
-
-def _number(body: Json, key: str) -> float:
-    value = body.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{key}: expected a number, got {str(value)[:40]!r}")
-    return float(value)
-
-
-def _whole(body: Json, key: str) -> int:
-    value = _number(body, key)
-    if value != int(value) or not 1 <= value <= 10_000_000:
-        raise InputError(f"{key}: expected a whole number of 1 or more, got {value:g}")
-    return int(value)
-
-
-def _position(store: RunStore, value: Any) -> Point:
-    """A position (z, y, x) in the tomogram."""
-    numbers = value if isinstance(value, list) and len(value) == 3 else []
-    if not numbers or any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers):
-        raise InputError(f"position {str(value)[:60]}: expected three numbers [z, y, x]")
-    z, y, x = check_points(np.array([numbers], float), store.shape)[0].tolist()
-    return z, y, x
-
-
 ACTIONS: dict[str, Callable[[Desk, Json], Json]] = {
-    "kind/add": _add_kind,
-    "kind/rename": _rename_kind,
-    "kind/remove": _remove_kind,
-    "click/add": _add_click,
-    "click/undo": _undo_click,
-    "click/remove": _remove_click,
-    "cut": _cut,
+    **click_actions.ACTIONS,
     "ingest": _ingest,
     "features": _features,
     "like": _like,
