@@ -269,13 +269,7 @@ def test_from_the_first_click_to_the_exported_file(
         # 3: the similarity map
         tab.click("#like")
         page.until("cryosam.snapshot.kinds[0].similarity && !cryosam.snapshot.job")
-<<<<<<< HEAD
-        tab.evaluate(
-            """() => { const s = document.querySelector("#threshold"); s.value = "0"; s.dispatchEvent(new Event("input")); }"""
-        )
-=======
         tab.fill("#threshold", "0")
->>>>>>> view
         page.settled()
         yellow = page.picture()[..., 2].astype(int)
         tab.uncheck("#showSimilarity")

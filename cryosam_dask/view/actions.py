@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,8 +124,8 @@ def _learn(desk: Desk, body: Json) -> Json:
     def work(driver: Callable[[], Driver]) -> None:
         runner = driver()
         with runner.command(f"refine {kind.name}"):
-            runner.refine(kind.name)
-            _search(desk, kind.name, runner)
+            together = runner.refine(kind.name)
+            _search(desk, kind.name, runner, together)
 
     desk.start(words_of("learn", asked), "learn", asked, work)
     return {}
@@ -144,8 +144,11 @@ def _query(desk: Desk, name: str, driver: Driver) -> None:
         driver.compare(name)
 
 
-def _search(desk: Desk, name: str, driver: Driver) -> None:
-    """Rank the candidates of a kind, cut them where the person chose to, and segment what is left."""
+def _search(desk: Desk, name: str, driver: Driver, together: Sequence[str] = ()) -> None:
+    """Rank the candidates of a kind, cut them where the person chose to, and segment what is left.
+
+    together : the kinds that compete; else those that the picks competed with
+    """
     kind = desk.clicks(driver.store).kinds[name]
     count = kind.count
     if kind.cut is not None:
@@ -156,7 +159,7 @@ def _search(desk: Desk, name: str, driver: Driver) -> None:
         driver.choose(name, count)
     else:
         driver.match(name)
-    kinds = picks.kinds(driver.store, name)
+    kinds = together or picks.kinds(driver.store, name)
     driver.segment(kinds if len(kinds) > 1 else name)
 
 

@@ -31,9 +31,7 @@ def diameter_nm(voxels: float, voxel_size: Point) -> float:
 
 def radius_of(state: KindState) -> float:
     """Voxels within which two decisions are about the same particle."""
-    if state.size <= 0:
-        return reviews.SAME_PLACE
-    return max(reviews.SAME_PLACE, 0.5 * geometry.equivalent_radius(state.size))
+    return reviews.same_place(state.size) if state.size > 0 else reviews.SAME_PLACE
 
 
 def candidates(store: RunStore, name: str) -> Json:
