@@ -5,7 +5,8 @@
     python tests/benchmarks/decisions.py --report FILE …
 
 One click finds a kind in a simulated tomogram (`click_conditions`). Then the reviewer decides on 5, 10, 20 and 40
-places, the next ones each time by their score, or by doubt: those nearest to the cut, above it and below. After each
+places, the next ones each time by their score, or by doubt: those nearest to the cut, above it and below; or by doubt,
+and one in five is a particle that no pick is at, which the reviewer clicks ("missing"). After each
 step the query is refined, matched and segmented. Beside it, from the same decisions by score: "alone", the first result
 with what was rejected taken out and what was accepted put in; and "averaged", the paper's way: what was accepted is
 prompted too, and the query is the mean; what was rejected is taken out.
@@ -45,7 +46,10 @@ from cryosam_dask.store.reviews import Decision
 Row = dict[str, Any]
 Float64 = NDArray[np.float64]
 STEPS = (5, 10, 20, 40)
-ORDERS = ("score", "doubt")
+ORDERS = ("score", "doubt", "missing")
+MISSING = 5
+"""One in so many decisions is a missing particle, where these are added."""
+
 SHAPE = "64,192,192"
 
 
@@ -64,8 +68,16 @@ class Reviewer:
         new = ~propose.near(points, known, reviews.radius(driver.store, name) / reviews.REACH)
         points, scores = points[new], scores[new]
         by = -scores if order == "score" else np.abs(scores - _cut(driver, name))
-        chosen = points[np.argsort(by, kind="stable")[:count]]
-        return [Decision(0, (z, y, x), self.verdict((z, y, x))) for z, y, x in chosen.tolist()]
+        added = self._missing(driver, name, known)[: count // MISSING] if order == "missing" else np.empty((0, 3))
+        chosen = points[np.argsort(by, kind="stable")[: count - len(added)]]
+        out = [Decision(0, (z, y, x), self.verdict((z, y, x))) for z, y, x in chosen.tolist()]
+        return out + [Decision(0, (z, y, x), "added") for z, y, x in added.tolist()]
+
+    def _missing(self, driver: Driver, name: str, known: Float64) -> Float64:
+        """Centres (n, 3) of particles that no pick and nothing known (k, 3) is at."""
+        table = picks.read(driver.store, name)
+        there = np.concatenate([table[["z", "y", "x"]].to_numpy(float), known])
+        return self.centres[~propose.near(self.centres, there, self.radius)]
 
     def _places(self, driver: Driver, name: str) -> tuple[Float64, Float64]:
         """What is shown: the picks, and candidates that were not proposed, a particle's radius apart; with the scores
@@ -135,11 +147,11 @@ class Trial:
             driver.segment(name)
             row = {"order": order, "decisions": step, "seconds": round(time.perf_counter() - begun, 1)}
             decided = reviews.standing(driver.store, name)
-            row |= {"accepted": sum(d.verdict == "accepted" for d in decided), "decided": len(decided)}
+            row |= {"accepted": sum(d.verdict != "rejected" for d in decided), "decided": len(decided)}
             write(row | {"way": "refined", **self.reviewer.figures(*self._picks(name))})
             write(row | {"way": "alone", **self.reviewer.figures(*self._corrected(first, decided))})
             if order == "score":
-                accepted = [list(d.position) for d in decided if d.verdict == "accepted"]
+                accepted = [list(d.position) for d in decided if d.verdict != "rejected"]
                 self._find("averaged", [self.click, *accepted])
                 averaged = self._corrected(self._picks("averaged"), decided)
                 write(row | {"way": "averaged", **self.reviewer.figures(*averaged)})
@@ -158,8 +170,8 @@ class Trial:
         """Picks without those that were rejected, and with all that were accepted, at the score 1."""
         positions, scores = found
         reach = reviews.radius(self.driver.store, self.name) / reviews.REACH
-        for verdict in ("rejected", "accepted"):
-            places = np.array([d.position for d in decided if d.verdict == verdict], float).reshape(-1, 3)
+        for wrong in (True, False):
+            places = np.array([d.position for d in decided if (d.verdict == "rejected") == wrong], float).reshape(-1, 3)
             away = ~propose.near(positions, places, reach)
             positions, scores = positions[away], scores[away]
         return np.concatenate([positions, places]), np.concatenate([scores, np.ones(len(places))])
