@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 KEPT = 2000
 """Masks that are kept; more clicks than that are looked at again when they are shown."""
+
+REPLACED = 16
+"""Masks that were replaced or taken back, and are kept for pages that have just been told of them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Previews:
         self._changed, self._asked_device = changed, device
         self._waiting: OrderedDict[str, Point] = OrderedDict()
         self._known: OrderedDict[str, Preview] = OrderedDict()
+        self._replaced: deque[Preview] = deque(maxlen=REPLACED)
         self._opened: tuple[RunStore, Settings] | None = None
         self._current = ""
         self._news = threading.Condition()
@@ -93,13 +97,14 @@ class Previews:
         """The mask of a version."""
         with self._news:
             known = self._known.get(version.partition(".")[0])
-            return known.mask if known is not None and known.version == version else None
+            every = [*self._replaced, *([] if known is None else [known])]
+            return next((preview.mask for preview in every if preview.version == version), None)
 
     def forget(self, click: str) -> None:
         """The click was taken back: it is not looked at any more."""
         with self._news:
             self._waiting.pop(click, None)
-            self._known.pop(click, None)
+            self._replace(click)
             if self._current == click:
                 self._current = ""
 
@@ -163,7 +168,12 @@ class Previews:
         with self._news:
             if self._current != click:
                 return
+            self._replace(click)
             self._known[click] = preview
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         self._changed()
+
+    def _replace(self, click: str) -> None:
+        if (known := self._known.pop(click, None)) is not None:
+            self._replaced.append(known)
