@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
-from whole_planes import WholePlanes, WholePlanesInfo
+from whole_planes import WholeBodies, WholePlanesInfo
 
 import cryosam_dask as cs
 from cryosam_dask import models
@@ -27,7 +27,7 @@ from cryosam_dask.settings import Settings
 from cryosam_dask.stages import structure
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Array, Float32, Prediction, PromptedSegmenter, SliceEncoder
+from cryosam_dask.types import Array, Float32, PromptedSegmenter, SliceEncoder
 
 SHAPE = (36, 64, 64)
 RADIUS = 6
@@ -68,18 +68,12 @@ class KnowingEncoder:
         return np.array(out, np.float32)
 
 
-class KnowingSegmenter(WholePlanes):
+class KnowingSegmenter(WholeBodies):
     """The connected body of one grey level that the point is in, with noise at its border."""
 
     name, identity = "knowing-bodies", "knowing-bodies-1"
 
-    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
-        masks = np.stack([self._body(embedding, point) for point in points])[:, None]
-        inside = np.stack([ndimage.distance_transform_edt(mask[0]) for mask in masks])[:, None]
-        confidence = np.where(masks, inside, -1).astype(np.float32)
-        return Prediction(masks, 0.9 * masks.any((2, 3)).astype(np.float32), confidence)
-
-    def _body(self, plane: Array, point: Float32) -> NDArray[np.bool_]:
+    def body(self, plane: Array, point: Float32) -> NDArray[np.bool_]:
         row, column = np.clip(np.rint(point).astype(int), 0, np.array(plane.shape) - 1)
         bodies, _ = ndimage.label(np.abs(plane.astype(int) - int(plane[row, column])) < 30)
         body = bodies == bodies[row, column]

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cryosam_dask.models.info import About, Cost
-from cryosam_dask.types import Array, Float32
+from cryosam_dask.types import Array, Float32, Prediction
 
 
 class _Planes:
@@ -37,6 +38,20 @@ class WholePlanes(_Planes):
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         best = logits.reshape(len(logits), -1).argmax(1)
         return np.stack(np.unravel_index(best, plane), 1).astype(np.float32)
+
+
+class WholeBodies(WholePlanes):
+    """One whose mask is a body: surest in the body's middle."""
+
+    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
+        masks = np.stack([self.body(embedding, point) for point in points])[:, None]
+        inside = np.stack([ndimage.distance_transform_edt(mask[0]) for mask in masks])[:, None]
+        confidence = np.where(masks, inside, -1).astype(np.float32)
+        return Prediction(masks, 0.9 * masks.any((2, 3)).astype(np.float32), confidence)
+
+    def body(self, plane: Array, point: Float32) -> NDArray[np.bool_]:
+        """The mask at a point (row, column)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ later decision about a place replaces an earlier one.
 from __future__ import annotations
 
 import getpass
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.store import layout, picks
-from cryosam_dask.store.arrays import MissingChunkError
-from cryosam_dask.store.pages import PAGE, PageWriter, new_writer
+from cryosam_dask.store.pages import PAGE, PageReader, PageWriter, new_writer
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Point
 
@@ -104,21 +102,13 @@ def _user() -> str:
 def read(store: RunStore, name: str) -> list[Decision]:
     """All decisions about a query's picks, in the order in which they were made; `StoreError` if some are damaged."""
     every: list[Decision] = []
-    for path in _pages(store, name):
-        try:
-            rows, attributes = store.read(path), store.array(path).attrs
-        except MissingChunkError:  # a page whose first row was not written to its end
-            continue
+    group = layout.reviews(name)
+    for _, rows, attributes in PageReader(store, group).pages() if group in store else ():
         by = str(attributes.get("by", ""))
         for instance, z, y, x, verdict, when in rows[rows[:, -1] > 0].tolist():
             if 0 <= verdict < len(VERDICTS):
                 every.append(Decision(int(instance), (z, y, x), VERDICTS[int(verdict)], by, when))
     return sorted(every, key=lambda decision: decision.when)
-
-
-def _pages(store: RunStore, name: str) -> list[str]:
-    every = store.names(layout.reviews(name)) if layout.reviews(name) in store else []
-    return [f"{layout.reviews(name)}/{page}" for page in every if re.fullmatch(r".+_\d{4}", page)]
 
 
 def current(decisions: Sequence[Decision], radius: float = SAME_PLACE) -> list[Decision]:

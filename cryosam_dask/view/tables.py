@@ -45,21 +45,12 @@ def candidates(store: RunStore, name: str) -> Json:
     attributes = store.group(layout.proposals(name)).attrs
     given, radius = int(str(attributes["given"])), float(str(attributes["nms_radius"]))
     kept = {tuple(point) for point in proposed[given:].tolist()}
-    clicked = _near(points, proposed[:given], radius)
+    clicked = propose.near(points, proposed[:given], radius)
     states = [
         "prompt" if own else "kept" if tuple(point) in kept else "left out"
         for own, point in zip(clicked.tolist(), points.tolist(), strict=True)
     ]
     return {"positions": np.round(points, 2).tolist(), "scores": _rounded(scores), "states": states}
-
-
-def _near(points: Float64, prompts: Float64, radius: float) -> NDArray[np.bool_]:
-    from scipy.spatial import cKDTree
-
-    if not len(prompts) or not len(points):
-        return np.zeros(len(points), bool)
-    distance, _ = cKDTree(prompts).query(points)
-    return np.asarray(distance <= radius)
 
 
 def table(store: RunStore, name: str, state: KindState, decided: list[Decision]) -> Json:

@@ -22,11 +22,11 @@ from scipy import ndimage
 from cryosam_dask import models
 from cryosam_dask.models import catalog
 from cryosam_dask.models.info import About, Cost
-from cryosam_dask.types import Array, Float32, Prediction, PromptedSegmenter, SliceEncoder
+from cryosam_dask.types import Array, Float32, PromptedSegmenter, SliceEncoder
 
 sys.path.append(str(Path(__file__).parents[1]))  # what segmenters of tests have in common
 
-from whole_planes import WholePlanes, WholePlanesInfo
+from whole_planes import WholeBodies, WholePlanesInfo
 
 STAND_IN = "stand-in"
 CHANNELS = 48
@@ -71,18 +71,12 @@ def _vectors(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), loud / np.linalg.norm(loud, axis=1, keepdims=True)
 
 
-class _Segmenter(WholePlanes):
+class _Segmenter(WholeBodies):
     """The connected body of one grey level that the point is in."""
 
     name, identity = "bodies-of-voxels", "bodies-of-voxels-1"
 
-    def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
-        masks = np.stack([self._body(embedding, point) for point in points])[:, None]
-        inside = np.stack([ndimage.distance_transform_edt(mask[0]) for mask in masks])[:, None]
-        confidence = np.where(masks, inside, -1).astype(np.float32)
-        return Prediction(masks, 0.9 * masks.any((2, 3)).astype(np.float32), confidence)
-
-    def _body(self, plane: Array, point: Float32) -> NDArray[np.bool_]:
+    def body(self, plane: Array, point: Float32) -> NDArray[np.bool_]:
         row, column = np.clip(np.rint(point).astype(int), 0, np.array(plane.shape) - 1)
         bodies, _ = ndimage.label(np.abs(plane.astype(int) - int(plane[row, column])) < 8)
         body = bodies == bodies[row, column]
