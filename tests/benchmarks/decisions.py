@@ -1,7 +1,8 @@
 """What decisions are worth: a reviewer who knows the truth accepts and rejects places, and the query is refined.
 
     python tests/benchmarks/decisions.py --work FOLDER [--conditions crowded phantoms-crowded] [--split held-out]
-        [--seeds 1] [--clicks 1] [--shape 64,192,192] [--models builtin|stand-in] [--out FILE]
+        [--seeds 1] [--clicks 1] [--shape 64,192,192] [--models builtin|stand-in] [--orders score doubt missing]
+        [--out FILE]
     python tests/benchmarks/decisions.py --report FILE …
 
 One click finds a kind in a simulated tomogram (`click_conditions`). Then the reviewer decides on 5, 10, 20 and 40
@@ -123,18 +124,13 @@ class Trial:
     click: list[float]
     name: str = "trial"
 
-    def run(self, write: Callable[[Row], None]) -> None:
+    def run(self, order: str, write: Callable[[Row], None]) -> None:
         self._forget(self.name)  # of a trial that was interrupted
         self._forget("averaged")
         self._find(self.name, [self.click])
         first = self._picks(self.name)
-        start = self.reviewer.figures(*first)
-        for order in ORDERS:
-            write({"way": "refined", "order": order, "decisions": 0, **start})
-        for order in ORDERS:
-            self._forget(self.name)
-            self._find(self.name, [self.click])
-            self._review(order, first, write)
+        write({"way": "refined", "order": order, "decisions": 0, **self.reviewer.figures(*first)})
+        self._review(order, first, write)
         self._forget(self.name)
 
     def _review(self, order: str, first: tuple[Float64, Float64], write: Callable[[Row], None]) -> None:
@@ -185,7 +181,7 @@ class Trial:
 def _run(options: argparse.Namespace) -> None:
     out = options.out or options.work / "decisions.jsonl"
     options.work.mkdir(parents=True, exist_ok=True)
-    done = {_key(row) for row in read_rows(out) if row["decisions"] == STEPS[-1] and row.get("order") == ORDERS[-1]}
+    done = {(_key(row), row["order"]) for row in read_rows(out) if row["decisions"] == STEPS[-1]}
     with make_executor(0, uses_torch=False) as executor:
         for index in range(options.seeds):
             for condition in options.conditions:
@@ -195,19 +191,20 @@ def _run(options: argparse.Namespace) -> None:
                     for number, click in enumerate(clicks_of(tomogram, kind, options.clicks)):
                         about = {"condition": condition, "seed": settings.seed, "kind": kind, "click": number}
                         about |= {"split": options.split, "models": options.models, "shape": list(options.shape)}
-                        if _key(about) not in done:
+                        if left := [order for order in options.orders if (_key(about), order) not in done]:
                             trial = _trial(options, executor, tomogram, kind, list(map(float, click.point)))
-                            _tried(trial, about, out)
+                            _tried(trial, left, about, out)
 
 
-def _tried(trial: Trial, about: Row, out: Path) -> None:
+def _tried(trial: Trial, orders: list[str], about: Row, out: Path) -> None:
     def write(row: Row) -> None:
         append_row(out, about | row)
         said = f"{row['way']} by {row['order']}, {row['decisions']} decisions: F1 {row['f1']:.3f}, AP {row['ap']:.3f}"
         print(f"{about['condition']}, {about['kind']}, {said}, {row.get('seconds', 0):.0f} s", flush=True)
 
     try:
-        trial.run(write)
+        for order in orders:
+            trial.run(order, write)
     except InputError as error:  # a click on which nothing can be segmented
         print(f"{about['condition']}, {about['kind']}: {error}", flush=True)
 
@@ -234,7 +231,7 @@ def report(rows: list[Row]) -> str:
     head = [*(f"{n} decisions" for n in (0, *STEPS)), "of the missing, by 20", "worse by 20"]
     lines = [f"| models | way | order | {' | '.join(head)} |", "|" + "---|" * (len(head) + 3)]
     groups = dict.fromkeys((r["models"], r["way"], r["order"]) for r in rows)
-    start = {(_key(r)): r for r in rows if r["decisions"] == 0}
+    start = {_key(r): r for r in rows if r["decisions"] == 0}
     for models, way, order in sorted(groups, key=lambda g: (g[0], ("alone", "averaged", "refined").index(g[1]), g[2])):
         own = [r for r in rows if (r["models"], r["way"], r["order"]) == (models, way, order)]
         trials = {_key(r) for r in own if r["decisions"] == STEPS[-1]}
@@ -269,6 +266,7 @@ def main() -> None:
     parser.add_argument("--clicks", type=int, default=1)
     parser.add_argument("--shape", default=SHAPE)
     parser.add_argument("--models", default="builtin", help=f"or {STAND_IN}")
+    parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
     parser.add_argument("--report", nargs="+", type=Path, metavar="FILE", help="print a table of what is in files")
     options = parser.parse_args()
     try:
