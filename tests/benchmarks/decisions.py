@@ -64,14 +64,21 @@ class Reviewer:
     def decide(self, driver: Driver, name: str, count: int, order: str) -> list[Decision]:
         """Verdicts about the next places, as they are ranked now; fewer where there are no more."""
         points, scores = self._places(driver, name)
-        told = np.array([d.position for d in reviews.standing(driver.store, name)], float).reshape(-1, 3)
+        standing = reviews.standing(driver.store, name)
+        told = np.array([d.position for d in standing], float).reshape(-1, 3)
         known = np.concatenate([told, driver.store.read(layout.query_array(name, "points"))])
         new = ~propose.near(points, known, reviews.radius(driver.store, name) / reviews.REACH)
         points, scores = points[new], scores[new]
         by = -scores if order == "score" else np.abs(scores - _cut(driver, name))
         added = self._missing(driver, name, known)[: count // MISSING] if order == "missing" else np.empty((0, 3))
         chosen = points[np.argsort(by, kind="stable")[: count - len(added)]]
-        out = [Decision(0, (z, y, x), self.verdict((z, y, x))) for z, y, x in chosen.tolist()]
+        right = np.array([d.verdict != "rejected" for d in standing], bool)
+        taken = np.concatenate([told[right], driver.store.read(layout.query_array(name, "points"))])
+        out = []
+        for place in chosen:
+            verdict = self.verdict(place, taken)
+            out.append(Decision(0, (float(place[0]), float(place[1]), float(place[2])), verdict))
+            taken = np.concatenate([taken, place[None]]) if verdict == "accepted" else taken
         return out + [Decision(0, (z, y, x), "added") for z, y, x in added.tolist()]
 
     def _missing(self, driver: Driver, name: str, known: Float64) -> Float64:
@@ -81,8 +88,8 @@ class Reviewer:
         return self.centres[~propose.near(self.centres, there, self.radius)]
 
     def _places(self, driver: Driver, name: str) -> tuple[Float64, Float64]:
-        """What is shown: the picks, and candidates that were not proposed, a particle's radius apart; with the scores
-        that candidates have."""
+        """What is shown: the picks, and candidates that were not proposed, a particle's radius apart and not on one that
+        a pick outlines already; with the scores that candidates have."""
         reach = reviews.radius(driver.store, name) / reviews.REACH
         among = driver.candidates(name)
         table = picks.read(driver.store, name)
@@ -90,12 +97,21 @@ class Reviewer:
         distance, nearest = cKDTree(among.points).query(points) if len(among.points) else (np.ones(0), [])
         scores = np.where(distance <= reach, among.scores[nearest], scores) if len(distance) else scores
         far = ~propose.near(among.points, points, reach)
+        far &= ~self._outlined(among.points, points)
         kept = peaks.non_maximum_suppression(among.points[far], among.scores[far], reach)
         points = np.concatenate([points, among.points[far][kept]])
         return points, np.concatenate([scores, among.scores[far][kept]])
 
-    def verdict(self, place: Any) -> reviews.Verdict:
-        return "accepted" if np.linalg.norm(self.centres - place, axis=1).min() <= self.radius else "rejected"
+    def _outlined(self, places: Float64, points: Float64) -> NDArray[np.bool_]:
+        """Whether places (n, 3) are on particles that points (m, 3) are on, too."""
+        there = self.centres[propose.near(self.centres, points, self.radius)]
+        return propose.near(places, there, self.radius)
+
+    def verdict(self, place: Float64, taken: Float64) -> reviews.Verdict:
+        """Right on a particle that none of the places (k, 3) that were right before is on."""
+        distance = np.linalg.norm(self.centres - place, axis=1)
+        free = ~propose.near(self.centres, taken, self.radius)
+        return "accepted" if (distance[free] <= self.radius).any() else "rejected"
 
     def figures(self, positions: Float64, scores: Float64) -> Row:
         result = evaluate_picks(positions, scores, self.centres, self.radius)
