@@ -88,8 +88,8 @@ class Reviewer:
         return self.centres[~propose.near(self.centres, there, self.radius)]
 
     def _places(self, driver: Driver, name: str) -> tuple[Float64, Float64]:
-        """What is shown: the picks, and candidates that were not proposed, a particle's radius apart and not on one that
-        a pick outlines already; with the scores that candidates have."""
+        """What is shown: the picks, and candidates that were not proposed, a particle's radius apart and not on one
+        that a pick outlines; with the scores that candidates have."""
         reach = reviews.radius(driver.store, name) / reviews.REACH
         among = driver.candidates(name)
         table = picks.read(driver.store, name)
