@@ -243,7 +243,8 @@ def _key(row: Row) -> str:
 
 def report(rows: list[Row]) -> str:
     """A Markdown table: means over trials of F1 (and AP) after so many decisions, and what was taken of what was
-    missing from F1 = 1 after 20."""
+    missing from F1 = 1 after 20. Of a trial that was interrupted and run again the later rows count."""
+    rows = list({(_key(r), r["way"], r["order"], r["decisions"]): r for r in rows}.values())
     head = [*(f"{n} decisions" for n in (0, *STEPS)), "of the missing, by 20", "worse by 20"]
     lines = [f"| models | way | order | {' | '.join(head)} |", "|" + "---|" * (len(head) + 3)]
     groups = dict.fromkeys((r["models"], r["way"], r["order"]) for r in rows)
