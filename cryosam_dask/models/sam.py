@@ -53,6 +53,8 @@ class SamSegmenter:
     batch : prompts decoded together; by default what suits the device, with its free memory
     """
 
+    decoder: type[MaskDecoder] = MaskDecoder
+
     def __init__(
         self,
         model: Any,
@@ -69,7 +71,7 @@ class SamSegmenter:
         self._model = model.to(device).eval().requires_grad_(False)
         self.batch = batch or prompts_together(device)
         fuse(self._model.image_encoder)
-        self._decoder = MaskDecoder(self._model)
+        self._decoder = self.decoder(self._model)
         self._size = int(model.image_encoder.img_size)
         self._threshold = float(model.mask_threshold)
         rows, columns = model.prompt_encoder.image_embedding_size
@@ -114,7 +116,7 @@ class SamSegmenter:
 
         if plane.dtype != np.uint8:
             raise ValueError(f"{self.name}: planes are {plane.dtype}, expected uint8")
-        height, width = resized_shape(plane.shape, self._size)
+        height, width = self.frame(plane.shape)
         # The three channels are equal and resized one by one, so one is enough.
         grey = np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
         with torch.inference_mode(), device_memory(self.name, self.device):
@@ -156,7 +158,7 @@ class SamSegmenter:
         """Scores (b, 3) and logits (b, 3, h, w) of b prompts in one pass of the decoder."""
         import torch
 
-        resized = resized_shape(plane, self._size)
+        resized = self.frame(plane)
         scale = np.array([resized[1] / plane[1], resized[0] / plane[0]])
         xy = np.asarray(points, np.float64)[:, ::-1] * scale  # SAM's points are (x, y)
         coordinates = torch.as_tensor(xy, dtype=torch.float32, device=self.device)[:, None]
@@ -167,13 +169,21 @@ class SamSegmenter:
         low, scores = self._decoder.decode(image, coordinates, labels, previous)
         return scores, low
 
+    def frame(self, plane: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of the model's image that a plane (A, B) fills."""
+        return resized_shape(plane, self._size)
+
+    def sides(self, plane: tuple[int, int]) -> tuple[sam_masks.Side, sam_masks.Side]:
+        """How the plane's rows and columns are made of the logits'."""
+        rows, columns = (
+            sam_masks.side(length, resized, self._size, cells)
+            for length, resized, cells in zip(plane, self.frame(plane), self._logits_shape, strict=True)
+        )
+        return rows, columns
+
     def enlarge(self, logits: Float32, plane: tuple[int, int]) -> Window:
         """The mask of logits (h, w) in the plane's pixels, in the window that they reach."""
-        rows, cols = (
-            sam_masks.side(length, resized, self._size, cells)
-            for length, resized, cells in zip(plane, resized_shape(plane, self._size), logits.shape, strict=True)
-        )
-        return sam_masks.enlarge(logits, rows, cols, self._threshold)
+        return sam_masks.enlarge(logits, *self.sides(plane), self._threshold)
 
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32 in the plane's frame.
@@ -181,7 +191,7 @@ class SamSegmenter:
         Only logits centred on the image are looked at, never those on the padding; the first of equal ones wins.
         This is the place where `predict` draws the logit; `SamPredictor` puts points up to half a pixel from it.
         """
-        resized = resized_shape(plane, self._size)
+        resized = self.frame(plane)
         cell = self._size / self._logits_shape[0]
         rows, columns = (max(1, int(np.ceil(length / cell - 0.5))) for length in resized)
         best = logits[:, :rows, :columns].reshape(len(logits), -1).argmax(1)
