@@ -1,8 +1,8 @@
 """MobileSAM: timm's TinyViT as the image encoder of SAM, whose prompt encoder and mask decoder stay as they are.
 
-MobileSAM's TinyViT differs from timm's in its last stage, which keeps the grid of the one before (1/16 of the image), and
-has SAM's neck instead of a classifier (Zhang et al., Faster Segment Anything, 2023). Everything else, frames included, is
-SAM's: `sam.SamSegmenter` serves.
+MobileSAM's TinyViT differs from timm's in its last stage, which keeps the grid of the one before (1/16 of the image),
+and has SAM's neck instead of a classifier (Zhang et al., Faster Segment Anything, 2023). Everything else, frames
+included, is SAM's: `sam.SamSegmenter` serves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """SAM 2.1 on single planes, behind the `PromptedSegmenter` protocol.
 
-Frames. A plane (A, B) is stretched to the model's S × S pixels (1024), each side for itself, so nothing is padded. Logits
-are S / 4 pixels square and cover the plane; they come to its pixels in one bilinear step. Planes, points and the logits
-of the plane before go to the model as `SAM2ImagePredictor` sends them, so that results equal those of the public code.
+Frames. A plane (A, B) is stretched to the model's S × S pixels (1024), each side for itself, so nothing is padded.
+Logits are S / 4 pixels square and cover the plane; they come to its pixels in one bilinear step. Planes, points and the
+logits of the plane before go to the model as `SAM2ImagePredictor` sends them, so that results equal those of the public
+code.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ class Sam2MaskDecoder(MaskDecoder):
         self, image: torch.Tensor, coordinates: torch.Tensor, labels: torch.Tensor, previous: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (b, 3, h, w) and scores (b, 3) of b prompts; see `MaskDecoder.decode`."""
+        import torch
+
         channels = self._positions.shape[-1]
-        embedding, half, quarter = image.split([channels, channels, 2 * channels], -1)
+        embedding, *parts = torch.tensor_split(image, (channels, 2 * channels), -1)
+        half, quarter = (part.view(*part.shape[:2], 4, -1) for part in parts)
         previous = None if previous is None else previous.clamp(-LIMIT, LIMIT)
         there = self._decoder.obj_score_token.weight
         scores, tokens, keys = self._look(embedding, coordinates, labels, previous, (there,))
-        finer = half.unflatten(-1, (4, -1)), quarter.unflatten(-1, (4, -1))
-        return self._masks(tokens, keys, finer), scores
+        return self._masks(tokens, keys, (half, quarter)), scores
 
 
 class Sam2Segmenter(SamSegmenter):

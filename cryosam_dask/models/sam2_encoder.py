@@ -1,9 +1,9 @@
 """SAM 2's modules for single images: timm's Hiera, the neck and the convolutions that make of it what is decoded.
 
-What SAM 2 decodes from is in three resolutions: a pixel of the embedding (1/16 of the image), what is added to its 2 × 2
-parts (1/8), and to the 4 × 4 parts (1/4; Ravi et al., SAM 2, 2024, appendix D). All three are stored as one array on the
-embedding's grid: the parts of a pixel are channels, in the order in which the decoder makes them. The memory that SAM 2
-keeps of a video is not used: a walk from plane to plane takes the logits of the plane before as its prompt.
+What SAM 2 decodes from is in three resolutions: a pixel of the embedding (1/16 of the image), what is added to its
+2 × 2 parts (1/8), and to the 4 × 4 parts (1/4; Ravi et al., SAM 2, 2024). All three are stored as one array
+on the embedding's grid: the parts of a pixel are channels, in the order in which the decoder makes them. The memory
+that SAM 2 keeps of a video is not used: a walk from plane to plane takes the logits of the plane before as its prompt.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Sam2Encoder(nn.Module):
         )
 
 
-def _chained(first: nn.Conv2d, second: nn.Conv2d, x: Tensor) -> Tensor:
-    """Two 1 × 1 convolutions as one: with their 256 channels between them, they cost as much as a stage of the trunk."""
+def _chained(first: Any, second: Any, x: Tensor) -> Tensor:
+    """Two 1 × 1 convolutions as one, as nothing stands between them: a tenth of the work, and no C channels at 1/4."""
     matrix = second.weight.flatten(1)
     weight = (matrix @ first.weight.flatten(1))[:, :, None, None]
     return functional.conv2d(x, weight, matrix @ first.bias + second.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from segment_anything.modeling.common import LayerNorm2d
-from timm.models.tiny_vit import TinyVit
+from timm.models import tiny_vit
 from torch import Tensor, nn
 
 
@@ -22,7 +22,8 @@ class TinyEncoder(nn.Module):
         super().__init__()
         self.img_size = size
         # The class itself, as MobileSAM's own package puts its TinyViT in the place of timm's among timm's names.
-        self.trunk = TinyVit(num_classes=0, drop_path_rate=0.0, **shape)
+        build: Any = tiny_vit.TinyVit
+        self.trunk = build(num_classes=0, drop_path_rate=0.0, **shape)
         self.trunk.head = nn.Identity()
         self.trunk.stages[-1].downsample.conv2.conv.stride = (1, 1)
         self.neck = nn.Sequential(
