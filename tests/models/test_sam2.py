@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchvision.transforms import v2
 
 from cryosam_dask import models
 from cryosam_dask.errors import ModelError
-from cryosam_dask.models import registry, sam2, sam2_encoder
+from cryosam_dask.models import registry, sam2_encoder
 from cryosam_dask.models.sam2_catalog import SAM2S
 
 from .contract import PromptedSegmenterContract, noise, picture
@@ -77,8 +78,14 @@ def published() -> Any:
     """A Sam2Model of transformers of 128 × 128 pixels with random weights everywhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers import Sam2Config, Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2Model
-        from transformers import Sam2PromptEncoderConfig, Sam2VisionConfig
+        from transformers import (
+            Sam2Config,
+            Sam2HieraDetConfig,
+            Sam2MaskDecoderConfig,
+            Sam2Model,
+            Sam2PromptEncoderConfig,
+            Sam2VisionConfig,
+        )
 
     widths = [TRUNK["embed_dim"] << stage for stage in range(4)]
     backbone = Sam2HieraDetConfig(
@@ -116,6 +123,15 @@ def tiny(architecture: str = "") -> sam2_encoder.Sam2:
 
     encoder = sam2_encoder.Sam2Encoder(HieraDet(num_classes=0, **TRUNK), CHANNELS, SIZE)
     return sam2_encoder.Sam2(encoder, CHANNELS, HEADS, HIDDEN)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and wait for each other's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +183,9 @@ class Predictor:
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_click_and_the_walk_from_it_equal_the_published(segmenter: Any, reference: Any, plane: tuple[int, int]) -> None:
+def test_a_click_and_the_walk_from_it_equal_the_published(
+    segmenter: Any, reference: Any, plane: tuple[int, int]
+) -> None:
     points, before = clicks(plane, 3), None
     for index in range(3):  # planes one after the other, each with the logits of the one before
         grey = picture(plane, index)[0]
