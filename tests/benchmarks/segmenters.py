@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     grey = rng.integers(0, 256, (1, *plane), np.uint8)
     for dtype in options.dtypes:
         segmenter = random_segmenter(name, dtype, options.device)
-        wall, processor = best(lambda: segmenter.embed(grey), options.repeats)
+        wall, processor = best(partial(segmenter.embed, grey), options.repeats)
         row[dtype] = {
             "planes": round(1 / wall, 3),
             "cpu": round(processor, 2),
