@@ -76,9 +76,9 @@ class Sam2Segmenter(SamSegmenter):
         return self._size, self._size
 
     def sides(self, plane: tuple[int, int]) -> tuple[sam_masks.Side, sam_masks.Side]:
-        """How the plane's rows and columns are made of the logits'."""
+        """How the plane's rows and columns are made of the logits': in one step, so the image is as large as these."""
         rows, columns = (
-            sam_masks.direct_side(length, cells) for length, cells in zip(plane, self._logits_shape, strict=True)
+            sam_masks.side(length, cells, cells, cells) for length, cells in zip(plane, self._logits_shape, strict=True)
         )
         return rows, columns
 

@@ -56,16 +56,6 @@ def _taps(length: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.intp],
 
 
 @lru_cache(maxsize=32)
-def direct_side(length: int, cells: int) -> Side:
-    """From `cells` logits to the `length` pixels that they cover, in one step."""
-    low, high, part = _taps(length, cells)
-    weights = np.zeros((length, cells), np.float32)
-    np.add.at(weights, (np.arange(length), low), 1 - part)
-    np.add.at(weights, (np.arange(length), high), part)
-    return _side(weights)
-
-
-@lru_cache(maxsize=32)
 def side(length: int, resized: int, size: int, cells: int) -> Side:
     """From `cells` logits along the padded image of `size` pixels to `length` pixels, which fill `resized` of them."""
     low, high, part = _taps(size, cells)
@@ -74,12 +64,8 @@ def side(length: int, resized: int, size: int, cells: int) -> Side:
     np.add.at(image, (np.arange(size), high), part)
     low, high, part = _taps(length, resized)
     weights = ((1 - part)[:, None] * image[low] + part[:, None] * image[high]).astype(np.float32)
-    return _side(weights)
-
-
-def _side(weights: Float32) -> Side:
     held = weights > 0
-    return Side(weights, held.argmax(1), weights.shape[1] - 1 - held[:, ::-1].argmax(1))
+    return Side(weights, held.argmax(1), cells - 1 - held[:, ::-1].argmax(1))
 
 
 def enlarge(logits: Float32, rows: Side, cols: Side, threshold: float) -> Window:
