@@ -67,8 +67,8 @@ class Sam2:
         return 256, 256
 
     def embed_bytes(self, plane: tuple[int, int]) -> int:
-        # At its widest the first stage holds 256 × 256 tokens with their hidden layer of 4 × width, before and after its
-        # activation; the allocator keeps more. Measured with width 96 and 112.
+        # At its widest the first stage holds 256 × 256 tokens with their hidden layer of 4 × width, before and after
+        # its activation; the allocator keeps more. Measured with width 96 and 112.
         return 4 * 256**2 * 18 * self.width + 3 * 4 * 1024**2 + TORCH_BYTES
 
     def predict_bytes(self, plane: tuple[int, int], prompts: int) -> int:
