@@ -14,7 +14,7 @@ serve the planes in any order, a few at a time, store the state in between and g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -23,16 +23,31 @@ from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import plane_shape
-from cryosam_dask.kernels.candidates import candidates
+from cryosam_dask.kernels.candidates import candidates, held
 from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, squared_distance, unpack
 from cryosam_dask.settings import PropagationRules
-from cryosam_dask.types import AXES, Array, Axis, Candidates, Point, PromptedSegmenter, Shape3, Window
+from cryosam_dask.types import (
+    AXES,
+    Array,
+    Axis,
+    Candidates,
+    Logits,
+    MadeTogether,
+    Point,
+    PromptedSegmenter,
+    Shape3,
+    Window,
+)
 
 Reason = Literal["", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach"]
 REASONS: tuple[Reason, ...] = (
     "", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach",
 )  # fmt: skip
 """Why a walker has finished: "" while it is active; "forked" for a start plane's walker, which two others replace."""
+
+
+Image = NDArray[np.uint8]
+"""A plane of the tomogram in grey levels (rows, columns)."""
 
 
 class Reference(NamedTuple):
@@ -42,6 +57,14 @@ class Reference(NamedTuple):
     contrast: float
     row: float
     col: float
+
+
+class Choice(NamedTuple):
+    """A candidate's number, its mask, and what the start mask looks like; None under a rule that does not ask."""
+
+    m: int
+    patch: Patch
+    start: Reference | None
 
 
 @dataclass
@@ -59,7 +82,7 @@ class Walker:
     direction: int
     plane: int
     point: tuple[float, float]
-    logits: Window | None = None
+    logits: Logits | None = None
     reference: Reference | None = None
     last: Patch | None = None
     patches: list[Patch] = field(default_factory=list)
@@ -104,32 +127,34 @@ class Propagation:
         return need
 
     def step(
-        self, segmenter: PromptedSegmenter, axis: Axis, plane: int, embedding: Array, image: NDArray[np.uint8]
+        self, segmenter: PromptedSegmenter, axis: Axis, plane: int, embedding: Array, image: Image | Callable[[], Image]
     ) -> None:
         """Decode all walkers that wait for this plane, and move each one on or finish it.
 
-        embedding : the plane's embedding; image : (rows, columns) the plane that it was made from. A plane that
-        no walker waits for changes nothing.
+        embedding : the plane's embedding; image : (rows, columns) the plane that it was made from, or what gives it
+        where it is looked at. A plane that no walker waits for changes nothing.
         """
         size = plane_shape(self.shape, axis)
-        if image.shape != size:
-            raise ValueError(f"plane {axis} = {plane}: expected an image of shape {size}, found {image.shape}")
+        seen = _Seen(image, (axis, plane), size)
         waiting = [w for w in self.walkers if not w.finished and w.axis == axis and w.plane == plane]
-        count = max(1, segmenter.batch)
+        if not waiting:
+            return
+        count, there = max(1, segmenter.batch), held(segmenter, embedding)
         for fresh in (True, False):  # one call has either no logits or logits for all
             group = [w for w in waiting if (w.logits is None) == fresh]
             for batch in (group[i : i + count] for i in range(0, len(group), count)):
                 points = np.array([w.point for w in batch], np.float32)
                 logits = None if fresh else [w.logits for w in batch if w.logits]
-                for walker, proposed in zip(batch, candidates(segmenter, embedding, size, points, logits), strict=True):
-                    self._advance(walker, proposed, image)
+                proposed = candidates(segmenter, there, size, points, logits)
+                choices = _choose(batch, proposed, seen, self.settings)
+                for walker, candidate, choice in zip(batch, proposed, choices, strict=True):
+                    self._advance(walker, candidate, choice)
 
-    def _advance(self, walker: Walker, proposed: Candidates, image: NDArray[np.uint8]) -> None:
-        chosen, reason = _choose(walker, proposed, image, self.settings)
-        if chosen is None:
-            walker.finish(reason)
+    def _advance(self, walker: Walker, proposed: Candidates, choice: Choice | Reason) -> None:
+        if isinstance(choice, str):
+            walker.finish(choice)
             return
-        m, patch, reference = chosen
+        m, patch, reference = choice
         point, logits = proposed.peak(m), proposed.logits(m)
         walker.patches.append(patch)
         if walker.direction == 0:
@@ -225,31 +250,61 @@ class Propagation:
         return cls(points, (z, y, x), settings, walkers)
 
 
-def _choose(
-    walker: Walker, proposed: Candidates, image: NDArray[np.uint8], settings: PropagationRules
-) -> tuple[tuple[int, Patch, Reference | None] | None, Reason]:
-    """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was.
+class _Seen:
+    """The image of a plane, which is had when it is first looked at."""
 
-    The start's look is None under the plain rule, which has no use for it.
+    def __init__(self, image: Image | Callable[[], Image], plane: tuple[Axis, int], size: tuple[int, int]) -> None:
+        self._image, self._plane, self._size = image, plane, size
+        if not callable(image):
+            self._check(image)
+
+    @property
+    def image(self) -> Image:
+        if callable(self._image):
+            self._image = self._image()
+            self._check(self._image)
+        return self._image
+
+    def _check(self, image: Image) -> None:
+        axis, plane = self._plane
+        if image.shape != self._size:
+            raise ValueError(f"plane {axis} = {plane}: expected an image of shape {self._size}, found {image.shape}")
+
+
+def _choose(
+    batch: Sequence[Walker], proposed: Sequence[Candidates], seen: _Seen, settings: PropagationRules
+) -> list[Choice | Reason]:
+    """For each walker the best candidate that the rule allows, or why none was.
+
+    The best ones of all walkers are looked at together, then the second ones of those whose first was not allowed, …
     """
-    reason: Reason = "no candidate"
-    scores = proposed.scores
-    for m in np.argsort(-scores, kind="stable").tolist():
-        _, row, col, mask = proposed.mask(m)
-        patch = Patch.crop(mask, walker.plane, float(scores[m]), row, col)
-        if patch is None or (settings.max_area is not None and patch.area >= settings.max_area):
-            continue
-        if walker.last is not None and iou(patch, walker.last) <= settings.tau_iou:
-            continue
-        if settings.rule == "plain":
-            return (m, patch, None), ""
-        seen = Reference(patch.area, contrast(image, patch), *patch.centre())
-        start = walker.reference or seen
-        if failed := _unlike(seen, start, settings):
-            reason = failed
-            continue
-        return (m, patch, start), ""
-    return None, reason
+    ranked = [np.argsort(-candidate.scores, kind="stable").tolist() for candidate in proposed]
+    choices: list[Choice | Reason] = ["no candidate"] * len(batch)
+    undecided = list(range(len(batch)))
+    rank = 0
+    while undecided := [b for b in undecided if rank < len(ranked[b])]:
+        if isinstance(proposed, MadeTogether):
+            proposed.make([(b, ranked[b][rank]) for b in undecided], settings.max_area)
+        for b in undecided:
+            choices[b] = _allowed(batch[b], proposed[b], ranked[b][rank], seen, settings) or choices[b]
+        undecided = [b for b in undecided if isinstance(choices[b], str)]
+        rank += 1
+    return choices
+
+
+def _allowed(walker: Walker, proposed: Candidates, m: int, seen: _Seen, settings: PropagationRules) -> Choice | Reason:
+    """Candidate m if the rule allows it, or by which measure it does not; "" if by none of the guards'."""
+    _, row, col, mask = proposed.mask(m)
+    patch = Patch.crop(mask, walker.plane, float(proposed.scores[m]), row, col)
+    if patch is None or (settings.max_area is not None and patch.area >= settings.max_area):
+        return ""
+    if walker.last is not None and iou(patch, walker.last) <= settings.tau_iou:
+        return ""
+    if settings.rule == "plain":
+        return Choice(m, patch, None)
+    look = Reference(patch.area, contrast(seen.image, patch), *patch.centre())
+    start = walker.reference or look
+    return _unlike(look, start, settings) or Choice(m, patch, start)
 
 
 def _unlike(seen: Reference, start: Reference, settings: PropagationRules) -> Reason:
