@@ -154,7 +154,7 @@ def enlarge(
 
     Equal, but for rounding of the logits' values, to `Sam.postprocess_masks` on the whole plane.
 
-    numbers : of the logits; boxes : (numbers, 4) first and last row, first and last column of their cells, as from `look`
+    numbers : of the logits; boxes : (numbers, 4) first and last row, first and last column of their cells, by `look`
     max_area : masks of so many pixels or more are given as empty ones
     """
     rows, cols = frame.sides
