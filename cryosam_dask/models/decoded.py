@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from cryosam_dask.models import sam_masks
-from cryosam_dask.models.sam_masks import Frame
+from cryosam_dask.models.sam_masks import Placement
 from cryosam_dask.models.vit import device_memory
 from cryosam_dask.types import Array, Float32, Logits, Window
 
@@ -66,14 +66,13 @@ class DecodedBatch(Sequence["Decoded"]):
     ----------
     name, device : of the segmenter
     low : (B, M, h, w) float32 logits, and scores : (B, M) the model's own estimates of IoU, both on the device
-    frame : how the logits lie in the plane
+    place : how the logits lie in the plane
     """
 
-    def __init__(self, name: str, device: str, low: torch.Tensor, scores: torch.Tensor, frame: Frame) -> None:
-        self._name, self._device, self._frame = name, device, frame
+    def __init__(self, name: str, device: str, low: torch.Tensor, scores: torch.Tensor, place: Placement) -> None:
+        self._name, self._device, self._place = name, device, place
         self._count = low.shape[1]
         self._low = low.flatten(0, 1)
-        self._sides = frame.sides
         self._made: dict[int, tuple[Window, tuple[float, float]]] = {}
         self.scores: Float32 = np.asarray(scores.float().cpu().numpy())
 
@@ -98,9 +97,9 @@ class DecodedBatch(Sequence["Decoded"]):
 
         numbers = [b * self._count + m for b, m in wanted]
         with torch.inference_mode(), device_memory(self._name, self._device):
-            looked = sam_masks.look(self._low, numbers, self._frame)
-            masks = sam_masks.enlarge(self._low, numbers, looked[:, :4], self._frame, max_area)
-        rows, cols = self._sides
+            looked = sam_masks.look(self._low, numbers, self._place)
+            masks = sam_masks.enlarge(self._low, numbers, looked[:, :4], self._place, max_area)
+        rows, cols, _ = self._place
         for number, mask, (row, col) in zip(numbers, masks, looked[:, 4:].tolist(), strict=True):
             self._made[number] = mask, (rows.pixel(row), cols.pixel(col))
 

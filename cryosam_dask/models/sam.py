@@ -22,7 +22,7 @@ from cryosam_dask.models.decoded import Decoded, DecodedBatch, stacked
 from cryosam_dask.models.resizing import resize
 from cryosam_dask.models.sam_attention import fuse
 from cryosam_dask.models.sam_decoder import MaskDecoder
-from cryosam_dask.models.sam_masks import Frame
+from cryosam_dask.models.sam_masks import Placement, Side
 from cryosam_dask.models.vit import autocast, check_dtype, device_memory
 from cryosam_dask.types import Array, Float32, Logits, Prediction, Window
 
@@ -55,6 +55,8 @@ class SamSegmenter:
     batch : prompts decoded together; by default what suits the device, with its free memory
     """
 
+    decoder: type[MaskDecoder] = MaskDecoder
+
     def __init__(
         self,
         model: Any,
@@ -71,7 +73,7 @@ class SamSegmenter:
         self._model = model.to(device).eval().requires_grad_(False)
         self.batch = batch or prompts_together(device)
         fuse(self._model.image_encoder)
-        self._decoder = MaskDecoder(self._model)
+        self._decoder = self.decoder(self._model)
         self._size = int(model.image_encoder.img_size)
         self._threshold = float(model.mask_threshold)
         rows, columns = model.prompt_encoder.image_embedding_size
@@ -120,7 +122,7 @@ class SamSegmenter:
             raise ValueError(f"{self.name}: planes are {plane.dtype}, expected uint8")
         with torch.inference_mode(), device_memory(self.name, self.device):
             # The three channels are equal and resized one by one, so one is enough.
-            grey = resize(torch.tensor(plane, device=self.device), resized_shape(plane.shape, self._size))
+            grey = resize(torch.tensor(plane, device=self.device), self.frame(plane.shape))
             image = torch.zeros(1, 3, self._size, self._size, device=self.device)
             there = image[0, :, : grey.shape[0], : grey.shape[1]]
             torch.sub(grey, self._model.pixel_mean, out=there).div_(self._model.pixel_std)
@@ -169,7 +171,8 @@ class SamSegmenter:
                 before = None if logits is None else stacked(logits[chunk], self.device)
                 parts.append(self._decode(image, plane, points[chunk], before))
             scores, low = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*parts, strict=True))
-            return DecodedBatch(self.name, self.device, low, scores, self._frame(plane))
+            place = Placement(*self.sides(plane), self._threshold)
+            return DecodedBatch(self.name, self.device, low, scores, place)
 
     def _decode(
         self, image: torch.Tensor, plane: tuple[int, int], points: Float32, logits: torch.Tensor | None
@@ -177,7 +180,7 @@ class SamSegmenter:
         """Scores (b, 3) and logits (b, 3, h, w) of b prompts in one pass of the decoder."""
         import torch
 
-        resized = resized_shape(plane, self._size)
+        resized = self.frame(plane)
         scale = np.array([resized[1] / plane[1], resized[0] / plane[0]])
         xy = np.asarray(points, np.float64)[:, ::-1] * scale  # SAM's points are (x, y)
         coordinates = torch.as_tensor(xy, dtype=torch.float32, device=self.device)[:, None]
@@ -186,16 +189,26 @@ class SamSegmenter:
         low, scores = self._decoder.decode(image, coordinates, labels, previous)
         return scores, low
 
-    def _frame(self, plane: tuple[int, int]) -> Frame:
-        return Frame(plane, resized_shape(plane, self._size), self._size, self._logits_shape, self._threshold)
+    def frame(self, plane: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of the model's image that a plane (A, B) fills."""
+        return resized_shape(plane, self._size)
+
+    def sides(self, plane: tuple[int, int]) -> tuple[Side, Side]:
+        """How the plane's rows and columns are made of the logits'."""
+        rows, cols = (
+            sam_masks.side(length, resized, self._size, cells)
+            for length, resized, cells in zip(plane, self.frame(plane), self._logits_shape, strict=True)
+        )
+        return rows, cols
 
     def enlarge(self, logits: Float32, plane: tuple[int, int]) -> Window:
         """The mask of logits (h, w) in the plane's pixels, in the window that they reach."""
         import torch
 
-        low, frame = torch.tensor(np.asarray(logits, np.float32), device=self.device)[None], self._frame(plane)
+        low = torch.tensor(np.asarray(logits, np.float32), device=self.device)[None]
+        place = Placement(*self.sides(plane), self._threshold)
         with torch.inference_mode(), device_memory(self.name, self.device):
-            return sam_masks.enlarge(low, [0], sam_masks.look(low, [0], frame)[:, :4], frame)[0]
+            return sam_masks.enlarge(low, [0], sam_masks.look(low, [0], place)[:, :4], place)[0]
 
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32 in the plane's frame.
@@ -203,7 +216,7 @@ class SamSegmenter:
         Only logits centred on the image are looked at, never those on the padding; the first of equal ones wins.
         This is the place where `predict` draws the logit; `SamPredictor` puts points up to half a pixel from it.
         """
-        rows, cols = self._frame(plane).sides
+        rows, cols = self.sides(plane)
         best = logits[:, : rows.inside, : cols.inside].reshape(len(logits), -1).argmax(1)
         cells = np.stack(np.unravel_index(best, (rows.inside, cols.inside)), 1).tolist()
         return np.array([(rows.pixel(row), cols.pixel(col)) for row, col in cells], np.float32).reshape(-1, 2)

@@ -29,7 +29,8 @@ TILES = 512
 """Tiles that are made at a time: 8 MB in float32, and less than that again in between."""
 
 
-class Side(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Side:
     """How the plane's n pixels along one side are made of the logits.
 
     weights : (n, cells) float32; first, last : (n,) the first and the last cell of each pixel, both non-decreasing
@@ -80,53 +81,38 @@ def side(length: int, resized: int, size: int, cells: int) -> Side:
     return Side(weights, first, last, int((last[ends] - first).max()) + 1, inside, size / cells * (length / resized))
 
 
-@lru_cache(maxsize=16)
-def _weights(length: int, resized: int, size: int, cells: int, device: str) -> torch.Tensor:
+@lru_cache(maxsize=32)
+def _weights(of: Side, device: str) -> torch.Tensor:
     """A side's weights on a device, with zeros for what a tile has beyond the plane and beyond the cells."""
     import torch
 
-    of = side(length, resized, size, cells)
     return torch.from_numpy(np.pad(of.weights, ((0, TILE), (0, of.reach)))).to(device)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """How the logits of a plane lie in it.
+class Placement(NamedTuple):
+    """How logits lie in a plane: its rows and its columns by the logits', and what logits inside are above."""
 
-    plane, resized : shapes of the plane, and of its image; size : side of the padded image
-    cells : shape of the logits; threshold : logits above it are inside
-    """
-
-    plane: tuple[int, int]
-    resized: tuple[int, int]
-    size: int
-    cells: tuple[int, int]
+    rows: Side
+    cols: Side
     threshold: float
 
     @property
-    def sides(self) -> tuple[Side, Side]:
-        """Of the rows and of the columns."""
-        rows, cols = (side(n, r, self.size, c) for n, r, c in zip(self.plane, self.resized, self.cells, strict=True))
-        return rows, cols
-
-    def weights(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of the rows and of the columns on a device; see `_weights`."""
-        sides = zip(self.plane, self.resized, self.cells, strict=True)
-        rows, cols = (_weights(n, r, self.size, c, device) for n, r, c in sides)
-        return rows, cols
+    def plane(self) -> tuple[int, int]:
+        """Its shape."""
+        return len(self.rows.weights), len(self.cols.weights)
 
 
-def look(low: torch.Tensor, numbers: Sequence[int], frame: Frame) -> NDArray[np.int32]:
+def look(low: torch.Tensor, numbers: Sequence[int], place: Placement) -> NDArray[np.int32]:
     """Where some of (n, h, w) logits are positive, and most so: the box of the cells above the threshold and the
     greatest cell on the plane, as (numbers, 6) of first and last row, first and last column, row and column. Without a
     cell above the threshold the last ones are −1.
     """
     import torch
 
-    rows, cols = frame.sides
+    rows, cols, threshold = place
     # one after the other, so that a processor finds it in its cache the second time
     by_row, by_col = (torch.stack(v) for v in zip(*((low[i].amax(1), low[i].amax(0)) for i in numbers), strict=True))
-    ends = [e for values in (by_row, by_col) for e in _ends(values > frame.threshold)]
+    ends = [e for values in (by_row, by_col) for e in _ends(values > threshold)]
     which = torch.tensor(numbers, device=low.device)
     if cols.inside < low.shape[2]:  # the padding may hold a greater one
         by_row = torch.stack([low[i, :, : cols.inside].amax(1) for i in numbers])
@@ -147,7 +133,7 @@ def enlarge(
     low: torch.Tensor,
     numbers: Sequence[int],
     boxes: NDArray[np.int32],
-    frame: Frame,
+    place: Placement,
     max_area: int | None = None,
 ) -> list[Window]:
     """Masks of some of (n, h, w) logits, each in the window of the plane that cells above the threshold reach.
@@ -157,7 +143,7 @@ def enlarge(
     numbers : of the logits; boxes : (numbers, 4) first and last row, first and last column of their cells, by `look`
     max_area : masks of so many pixels or more are given as empty ones
     """
-    rows, cols = frame.sides
+    rows, cols, _ = place
     windows = [_window(box, rows, cols) for box in boxes.tolist()]
     tiles = np.array(
         [
@@ -168,7 +154,7 @@ def enlarge(
         ],
         np.int64,
     ).reshape(-1, 5)
-    areas, bits = _made(low, tiles, frame)
+    areas, bits = _made(low, tiles, place)
     counts = [-(-(r.stop - r.start) // TILE) * -(-(c.stop - c.start) // TILE) for r, c in windows]
     stops = np.cumsum(counts, dtype=int)
     out = []
@@ -176,8 +162,8 @@ def enlarge(
         own = slice(stop - count, stop)
         area = int(areas[own].sum())
         none = not area or (max_area is not None and area >= max_area)
-        empty = Window(frame.plane, 0, 0, np.zeros((0, 0), bool))
-        out.append(empty if none else _joined(bits[own], r, c, frame.plane))
+        empty = Window(place.plane, 0, 0, np.zeros((0, 0), bool))
+        out.append(empty if none else _joined(bits[own], r, c, place.plane))
     return out
 
 
@@ -198,14 +184,14 @@ def _joined(bits: NDArray[np.uint8], r: slice, c: slice, plane: tuple[int, int])
     return Window(plane, r.start, c.start, whole[: r.stop - r.start, : c.stop - c.start])
 
 
-def _made(low: torch.Tensor, tiles: NDArray[np.int64], frame: Frame) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def _made(low: torch.Tensor, tiles: NDArray[np.int64], place: Placement) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Areas (n,) and bits (n, TILE, TILE / 8) of tiles (n, 5): first row and column, rows and columns that are left of
     the window, the number of the logits."""
     import torch
 
     parts: list[torch.Tensor] = []
     for some in (tiles[i : i + TILES] for i in range(0, len(tiles), TILES)):
-        held = _tile_masks(low, some, frame)
+        held = _tile_masks(low, some, place)
         powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=low.device)
         bits = (held.view(torch.uint8).view(-1, TILE, TILE // 8, 8) * powers).sum(3, dtype=torch.uint8)
         area = held.sum((1, 2), dtype=torch.int32)[:, None].view(torch.uint8)
@@ -217,21 +203,21 @@ def _made(low: torch.Tensor, tiles: NDArray[np.int64], frame: Frame) -> tuple[ND
     return areas, both[:, 4:].reshape(-1, TILE, TILE // 8)
 
 
-def _tile_masks(low: torch.Tensor, tiles: NDArray[np.int64], frame: Frame) -> torch.Tensor:
+def _tile_masks(low: torch.Tensor, tiles: NDArray[np.int64], place: Placement) -> torch.Tensor:
     """Masks (n, TILE, TILE) of tiles as in `_made`."""
     import torch
 
-    rows, cols = frame.sides
+    rows, cols, threshold = place
     index = np.stack([*tiles.T, rows.first[tiles[:, 0]], cols.first[tiles[:, 1]]])[:, :, None]
     top, left, height, width, number, above, before = torch.from_numpy(index).to(low.device)
     pixel = torch.arange(TILE, device=low.device)
     above, before = (first + torch.arange(of.reach, device=low.device) for first, of in ((above, rows), (before, cols)))
-    down, along = frame.weights(str(low.device))
+    down, along = (_weights(of, str(low.device)) for of in (rows, cols))
     down = down[(top + pixel)[:, :, None], above[:, None]]
     along = along[(left + pixel)[:, None], before[:, :, None]]
     # cells beyond the last one have no weight
-    above, before = (cells.clamp_max(n - 1) for cells, n in zip((above, before), frame.cells, strict=True))
+    above, before = (cells.clamp_max(n - 1) for cells, n in zip((above, before), low.shape[1:], strict=True))
     logits = low[number[:, :, None], above[:, :, None], before[:, None]]
-    held: torch.Tensor = (down @ logits @ along) > frame.threshold
+    held: torch.Tensor = (down @ logits @ along) > threshold
     held &= (pixel < height)[:, :, None] & (pixel < width)[:, None]
     return held
