@@ -83,10 +83,13 @@ def side(length: int, resized: int, size: int, cells: int) -> Side:
 
 @lru_cache(maxsize=32)
 def _weights(of: Side, device: str) -> torch.Tensor:
-    """A side's weights on a device, with zeros for what a tile has beyond the plane and beyond the cells."""
+    """A side's weights on a device, for each first pixel and first cell of a tile: (n, cells − reach + 1, TILE, reach),
+    a view of one matrix, with zeros for what a tile has beyond the plane."""
     import torch
 
-    return torch.from_numpy(np.pad(of.weights, ((0, TILE), (0, of.reach)))).to(device)
+    return (
+        torch.from_numpy(np.pad(of.weights, ((0, TILE), (0, 0)))).to(device).unfold(0, TILE, 1).unfold(1, of.reach, 1)
+    )
 
 
 class Placement(NamedTuple):
@@ -147,13 +150,13 @@ def enlarge(
     windows = [_window(box, rows, cols) for box in boxes.tolist()]
     tiles = np.array(
         [
-            (row, col, r.stop - row, c.stop - col, number)
+            (row, col, number)
             for number, (r, c) in zip(numbers, windows, strict=True)
             for row in range(r.start, r.stop, TILE)
             for col in range(c.start, c.stop, TILE)
         ],
         np.int64,
-    ).reshape(-1, 5)
+    ).reshape(-1, 3)
     areas, bits = _made(low, tiles, place)
     counts = [-(-(r.stop - r.start) // TILE) * -(-(c.stop - c.start) // TILE) for r, c in windows]
     stops = np.cumsum(counts, dtype=int)
@@ -179,21 +182,19 @@ def _window(box: Sequence[int], rows: Side, cols: Side) -> tuple[slice, slice]:
 def _joined(bits: NDArray[np.uint8], r: slice, c: slice, plane: tuple[int, int]) -> Window:
     """The mask in a window out of its tiles' bits (n, TILE, TILE / 8)."""
     across = -(-(c.stop - c.start) // TILE)
-    tiles = np.unpackbits(bits, axis=2).view(bool).reshape(-1, across, TILE, TILE)
+    tiles = np.unpackbits(bits, axis=2, bitorder="little").view(bool).reshape(-1, across, TILE, TILE)
     whole = tiles[0, 0] if len(bits) == 1 else tiles.swapaxes(1, 2).reshape(-1, across * TILE)
     return Window(plane, r.start, c.start, whole[: r.stop - r.start, : c.stop - c.start])
 
 
 def _made(low: torch.Tensor, tiles: NDArray[np.int64], place: Placement) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Areas (n,) and bits (n, TILE, TILE / 8) of tiles (n, 5): first row and column, rows and columns that are left of
-    the window, the number of the logits."""
+    """Areas (n,) and bits (n, TILE, TILE / 8; lowest first) of tiles (n, 3): first row and column, number of logits."""
     import torch
 
     parts: list[torch.Tensor] = []
     for some in (tiles[i : i + TILES] for i in range(0, len(tiles), TILES)):
         held = _tile_masks(low, some, place)
-        powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=low.device)
-        bits = (held.view(torch.uint8).view(-1, TILE, TILE // 8, 8) * powers).sum(3, dtype=torch.uint8)
+        bits = _packed(held.view(torch.uint8).view(torch.int64))
         area = held.sum((1, 2), dtype=torch.int32)[:, None].view(torch.uint8)
         parts.append(torch.cat([area, bits.flatten(1)], 1))
     if not parts:
@@ -203,21 +204,27 @@ def _made(low: torch.Tensor, tiles: NDArray[np.int64], place: Placement) -> tupl
     return areas, both[:, 4:].reshape(-1, TILE, TILE // 8)
 
 
+def _packed(bits: torch.Tensor) -> torch.Tensor:
+    """Eight bytes of 0 or 1 in each int64, lowest first, as the bits of one byte."""
+    import torch
+
+    for step, held in ((7, 0x0003_0003_0003_0003), (14, 0x0000_000F_0000_000F), (28, 0xFF)):
+        bits = (bits | bits >> step) & held
+    return bits.to(torch.uint8)
+
+
 def _tile_masks(low: torch.Tensor, tiles: NDArray[np.int64], place: Placement) -> torch.Tensor:
-    """Masks (n, TILE, TILE) of tiles as in `_made`."""
+    """Masks (n, TILE, TILE) of tiles as in `_made`. What a tile has beyond its window is made of logits that are not
+    above the threshold, or of nothing, so it is not inside."""
     import torch
 
     rows, cols, threshold = place
-    index = np.stack([*tiles.T, rows.first[tiles[:, 0]], cols.first[tiles[:, 1]]])[:, :, None]
-    top, left, height, width, number, above, before = torch.from_numpy(index).to(low.device)
-    pixel = torch.arange(TILE, device=low.device)
-    above, before = (first + torch.arange(of.reach, device=low.device) for first, of in ((above, rows), (before, cols)))
+    # a tile at the end begins with an earlier cell, which has no weight
+    above, before = (
+        np.minimum(of.first[tiles[:, k]], of.weights.shape[1] - of.reach) for k, of in enumerate((rows, cols))
+    )
+    top, left, number, upper, first = torch.from_numpy(np.stack([*tiles.T, above, before])).to(low.device)
     down, along = (_weights(of, str(low.device)) for of in (rows, cols))
-    down = down[(top + pixel)[:, :, None], above[:, None]]
-    along = along[(left + pixel)[:, None], before[:, :, None]]
-    # cells beyond the last one have no weight
-    above, before = (cells.clamp_max(n - 1) for cells, n in zip((above, before), low.shape[1:], strict=True))
-    logits = low[number[:, :, None], above[:, :, None], before[:, None]]
-    held: torch.Tensor = (down @ logits @ along) > threshold
-    held &= (pixel < height)[:, :, None] & (pixel < width)[:, None]
-    return held
+    logits = low.unfold(1, rows.reach, 1).unfold(2, cols.reach, 1)[number, upper, first] - threshold
+    inside: torch.Tensor = down[top, upper] @ logits @ along[left, first].transpose(1, 2) > 0
+    return inside
