@@ -20,7 +20,6 @@ from cryosam_dask.models.checkpoint import load_into, read_state_dict
 from cryosam_dask.models.sam import SamSegmenter
 from cryosam_dask.models.sam_decoder import MaskDecoder
 from cryosam_dask.models.vit import autocast, device_memory
-from cryosam_dask.types import Float32
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +81,8 @@ class Sam2Segmenter(SamSegmenter):
         )
         return rows, columns
 
-    def _embed_one(self, plane: NDArray[np.uint8]) -> Float32:
-        """The embedding (1024, 64, 64) float32 of one plane, preprocessed as by `SAM2ImagePredictor.set_image`."""
+    def _embed_on_device(self, plane: NDArray[np.uint8]) -> torch.Tensor:
+        """The embedding (1024, 64, 64) of one plane, preprocessed as by `SAM2ImagePredictor.set_image`."""
         import torch
         from torch.nn.functional import interpolate
 
@@ -95,8 +94,8 @@ class Sam2Segmenter(SamSegmenter):
             grey = interpolate(grey, self.frame(plane.shape), mode="bilinear", antialias=True)
             image = self._model.preprocess(grey.expand(1, 3, -1, -1))
             with autocast(self.device, self.dtype):
-                embedding = self._model.image_encoder(image)
-            return np.asarray(embedding[0].float().cpu().numpy())
+                embedding: torch.Tensor = self._model.image_encoder(image)[0]
+            return embedding
 
 
 def load(architecture: str, path: Path, name: str) -> Any:
