@@ -69,6 +69,31 @@ class Window(NamedTuple):
         return out
 
 
+class Logits(Protocol):
+    """What a `Window` of logits has. A segmenter's own logits may stay on its device until `block` is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def row(self) -> int: ...
+    @property
+    def col(self) -> int: ...
+    @property
+    def block(self) -> Array: ...
+
+    def full(self) -> Array:
+        """As `Window.full`."""
+        ...
+
+    def paste(self, full: Array) -> None:
+        """As `Window.paste`."""
+        ...
+
+    def cut(self, row: int, col: int, shape: tuple[int, ...]) -> Array:
+        """As `Window.cut`."""
+        ...
+
+
 class Candidates(Protocol):
     """The candidate masks of one prompt on one plane; each is made when it is asked for, and only as large as it is.
 
@@ -84,7 +109,7 @@ class Candidates(Protocol):
         """Candidate m's mask, bool, in pixels of the plane."""
         ...
 
-    def logits(self, m: int) -> Window:
+    def logits(self, m: int) -> Logits:
         """Candidate m's logits, float32, in the segmenter's own frame; for the next plane."""
         ...
 
@@ -209,9 +234,34 @@ class WindowedSegmenter(PromptedSegmenter, Protocol):
     """A segmenter that also gives candidates without masks of whole planes: optional, and quicker on large planes."""
 
     def candidates(
-        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
+        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Logits] | None
     ) -> Sequence[Candidates]:
         """What `predict` finds, for each of B prompts; logits : B windows, or None on the first plane."""
+        ...
+
+
+@runtime_checkable
+class MadeTogether(Protocol):
+    """Candidates of B prompts that a device makes the masks of together: optional, as what `candidates` returns."""
+
+    def make(self, wanted: Sequence[tuple[int, int]], max_area: int | None) -> None:
+        """Have the masks of candidates (b, m) at hand, before each `mask` is asked for.
+
+        max_area : a mask of so many pixels or more is of no use, and may be given as an empty one; None: any size is
+        """
+        ...
+
+
+@runtime_checkable
+class HoldingSegmenter(Protocol):
+    """A windowed segmenter that computes on a device, and is to get a plane's embedding there once: optional.
+
+    Its `candidates` also takes what `hold` returns in the place of the embedding, any number of times. It best returns
+    candidates that are `MadeTogether`, whose logits stay on the device.
+    """
+
+    def hold(self, embedding: Array) -> Any:
+        """A plane's embedding on the device, as the decoder takes it."""
         ...
 
 

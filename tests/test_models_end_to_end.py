@@ -16,7 +16,8 @@ from scipy import ndimage
 
 import cryosam_dask as cs
 from cryosam_dask import geometry, pipeline
-from cryosam_dask.kernels.propagation import Propagation, Walker
+from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.kernels.walkers import Walker
 from cryosam_dask.models import registry, sam, vit
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.settings import Settings

@@ -124,7 +124,7 @@ def test_compressed_bytes_are_near_those_on_disk(ran: Driver, ball_tomogram: Pat
         assert made[kind].compressed / made[kind].bytes == pytest.approx(share, abs=0.12), kind
 
 
-@pytest.mark.parametrize("models", ["paper", "dinov3-vitl16+sam-vitb", "dinov2-vits14=/none/such.pth+random-walker"])
+@pytest.mark.parametrize("models", ["paper", "dinov3-vitl16+sam2.1-tiny", "dinov2-vits14=/none/such.pth+random-walker"])
 def test_planning_needs_no_weights_no_torch_and_writes_nothing(
     ball_tomogram: Path, tmp_path: Path, models: str
 ) -> None:
@@ -217,6 +217,21 @@ def test_the_reference_machine_takes_the_measured_seconds() -> None:
     slow, fast = (costs.encode_seconds(shape, "z", settings, info, worker) for worker in (cpu, half))
     assert slow == pytest.approx(4.0, rel=0.15)
     assert fast == pytest.approx(slow / 2)
+
+
+def test_a_plan_knows_what_each_segmenter_takes(ball_tomogram: Path) -> None:
+    plans = {name: plan(ball_tomogram, f"texture+{name}") for name in ("sam-vith", "mobile-sam", "sam2.1-tiny")}
+    seconds, stored = (
+        {
+            name: next(row for row in getattr(made, rows) if getattr(row, key) == "embeddings")
+            for name, made in plans.items()
+        }
+        for rows, key in (("stages", "name"), ("stored", "kind"))
+    )
+    assert seconds["sam-vith"].seconds > 15 * seconds["sam2.1-tiny"].seconds > 40 * seconds["mobile-sam"].seconds
+    assert stored["sam-vith"].bytes == stored["mobile-sam"].bytes
+    assert stored["sam2.1-tiny"].bytes == pytest.approx(4 * stored["sam-vith"].bytes, rel=0.01)
+    assert seconds["sam-vith"].model > 15 * seconds["sam2.1-tiny"].model > 15 * seconds["mobile-sam"].model
 
 
 class Balls:

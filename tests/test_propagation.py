@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.kernels.instance import Patch, iou, merge_patches, pack, squared_distance, unpack
-from cryosam_dask.kernels.propagation import Propagation, contrast
+from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.kernels.walkers import contrast
 from cryosam_dask.models.random_walker import RandomWalkerSegmenter
 from cryosam_dask.settings import PropagationRules
 from cryosam_dask.types import AXES, Prediction, Window, WindowedSegmenter

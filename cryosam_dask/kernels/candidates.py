@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cryosam_dask.types import Array, Candidates, Float32, Prediction, PromptedSegmenter, Window, WindowedSegmenter
+from cryosam_dask.types import (
+    Array,
+    Candidates,
+    Float32,
+    HoldingSegmenter,
+    Logits,
+    Prediction,
+    PromptedSegmenter,
+    Window,
+    WindowedSegmenter,
+)
 
 
 class _Predicted(NamedTuple):
@@ -35,14 +45,22 @@ class _Predicted(NamedTuple):
         return float(row), float(col)
 
 
+def held(segmenter: PromptedSegmenter, embedding: Array) -> Any:
+    """A plane's embedding as `candidates` takes it: on the segmenter's device, if that is what it offers."""
+    return segmenter.hold(embedding) if isinstance(segmenter, HoldingSegmenter) else embedding
+
+
 def candidates(
     segmenter: PromptedSegmenter,
-    embedding: Array,
+    embedding: Any,
     plane: tuple[int, int],
     points: Float32,
-    logits: Sequence[Window] | None,
+    logits: Sequence[Logits] | None,
 ) -> Sequence[Candidates]:
-    """The candidates of B prompts on one plane, whichever way the segmenter gives them; see `WindowedSegmenter`."""
+    """The candidates of B prompts on one plane, whichever way the segmenter gives them; see `WindowedSegmenter`.
+
+    embedding : as from `held`
+    """
     if isinstance(segmenter, WindowedSegmenter):
         return segmenter.candidates(embedding, plane, points, logits)
     stacked = None if logits is None else np.stack([window.full() for window in logits])

@@ -14,60 +14,27 @@ serve the planes in any order, a few at a time, store the state in between and g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import plane_shape
-from cryosam_dask.kernels.candidates import candidates
-from cryosam_dask.kernels.instance import Instance, Patch, iou, merge_patches, pack, squared_distance, unpack
+from cryosam_dask.kernels.candidates import candidates, held
+from cryosam_dask.kernels.instance import Instance, Patch, merge_patches, pack, unpack
+from cryosam_dask.kernels.walkers import REASONS, Choice, Image, Reason, Reference, Seen, Walker, choose
 from cryosam_dask.settings import PropagationRules
-from cryosam_dask.types import AXES, Array, Axis, Candidates, Point, PromptedSegmenter, Shape3, Window
-
-Reason = Literal["", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach"]
-REASONS: tuple[Reason, ...] = (
-    "", "forked", "no candidate", "volume ends", "contrast", "area", "drift", "reach",
-)  # fmt: skip
-"""Why a walker has finished: "" while it is active; "forked" for a start plane's walker, which two others replace."""
-
-
-class Reference(NamedTuple):
-    """Measures of a mask on its plane: area (pixels), contrast (grey levels), centre (row, column)."""
-
-    area: float
-    contrast: float
-    row: float
-    col: float
-
-
-@dataclass
-class Walker:
-    """One prompt on one axis, going one way.
-
-    plane : the plane it needs next, or where it stopped; direction : 0 on the start plane, then −1 or +1
-    point : where to prompt (row, column); logits, last : of the plane before, None on the start plane
-    reference : what the start mask looks like, None where the rule does not ask
-    patches : the masks so far; finished : why it has, or ""
-    """
-
-    prompt: int
-    axis: Axis
-    direction: int
-    plane: int
-    point: tuple[float, float]
-    logits: Window | None = None
-    reference: Reference | None = None
-    last: Patch | None = None
-    patches: list[Patch] = field(default_factory=list)
-    finished: Reason = ""
-
-    def finish(self, reason: Reason) -> None:
-        """Stop for good."""
-        self.finished, self.logits = reason, None
+from cryosam_dask.types import (
+    AXES,
+    Array,
+    Axis,
+    Candidates,
+    Point,
+    PromptedSegmenter,
+    Shape3,
+    Window,
+)
 
 
 @dataclass
@@ -104,32 +71,34 @@ class Propagation:
         return need
 
     def step(
-        self, segmenter: PromptedSegmenter, axis: Axis, plane: int, embedding: Array, image: NDArray[np.uint8]
+        self, segmenter: PromptedSegmenter, axis: Axis, plane: int, embedding: Array, image: Image | Callable[[], Image]
     ) -> None:
         """Decode all walkers that wait for this plane, and move each one on or finish it.
 
-        embedding : the plane's embedding; image : (rows, columns) the plane that it was made from. A plane that
-        no walker waits for changes nothing.
+        embedding : the plane's embedding; image : (rows, columns) the plane that it was made from, or what gives it
+        where it is looked at. A plane that no walker waits for changes nothing.
         """
         size = plane_shape(self.shape, axis)
-        if image.shape != size:
-            raise ValueError(f"plane {axis} = {plane}: expected an image of shape {size}, found {image.shape}")
+        seen = Seen(image, (axis, plane), size)
         waiting = [w for w in self.walkers if not w.finished and w.axis == axis and w.plane == plane]
-        count = max(1, segmenter.batch)
+        if not waiting:
+            return
+        count, there = max(1, segmenter.batch), held(segmenter, embedding)
         for fresh in (True, False):  # one call has either no logits or logits for all
             group = [w for w in waiting if (w.logits is None) == fresh]
             for batch in (group[i : i + count] for i in range(0, len(group), count)):
                 points = np.array([w.point for w in batch], np.float32)
                 logits = None if fresh else [w.logits for w in batch if w.logits]
-                for walker, proposed in zip(batch, candidates(segmenter, embedding, size, points, logits), strict=True):
-                    self._advance(walker, proposed, image)
+                proposed = candidates(segmenter, there, size, points, logits)
+                choices = choose(batch, proposed, seen, self.settings)
+                for walker, candidate, choice in zip(batch, proposed, choices, strict=True):
+                    self._advance(walker, candidate, choice)
 
-    def _advance(self, walker: Walker, proposed: Candidates, image: NDArray[np.uint8]) -> None:
-        chosen, reason = _choose(walker, proposed, image, self.settings)
-        if chosen is None:
-            walker.finish(reason)
+    def _advance(self, walker: Walker, proposed: Candidates, choice: Choice | Reason) -> None:
+        if isinstance(choice, str):
+            walker.finish(choice)
             return
-        m, patch, reference = chosen
+        m, patch, reference = choice
         point, logits = proposed.peak(m), proposed.logits(m)
         walker.patches.append(patch)
         if walker.direction == 0:
@@ -223,55 +192,3 @@ class Propagation:
         z, y, x = (int(v) for v in arrays["shape"])
         points = [(float(p[0]), float(p[1]), float(p[2])) for p in arrays["points"]]
         return cls(points, (z, y, x), settings, walkers)
-
-
-def _choose(
-    walker: Walker, proposed: Candidates, image: NDArray[np.uint8], settings: PropagationRules
-) -> tuple[tuple[int, Patch, Reference | None] | None, Reason]:
-    """The best candidate that the rule allows: (its number, mask, start's look), or None and why none was.
-
-    The start's look is None under the plain rule, which has no use for it.
-    """
-    reason: Reason = "no candidate"
-    scores = proposed.scores
-    for m in np.argsort(-scores, kind="stable").tolist():
-        _, row, col, mask = proposed.mask(m)
-        patch = Patch.crop(mask, walker.plane, float(scores[m]), row, col)
-        if patch is None or (settings.max_area is not None and patch.area >= settings.max_area):
-            continue
-        if walker.last is not None and iou(patch, walker.last) <= settings.tau_iou:
-            continue
-        if settings.rule == "plain":
-            return (m, patch, None), ""
-        seen = Reference(patch.area, contrast(image, patch), *patch.centre())
-        start = walker.reference or seen
-        if failed := _unlike(seen, start, settings):
-            reason = failed
-            continue
-        return (m, patch, start), ""
-    return None, reason
-
-
-def _unlike(seen: Reference, start: Reference, settings: PropagationRules) -> Reason:
-    """The measure by which a mask differs too much from the start plane's; "" if none does."""
-    if not settings.min_area_ratio * start.area <= seen.area <= settings.max_area_ratio * start.area:
-        return "area"
-    if seen.contrast * np.sign(start.contrast) < settings.min_contrast * abs(start.contrast):
-        return "contrast"
-    radius = np.sqrt(start.area / np.pi)
-    if np.hypot(seen.row - start.row, seen.col - start.col) > settings.max_drift * radius + 1:
-        return "drift"
-    return ""
-
-
-def contrast(image: Array, patch: Patch) -> float:
-    """Mean of the image in the mask less the median of the ring 2 to 5 pixels around it; 0 where there is none."""
-    margin = 6
-    h, w = patch.mask.shape
-    r0, c0 = max(patch.row - margin, 0), max(patch.col - margin, 0)
-    window = image[r0 : patch.row + h + margin, c0 : patch.col + w + margin].astype(np.float32)
-    mask = np.zeros(window.shape, bool)
-    mask[patch.row - r0 : patch.row - r0 + h, patch.col - c0 : patch.col - c0 + w] = patch.mask
-    squared = squared_distance(mask, 5)
-    ring = window[(squared >= 4) & (squared <= 25)]
-    return float(window[mask].mean() - np.median(ring)) if ring.size else 0.0

@@ -14,12 +14,13 @@ from cryosam_dask.errors import ModelError
 from cryosam_dask.models.info import About, EncoderEntry, EncoderInfo, SegmenterInfo, VolumeInfo
 from cryosam_dask.models.particle_info import ParticleNetInfo
 from cryosam_dask.models.random_walker import RandomWalkerInfo
+from cryosam_dask.models.sam2_catalog import SAM2S
 from cryosam_dask.models.sam_catalog import SAMS
 from cryosam_dask.models.texture import TextureInfo
 from cryosam_dask.models.vit_catalog import TIMM, TIMM_PREFIX, VITS, timm_entry, timm_vit
 
 _ENCODERS: tuple[EncoderInfo, ...] = (TextureInfo(), *VITS.values())
-_SEGMENTERS: tuple[SegmenterInfo, ...] = (RandomWalkerInfo(), *SAMS.values())
+_SEGMENTERS: tuple[SegmenterInfo, ...] = (RandomWalkerInfo(), *SAMS.values(), *SAM2S.values())
 _VOLUME_SEGMENTERS: tuple[VolumeInfo, ...] = (ParticleNetInfo(),)
 
 ENCODERS = {row.name: row for row in _ENCODERS}

@@ -12,18 +12,23 @@ if TYPE_CHECKING:
     import torch
 
 
+_TRAINED = "sam."
+
+
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Read a checkpoint (.safetensors or a PyTorch file) as a flat dict of tensors on the CPU.
 
-    PyTorch files are read with `weights_only=True`: nothing in them is executed. A dict inside `model`, `state_dict`
-    or `teacher` is unwrapped.
+    PyTorch files are read with `weights_only=True`: nothing in them is executed. A dict inside `model`, `model_state`
+    (micro-sam), `state_dict` or `teacher` is unwrapped, and `sam.` before all names (micro-sam's training) is left out.
 
     Raises
     ------
     ModelError
-        The file is cut, or is no checkpoint.
+        The file is cut, is no checkpoint, or holds objects besides tensors.
     """
     tensors = _unwrap(_read(path))
+    if all(name.startswith(_TRAINED) for name in tensors):
+        tensors = {name.removeprefix(_TRAINED): tensor for name, tensor in tensors.items()}
     if not tensors:
         raise ModelError(f"weights file {path}: expected a dict of tensors, found none; it is no checkpoint")
     return tensors
@@ -44,6 +49,11 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         size = path.stat().st_size if path.is_file() else 0
+        if "Unsupported global" in str(error):  # a whole state of a training, or an attack
+            raise ModelError(
+                f"weights file {path} ({size:,} bytes) holds Python objects, which are never loaded, or is no "
+                f"checkpoint; expected tensors alone, as micro_sam.util.export_custom_sam_model writes them"
+            ) from error
         raise ModelError(
             f"weights file {path} ({size:,} bytes) is cut or is no checkpoint ({type(error).__name__}); expected a "
             f"PyTorch or safetensors file, download it again"
@@ -55,7 +65,7 @@ def _unwrap(read: Any, depth: int = 3) -> dict[str, torch.Tensor]:
 
     if not isinstance(read, dict):
         return {}
-    for key in ("model", "state_dict", "teacher"):
+    for key in ("model", "model_state", "state_dict", "teacher"):
         if depth and isinstance(read.get(key), dict):
             return _unwrap(read[key], depth - 1)
     return {key: value for key, value in read.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}

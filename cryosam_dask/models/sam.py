@@ -9,7 +9,6 @@ so that results equal those of the public code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,13 @@ from numpy.typing import NDArray
 from cryosam_dask.errors import ModelError
 from cryosam_dask.models import sam_masks
 from cryosam_dask.models.checkpoint import load_into, read_state_dict
+from cryosam_dask.models.decoded import Decoded, DecodedBatch, stacked
+from cryosam_dask.models.resizing import resize
 from cryosam_dask.models.sam_attention import fuse
-from cryosam_dask.models.sam_decoder import MaskDecoder, pixels
+from cryosam_dask.models.sam_decoder import MaskDecoder
+from cryosam_dask.models.sam_masks import Placement, Side
 from cryosam_dask.models.vit import autocast, check_dtype, device_memory
-from cryosam_dask.types import Array, Float32, Prediction, Window
+from cryosam_dask.types import Array, Float32, Logits, Prediction, Window
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +55,8 @@ class SamSegmenter:
     batch : prompts decoded together; by default what suits the device, with its free memory
     """
 
+    decoder: type[MaskDecoder] = MaskDecoder
+
     def __init__(
         self,
         model: Any,
@@ -69,7 +73,7 @@ class SamSegmenter:
         self._model = model.to(device).eval().requires_grad_(False)
         self.batch = batch or prompts_together(device)
         fuse(self._model.image_encoder)
-        self._decoder = MaskDecoder(self._model)
+        self._decoder = self.decoder(self._model)
         self._size = int(model.image_encoder.img_size)
         self._threshold = float(model.mask_threshold)
         rows, columns = model.prompt_encoder.image_embedding_size
@@ -100,29 +104,31 @@ class SamSegmenter:
             An embedding is not finite in float16.
         """
         embeddings = np.empty((len(planes), *self._embedding_shape), np.float16)
-        with np.errstate(over="ignore"):
-            for index, plane in enumerate(planes):
-                embeddings[index] = self._embed_one(plane)
+        for index, plane in enumerate(planes):
+            embeddings[index] = self._embed_on_device(plane).half().cpu().numpy()
         if not np.isfinite(embeddings).all():
             raise ModelError(f"{self.name} gave embeddings that are not finite in {self.dtype}; use dtype float32")
         return embeddings
 
     def _embed_one(self, plane: NDArray[np.uint8]) -> Float32:
-        """The embedding (256, 64, 64) float32 of one plane, preprocessed as by `SamPredictor.set_image`."""
+        """The embedding (256, 64, 64) float32 of one plane, before it is rounded."""
+        return np.asarray(self._embed_on_device(plane).float().cpu().numpy())
+
+    def _embed_on_device(self, plane: NDArray[np.uint8]) -> torch.Tensor:
+        """The embedding (256, 64, 64) of one plane, preprocessed as by `SamPredictor.set_image`."""
         import torch
-        from PIL import Image
 
         if plane.dtype != np.uint8:
             raise ValueError(f"{self.name}: planes are {plane.dtype}, expected uint8")
-        height, width = resized_shape(plane.shape, self._size)
-        # The three channels are equal and resized one by one, so one is enough.
-        grey = np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
         with torch.inference_mode(), device_memory(self.name, self.device):
-            image = torch.tensor(grey).to(self.device)[None, None].expand(1, 3, -1, -1)
-            image = self._model.preprocess(image)
+            # The three channels are equal and resized one by one, so one is enough.
+            grey = resize(torch.tensor(plane, device=self.device), self.frame(plane.shape))
+            image = torch.zeros(1, 3, self._size, self._size, device=self.device)
+            there = image[0, :, : grey.shape[0], : grey.shape[1]]
+            torch.sub(grey, self._model.pixel_mean, out=there).div_(self._model.pixel_std)
             with autocast(self.device, self.dtype):
-                embedding = self._model.image_encoder(image)
-            return np.asarray(embedding[0].float().cpu().numpy())
+                embedding: torch.Tensor = self._model.image_encoder(image)[0]
+            return embedding
 
     def predict(self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Float32 | None) -> Prediction:
         """Three candidate masks for each of B points (row, column); see `PromptedSegmenter.predict`.
@@ -133,47 +139,76 @@ class SamSegmenter:
         per_point = self.candidates(embedding, plane, points, windows)
         return Prediction.of(per_point, CANDIDATES, plane, self._logits_shape)
 
-    def candidates(
-        self, embedding: Array, plane: tuple[int, int], points: Float32, logits: Sequence[Window] | None
-    ) -> list[SamCandidates]:
-        """The masks of `predict`, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`."""
+    def hold(self, embedding: Array) -> torch.Tensor:
+        """A plane's embedding on the device, as pixels (1, 4096, 256) float32; see `HoldingSegmenter`."""
         import torch
 
-        per_point: list[SamCandidates] = []
         with torch.inference_mode(), device_memory(self.name, self.device):
-            image = pixels(torch.tensor(np.asarray(embedding, np.float32), device=self.device)[None])
+            # it travels, and is turned, as it is stored: half the bytes; and as a matrix, which torch turns by blocks
+            there = torch.tensor(np.asarray(embedding), device=self.device)
+            return there.flatten(1).T.contiguous().float()[None]
+
+    def candidates(
+        self,
+        embedding: Array | torch.Tensor,
+        plane: tuple[int, int],
+        points: Float32,
+        logits: Sequence[Logits] | None,
+    ) -> Sequence[Decoded]:
+        """The masks of `predict`, as logits from which masks are made on demand; see `WindowedSegmenter.candidates`.
+
+        embedding : as by the protocol, or as `hold` gives it
+        """
+        import torch
+
+        if not len(points):
+            return []
+        image = self.hold(embedding) if isinstance(embedding, np.ndarray) else embedding
+        with torch.inference_mode(), device_memory(self.name, self.device):
+            parts = []
             for start in range(0, len(points), self.batch):
                 chunk = slice(start, start + self.batch)
-                before = None if logits is None else np.stack([window.full() for window in logits[chunk]])
-                part = self._decode(image, plane, points[chunk], before)
-                scores, low = (tensor.cpu().numpy() for tensor in part)
-                per_point += (SamCandidates(self, plane, scores[b], low[b]) for b in range(len(scores)))
-        return per_point
+                before = None if logits is None else stacked(logits[chunk], self.device)
+                parts.append(self._decode(image, plane, points[chunk], before))
+            scores, low = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*parts, strict=True))
+            place = Placement(*self.sides(plane), self._threshold)
+            return DecodedBatch(self.name, self.device, low, scores, place)
 
     def _decode(
-        self, image: torch.Tensor, plane: tuple[int, int], points: Float32, logits: Float32 | None
+        self, image: torch.Tensor, plane: tuple[int, int], points: Float32, logits: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (b, 3) and logits (b, 3, h, w) of b prompts in one pass of the decoder."""
         import torch
 
-        resized = resized_shape(plane, self._size)
+        resized = self.frame(plane)
         scale = np.array([resized[1] / plane[1], resized[0] / plane[0]])
         xy = np.asarray(points, np.float64)[:, ::-1] * scale  # SAM's points are (x, y)
         coordinates = torch.as_tensor(xy, dtype=torch.float32, device=self.device)[:, None]
         labels = torch.ones(len(points), 1, dtype=torch.int, device=self.device)
-        previous = None
-        if logits is not None:
-            previous = torch.tensor(np.asarray(logits, np.float32), device=self.device)[:, None]
+        previous = None if logits is None else logits[:, None]
         low, scores = self._decoder.decode(image, coordinates, labels, previous)
         return scores, low
 
-    def enlarge(self, logits: Float32, plane: tuple[int, int]) -> Window:
-        """The mask of logits (h, w) in the plane's pixels, in the window that they reach."""
+    def frame(self, plane: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of the model's image that a plane (A, B) fills."""
+        return resized_shape(plane, self._size)
+
+    def sides(self, plane: tuple[int, int]) -> tuple[Side, Side]:
+        """How the plane's rows and columns are made of the logits'."""
         rows, cols = (
             sam_masks.side(length, resized, self._size, cells)
-            for length, resized, cells in zip(plane, resized_shape(plane, self._size), logits.shape, strict=True)
+            for length, resized, cells in zip(plane, self.frame(plane), self._logits_shape, strict=True)
         )
-        return sam_masks.enlarge(logits, rows, cols, self._threshold)
+        return rows, cols
+
+    def enlarge(self, logits: Float32, plane: tuple[int, int]) -> Window:
+        """The mask of logits (h, w) in the plane's pixels, in the window that they reach."""
+        import torch
+
+        low = torch.tensor(np.asarray(logits, np.float32), device=self.device)[None]
+        place = Placement(*self.sides(plane), self._threshold)
+        with torch.inference_mode(), device_memory(self.name, self.device):
+            return sam_masks.enlarge(low, [0], sam_masks.look(low, [0], place)[:, :4], place)[0]
 
     def peak(self, logits: Float32, plane: tuple[int, int]) -> Float32:
         """The most confident pixel (row, column) of each of (B, h, w) logits, as (B, 2) float32 in the plane's frame.
@@ -181,37 +216,10 @@ class SamSegmenter:
         Only logits centred on the image are looked at, never those on the padding; the first of equal ones wins.
         This is the place where `predict` draws the logit; `SamPredictor` puts points up to half a pixel from it.
         """
-        resized = resized_shape(plane, self._size)
-        cell = self._size / self._logits_shape[0]
-        rows, columns = (max(1, int(np.ceil(length / cell - 0.5))) for length in resized)
-        best = logits[:, :rows, :columns].reshape(len(logits), -1).argmax(1)
-        position = np.stack(np.unravel_index(best, (rows, columns)), 1)
-        scale = np.array([plane[0] / resized[0], plane[1] / resized[1]])
-        pixels: Float32 = ((position + 0.5) * cell * scale - 0.5).astype(np.float32)
-        return pixels.clip(0, np.array(plane, np.float32) - 1)
-
-
-@dataclass(frozen=True)
-class SamCandidates:
-    """Three candidates of one prompt: scores (3,), and logits (3, h, w) that masks are made from; see `Candidates`."""
-
-    segmenter: SamSegmenter
-    plane: tuple[int, int]
-    scores: Float32
-    low: Float32
-
-    def mask(self, m: int) -> Window:
-        """The mask, on the window that positive logits reach."""
-        return self.segmenter.enlarge(self.low[m], self.plane)
-
-    def logits(self, m: int) -> Window:
-        """The logits, all of them; a copy, so that those of the other candidates can be freed."""
-        return Window((self.low.shape[1], self.low.shape[2]), 0, 0, self.low[m].copy())
-
-    def peak(self, m: int) -> tuple[float, float]:
-        """As by `SamSegmenter.peak`."""
-        row, col = self.segmenter.peak(self.low[m : m + 1], self.plane)[0]
-        return float(row), float(col)
+        rows, cols = self.sides(plane)
+        best = logits[:, : rows.inside, : cols.inside].reshape(len(logits), -1).argmax(1)
+        cells = np.stack(np.unravel_index(best, (rows.inside, cols.inside)), 1).tolist()
+        return np.array([(rows.pixel(row), cols.pixel(col)) for row, col in cells], np.float32).reshape(-1, 2)
 
 
 def prompts_together(device: str) -> int:

@@ -22,9 +22,10 @@ BIAS_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 def fuse(encoder: Any) -> None:
     """Give each block of SAM's image encoder fused attention; the class and other models stay as they are.
 
-    `encoder` is an `ImageEncoderViT` of segment_anything or a `VisionTransformerSAM` of timm, which name things alike.
+    `encoder` is an `ImageEncoderViT` of segment_anything or a `VisionTransformerSAM` of timm, which name things alike;
+    one of another kind has no blocks with relative positions and stays as it is, too.
     """
-    for block in encoder.blocks:
+    for block in getattr(encoder, "blocks", ()):
         if block.attn.use_rel_pos:
             block.attn.forward = MethodType(_forward, block.attn)
 

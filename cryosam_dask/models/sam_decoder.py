@@ -42,16 +42,32 @@ class MaskDecoder:
         coordinates, labels : (b, 1, 2) and (b, 1) a point for each prompt, in the model's frame
         previous : (b, 1, h, w) logits, or None
         """
+        scores, tokens, keys = self._look(image, coordinates, labels, previous)
+        return self._masks(tokens, keys), scores
+
+    def _look(
+        self,
+        image: torch.Tensor,
+        coordinates: torch.Tensor,
+        labels: torch.Tensor,
+        previous: torch.Tensor | None,
+        leading: tuple[torch.Tensor, ...] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores (b, 3), the tokens (b, 3, C) of the masks, and pixels (b, N, C), after the transformer.
+
+        leading : the decoder's tokens (n, C) that stand before those of the score and the masks
+        """
         import torch
 
         sparse, _ = self._prompts(points=(coordinates, labels), boxes=None, masks=None)
         decoder = self._decoder
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        own = torch.cat([*leading, decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], 1)
         keys = image + self._prompts.no_mask_embed.weight if previous is None else self._with_masks(image, previous)
         tokens, keys = self._transform(tokens, keys)
+        tokens = tokens[:, sum(map(len, leading)) :]
         scores = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-        return self._masks(tokens[:, 2 : 1 + decoder.num_mask_tokens], keys), scores
+        return scores, tokens[:, 2 : 1 + decoder.num_mask_tokens], keys
 
     def _with_masks(self, image: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
         """The plane's pixels plus the embeddings (b, N, C) of previous masks."""
@@ -84,8 +100,14 @@ class MaskDecoder:
         attended = to_pixels(attention, queries + prompt, keys + self._positions, keys)
         return transformer.norm_final_attn(queries + attended), keys
 
-    def _masks(self, tokens: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Logits (b, M, 4 h, 4 w) of the tokens (b, M, C) of M masks on pixels (b, N, C)."""
+    def _masks(
+        self, tokens: torch.Tensor, keys: torch.Tensor, finer: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits (b, M, 4 h, 4 w) of the tokens (b, M, C) of M masks on pixels (b, N, C).
+
+        finer : what is added to the pixels of each step of enlargement, (1, N, 4, C / 4) and (1, N, 4, C / 2), the
+            latter being 4 times C / 8
+        """
         import torch
         from torch.nn import functional
 
@@ -93,8 +115,10 @@ class MaskDecoder:
         weights = torch.stack([head(tokens[:, i]) for i, head in enumerate(heads)], 2)  # (b, C', M)
         x = functional.linear(keys, *self._first)
         x = x.view(*x.shape[:2], 4, -1)
+        x = x if finer is None else x + finer[0]
         x = functional.layer_norm(x, x.shape[-1:], self._norm.weight, self._norm.bias, self._norm.eps)
         x = functional.linear(self._first_activation(x), *self._second)
+        x = x if finer is None else x + finer[1]
         x = self._second_activation(x).view(len(x), -1, weights.shape[1]) @ weights
         # Each pixel has become 2 × 2 and each of those 2 × 2: (h, w), (row, column), (row, column) of the two steps.
         rows, columns = self._grid

@@ -3,9 +3,11 @@
 A weights file is one of three kinds.
 
 - *Known*: its SHA-256 stands on the model's entry. It is checked after the download and before every load.
-- *Pinned*: no published SHA-256 was found to compare with (DINO, DINOv3, and any other model of timm). The hash seen at
-  the first use is written beside the file (`FILE.sha256`, the format of `sha256sum`) and checked before every later
-  load. This notices a file that changed or was cut; it can't tell whether the first download was the right one.
+- *Pinned*: no published SHA-256 was found to compare with (DINO, DINOv3, micro-sam, and any other model of timm). The
+  hash seen at the first use is written beside the file (`FILE.sha256`, the format of `sha256sum`) and checked before
+  every later load. This notices a file that changed or was cut; it can't tell whether the first download was the right
+  one. Where an XXH128 is published instead (micro-sam), the file has to have that before it is pinned: it tells a wrong
+  or a damaged file, but not one that was forged to have it.
 - *Given*: a path in the model's spec, `NAME=PATH`. It is the user's choice and is compared with nothing; what guards
   against code in it is that PyTorch files are read with `weights_only=True`, and safetensors hold no code.
 
@@ -47,11 +49,19 @@ class Source:
     ----------
     url : address of the file; file : its name in the cache
     sha256 : hexadecimal digest, or None where none is published (see the module's notes on pinning)
+    xxh128 : hexadecimal digest that is published instead; None where none is
     """
 
     url: str
     file: str
     sha256: str | None = None
+    xxh128: str | None = None
+
+    @property
+    def published(self) -> str:
+        """What is published to check the file by, in words."""
+        other = f"XXH128 {self.xxh128}" if self.xxh128 else "no published SHA-256"
+        return f"SHA-256 {self.sha256}" if self.sha256 else other
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,16 @@ def _sha256(path: str, size: int, changed: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _xxh128(path: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def _pin_file(target: Path) -> Path:
     return target.with_name(target.name + ".sha256")
 
@@ -158,6 +178,11 @@ def _verified(name: str, source: Source, target: Path) -> str:
     digest = file_sha256(target)
     expected = source.sha256 or _pinned(target)
     if expected is None:
+        if source.xxh128 and (other := _xxh128(target)) != source.xxh128:
+            raise ModelError(
+                f"weights of {name}: {target} has XXH128 {other}, expected {source.xxh128} (published); delete the "
+                f"file to download it again, or use a file of your own with {name}=PATH"
+            )
         _pin(target, digest)
     elif digest != expected:
         kind = "published" if source.sha256 else f"recorded at the first use in {_pin_file(target).name}"
@@ -196,7 +221,7 @@ def _download(name: str, source: Source, target: Path) -> None:
     store = pooch.create(
         path=target.parent,
         base_url="",
-        registry={source.file: source.sha256},
+        registry={source.file: source.sha256 or (f"xxh128:{source.xxh128}" if source.xxh128 else None)},
         urls={source.file: source.url},
         retry_if_failed=RETRIES,
     )
@@ -204,10 +229,9 @@ def _download(name: str, source: Source, target: Path) -> None:
         store.fetch(source.file, downloader=downloader)
         _share(target)
     except (ValueError, OSError) as error:  # requests' own errors are OSErrors
-        digest = f"SHA-256 {source.sha256}" if source.sha256 else "no published SHA-256"
         raise ModelError(
             f"weights of {name} could not be downloaded ({_reason(error, source.url)}); put {source.url} at {target} "
-            f"({digest}), or give a local file as {name}=PATH; --models builtin needs no download"
+            f"({source.published}), or give a local file as {name}=PATH; --models builtin needs no download"
         ) from error
 
 

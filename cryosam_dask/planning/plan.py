@@ -18,7 +18,7 @@ from cryosam_dask.planning.estimate import Bulk, Cluster, Limit, estimate
 from cryosam_dask.planning.stages import Planner, StageCost, names_of, planes_of
 from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import chain, origin, segment, structure
+from cryosam_dask.stages import chain, embed, origin, segment, structure
 from cryosam_dask.stages.cost import COMPRESSED
 from cryosam_dask.stages.embed import Plane
 from cryosam_dask.store import layout
@@ -257,7 +257,7 @@ def _stored(planner: Planner, waves: list[Wave], prompts: int, diameter: float) 
 
 def _share(planner: Planner, kind: str) -> float:
     if kind == "embeddings":
-        return planner.segmenter.embedding_share
+        return planner.segmenter.embedding_share if embed.is_compressed(planner.segmenter) else 1.0
     return COMPRESSED.get(kind, 1.0)
 
 

@@ -20,6 +20,12 @@ READ = 500e6
 WRITE = 250e6
 """Bytes per second that one core writes: zstd at level 1 and crc32c, measured likewise."""
 
+READ_RAW = 1.2e9
+"""The same of chunks that are not compressed: crc32c alone."""
+
+WRITE_RAW = 400e6
+"""Bytes per second that one core writes of such chunks, measured on embeddings."""
+
 COPY = 1.5e9
 """Bytes per second that one core reads of a plain file."""
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.models.cache import get_segmenter
@@ -20,14 +21,18 @@ from cryosam_dask.models.info import SegmenterInfo
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.cost import WRITE_RAW, Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
+from cryosam_dask.store.arrays import Behind
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Json, Shape3
+from cryosam_dask.types import AXES, Array, Axis, Json, Shape3
 
 NAME = "embeddings"
+WORTH_COMPRESSING = 0.85
+"""Share of their bytes that zstd must leave of embeddings, or less, to be worth its time."""
+
 BUNDLE = 8
 """The most planes in a unit. They lie in one row of chunks, which is read once for all of them."""
 
@@ -90,9 +95,10 @@ def _unit(shape: Shape3, settings: PropagationSettings, info: SegmenterInfo, axi
         params={"axis": axis, "planes": bundle},
         reads=(Region(layout.tomogram(), tuple(low), tuple(high)),),
         writes=tuple(writes),
-        # slices as stored; a plane in single precision and in bytes; its embedding as kept and as written
-        memory=pixels * (held * 4 + 6)
-        + math.prod(embedding) * 2 * info.embedding_dtype.itemsize
+        # slices as stored; a plane in single precision and in bytes; its embedding as kept and as written, and those
+        # of the one before, which is being written
+        memory=pixels * (held * 4 + 8)
+        + math.prod(embedding) * 4 * info.embedding_dtype.itemsize
         + info.embed_bytes(plane)
         + BESIDES,
     )
@@ -123,6 +129,11 @@ def _runs(indices: list[int]) -> list[tuple[int, int]]:
     return out
 
 
+def is_compressed(info: SegmenterInfo) -> bool:
+    """Whether a segmenter's embeddings are stored compressed. Planes of a noisy tomogram never are."""
+    return info.embedding_share <= WORTH_COMPRESSING
+
+
 def prepare(store: RunStore, settings: PropagationSettings) -> None:
     """Create the arrays for all planes; they take space only where planes are written."""
     info = segmenter_info(settings.segmenter)
@@ -135,6 +146,7 @@ def prepare(store: RunStore, settings: PropagationSettings) -> None:
             dtype="uint8",
             chunks=(1, *plane),
             dims=(f"plane_{axis}", f"row_{axis}", f"column_{axis}"),
+            compress=False,
         )
         size = info.embedding_shape(plane)
         store.new_array(
@@ -143,6 +155,7 @@ def prepare(store: RunStore, settings: PropagationSettings) -> None:
             dtype=info.embedding_dtype,
             chunks=(1, *size),
             dims=(f"plane_{axis}", *(f"embedding_{axis}{i}" for i in range(len(size)))),
+            compress=is_compressed(info),
         )
 
 
@@ -153,11 +166,17 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     axis: Axis = unit.params["axis"]
     indices = [int(i) for i in unit.params["planes"]]
     sample = Sample(store, axis, indices, settings["plane_thickness"])
-    for index in indices:
-        plane = sample.grey([index])
-        store.array(layout.planes(axis))[index] = plane[0]
-        store.array(layout.embeddings(axis))[index] = np.asarray(segmenter.embed(plane)[0])
+    with Behind() as behind:  # a plane is written while the next one is embedded
+        for index in indices:
+            plane = sample.grey([index])
+            embedding = np.asarray(segmenter.embed(plane)[0])
+            behind.do(_write, store, axis, index, plane[0], embedding)
     return None
+
+
+def _write(store: RunStore, axis: Axis, index: int, plane: NDArray[np.uint8], embedding: Array) -> None:
+    store.array(layout.planes(axis))[index] = plane
+    store.array(layout.embeddings(axis))[index] = embedding
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:
@@ -172,7 +191,12 @@ def _by_plane(store: RunStore, match: re.Match[str]) -> MarkOf:
 def _cost(bench: Bench, unit: Unit) -> Cost:
     axis, count = unit.params["axis"], len(unit.marks)
     read = sum(map(bench.touched, unit.reads))
-    return cost(read, count * bench.plane_bytes(axis), count * bench.embed_seconds(axis), "embeddings")
+    seconds = count * bench.embed_seconds(axis)
+    if is_compressed(segmenter_info(bench.settings.propagation.segmenter)):
+        return cost(read, count * bench.plane_bytes(axis), seconds, "embeddings")
+    # read as the tomogram is, written without compression
+    written = count * bench.plane_bytes(axis)
+    return cost(read, 0, seconds + written / WRITE_RAW, "tomogram")._replace(write=written)
 
 
 STAGE = Declaration(

@@ -8,6 +8,7 @@ prompt visits is embedded once, and no other plane is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -27,15 +28,15 @@ from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
 from cryosam_dask.stages import learned, segment_volume
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.cost import Bench, Cost, cost
+from cryosam_dask.stages.cost import READ_RAW, Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
-from cryosam_dask.stages.embed import Plane, mark_of
+from cryosam_dask.stages.embed import Plane, is_compressed, mark_of
 from cryosam_dask.stages.sight import Sight, write_tried
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Array, Json, Point, Shape3
+from cryosam_dask.types import AXES, Array, Axis, Json, Point, PromptedSegmenter, Shape3
 
 TURN = 1e-3
 """Seconds per plane that a group comes to: finding and opening its chunk."""
@@ -244,15 +245,38 @@ def _advance(
 ) -> set[Plane]:
     """Step through the planes that are embedded. Return the planes that the group then waits for."""
     segmenter = get_segmenter(settings.segmenter, context.device, settings.precision)
-    while True:
-        need = propagation.needed()
-        ready = [plane for plane in sorted(need) if mark_of(store.shape, plane) in embedded]
+    while need := propagation.needed():
+        ready = {plane for plane in need if mark_of(store.shape, plane) in embedded}
         if not ready:
-            return set(need)
-        for axis, plane in ready:
-            image = store.read(layout.planes(axis), plane)
-            embedding = store.read(layout.embeddings(axis), plane)
-            propagation.step(segmenter, axis, plane, embedding, image)
+            break
+        for axis in AXES:
+            for way in (1, -1):
+                _sweep(store, segmenter, propagation, axis, way, embedded)
+    return set(need)
+
+
+def _sweep(
+    store: RunStore,
+    segmenter: PromptedSegmenter,
+    propagation: Propagation,
+    axis: Axis,
+    way: int,
+    embedded: frozenset[int],
+) -> None:
+    """Step through the embedded planes of an axis, one after the other: walkers that go the same way come along, so
+    that each plane is read once for all that pass it this way."""
+    last = -1 if way > 0 else store.shape[geometry.axis_index(axis)]
+    while True:
+        ahead = [
+            plane
+            for along, plane in propagation.needed()
+            if along == axis and (plane - last) * way > 0 and mark_of(store.shape, (axis, plane)) in embedded
+        ]
+        if not ahead:
+            return
+        last = min(ahead, key=lambda plane: plane * way)
+        image = functools.partial(store.read, layout.planes(axis), last)
+        propagation.step(segmenter, axis, last, store.read(layout.embeddings(axis), last), image)
 
 
 def _similarities(store: RunStore, instance: Instance, query: str, vectors: Array) -> list[float]:
@@ -301,7 +325,11 @@ def turn_cost(bench: Bench, first: int, further: int, planes: int, pooled: int) 
     """
     plane = sum(bench.plane_bytes(axis) for axis in AXES) / len(AXES)
     seconds = bench.predict_seconds(first, further) + planes * TURN
-    return cost(planes * plane + pooled * bench.pool_bytes, 0, seconds, "embeddings")
+    if is_compressed(segmenter_info(bench.settings.propagation.segmenter)):
+        return cost(planes * plane + pooled * bench.pool_bytes, 0, seconds, "embeddings")
+    raw = planes * plane
+    of_features = cost(pooled * bench.pool_bytes, 0, seconds + raw / READ_RAW, "latents")
+    return of_features._replace(read=of_features.read + raw)
 
 
 def _declaration(role: Role, words: str, made_from: tuple[str, ...], command: Command, part: Part) -> Declaration:

@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -68,6 +69,37 @@ def about_to_write() -> None:
     if _guard.check is not None and time.monotonic() - _guard.checked >= CHECK_EVERY:
         _guard.check()
         _guard.checked = time.monotonic()
+
+
+class Behind:
+    """Does one thing at a time behind the thread that works, which waits before it hands over the next one.
+
+    It is checked as a write of the thread that works. Leaving the context waits for the end; what was raised behind is
+    raised here.
+    """
+
+    def __enter__(self) -> Behind:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._last: Future[None] | None = None
+        return self
+
+    def do(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function behind, once the one before it has ended."""
+        self._wait()
+        about_to_write()
+        self._last = self._pool.submit(function, *args)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._pool.shutdown()
 
 
 class RunArray(zarr.Array[Any]):

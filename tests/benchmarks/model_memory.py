@@ -40,13 +40,11 @@ def encoding(name: str, plane: Plane, options: argparse.Namespace) -> tuple[int,
 
 
 def segmenting(case: str, name: str, plane: Plane, options: argparse.Namespace) -> tuple[int, Callable[[], Any]]:
-    from segment_anything import sam_model_registry
+    from segmenters import random_segmenter
 
-    from cryosam_dask.models import sam
     from cryosam_dask.types import Window
 
-    model = sam_model_registry[name.removeprefix("sam-").replace("vit", "vit_")]()
-    segmenter = sam.SamSegmenter(model, name, "random", dtype=options.dtype)
+    segmenter = random_segmenter(name, options.dtype)
     info = models.segmenter_info(name)
     rng = np.random.default_rng(0)
     if case == "embed":
@@ -101,7 +99,7 @@ def main() -> None:
     found = []
     for name in options.models.split(","):
         for case in options.cases.split(","):
-            if case != "encode" and not name.startswith("sam"):
+            if case != "encode" and "sam" not in name:
                 continue
             for plane in options.planes.split(","):
                 values = {"models": name, "cases": case, "planes": plane, "batch": options.batch}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -72,7 +73,10 @@ def test_unknown_names_list_the_known_ones() -> None:
 PLAN = """
 import sys
 from cryosam_dask import models
-for spec in ("texture+random-walker", "paper", "sam-vitb+sam-vitl", "dinov3-vitb16+random-walker"):
+for spec in (
+    *("texture+random-walker", "paper", "sam-vitb+sam-vitl", "dinov3-vitb16+random-walker"),
+    *("texture+sam2.1-large", "texture+mobile-sam", "texture+sam-vitb-em-organelles"),
+):
     encoder, segmenter = models.parse_models(spec)
     models.encoder_info(encoder).encode_bytes((930, 960))
     models.segmenter_info(segmenter).predict_bytes((930, 960), 8)
@@ -100,13 +104,13 @@ def test_the_table_of_encoders_is_what_timm_builds(name: str) -> None:
     assert (info.patch, info.channels, info.weights_bytes) == (row.patch, row.channels, 4 * row.parameters)
 
 
-@pytest.mark.parametrize("name", [name for name in models.SEGMENTERS if name.startswith("sam")])
+@pytest.mark.parametrize("name", [name for name in models.SEGMENTERS if name.startswith("sam-vit")])
 def test_the_table_of_segmenters_is_what_segment_anything_builds(name: str) -> None:
     import torch
     from segment_anything import sam_model_registry
 
     with torch.device("meta"):
-        model = sam_model_registry[name.removeprefix("sam-").replace("vit", "vit_")](checkpoint=None)
+        model = sam_model_registry[name[:8].removeprefix("sam-").replace("vit", "vit_")](checkpoint=None)
     info = models.segmenter_info(name)
     assert info.weights_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
     encoder = model.prompt_encoder
@@ -158,6 +162,23 @@ def test_identities_need_no_file_where_the_hash_is_published(monkeypatch: pytest
     digest = source.sha256
     assert models.weights_identity("sam-vith") == f"sam-vith sha256:{digest}"
     assert "random-walker" in models.weights_identity("random-walker")
+    assert models.weights_identity("sam2.1-tiny").startswith("sam2.1-tiny sha256:7402e0d8")
+    assert models.weights_identity("mobile-sam").startswith("mobile-sam sha256:6dbb9052")
+
+
+@pytest.mark.parametrize("name", [name for name in models.SEGMENTERS if "sam" in name])
+def test_every_sam_has_an_address_and_a_published_digest(name: str) -> None:
+    source = models.SEGMENTERS[name].source()
+    assert source is not None
+    assert source.url.startswith("https://")
+    assert re.fullmatch("[0-9a-f]{64}", source.sha256 or "") or re.fullmatch("[0-9a-f]{32}", source.xxh128 or "")
+    others = [info.source() for other, info in models.SEGMENTERS.items() if other != name]
+    assert source.file not in [other.file for other in others if other is not None]
+
+
+def test_micro_sams_names_lead_to_ours() -> None:
+    with pytest.raises(ModelError, match=r"did you mean sam-vitb-em-organelles\?"):
+        models.load_segmenter("vit_b_em_organelles")
     assert models.ensure_weights("random-walker") is None
 
 

@@ -13,9 +13,9 @@ import torch
 
 from cryosam_dask.errors import ModelError
 from cryosam_dask.kernels.propagation import Propagation
-from cryosam_dask.models import sam, sam_attention
+from cryosam_dask.models import resizing, sam, sam_attention
 from cryosam_dask.settings import PropagationRules
-from cryosam_dask.types import AXES
+from cryosam_dask.types import AXES, MadeTogether, Window
 
 from .contract import PromptedSegmenterContract, noise, picture
 
@@ -324,6 +324,93 @@ def test_planes_that_are_not_uint8_are_refused(segmenter: sam.SamSegmenter) -> N
 
 def test_embeddings_that_overflow_are_an_error(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = sam.SamSegmenter(model, "sam-tiny", "random")
-    monkeypatch.setattr(segmenter, "_embed_one", lambda plane: np.full((32, 8, 8), 1e6, np.float32))
+    monkeypatch.setattr(segmenter, "_embed_on_device", lambda plane: torch.full((32, 8, 8), 1e6))
     with pytest.raises(ModelError, match="not finite"):
         segmenter.embed(np.zeros((1, 8, 8), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(102, 96), (40, 96), (92, 102), (92, 7), (102, 128), (92, 96)])
+def test_planes_are_resized_on_the_device_as_by_pillow(shape: tuple[int, int]) -> None:
+    """Equal in every pixel, larger and smaller."""
+    grey = np.random.default_rng(0).integers(0, 256, (92, 96), np.uint8)
+    np.testing.assert_array_equal(resizing.resize(torch.tensor(grey), shape).numpy(), by_pillow(grey, shape))
+
+
+def test_planes_resized_to_less_are_as_by_pillow_whichever_way_it_goes_first() -> None:
+    """Columns first, rows first: Pillow's versions differ, and the results differ by rounding."""
+    grey = np.random.default_rng(0).integers(0, 256, (90, 33), np.uint8)
+    ours = resizing.resize(torch.tensor(grey), (60, 22)).numpy()
+    np.testing.assert_array_equal(ours, by_pillow(by_pillow(grey, (90, 22)), (60, 22)))
+    assert np.abs(ours.astype(int) - by_pillow(grey, (60, 22))).max() <= 1
+
+
+def by_pillow(grey: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    return np.array(Image.fromarray(grey).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
+def test_a_plane_is_prepared_as_by_the_public_code(
+    segmenter: sam.SamSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image that goes into the encoder: resized, normalised, padded."""
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    inputs: list[torch.Tensor] = []
+    encoder = segmenter._model.image_encoder
+    hook = encoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    grey = picture((48, 80))[0]
+    segmenter.embed(grey[None])
+    hook.remove()
+    image = ResizeLongestSide(128).apply_image(np.repeat(grey[..., None], 3, 2))
+    expected = segmenter._model.preprocess(torch.tensor(image).permute(2, 0, 1)[None])
+    np.testing.assert_array_equal(inputs[0].numpy(), expected.numpy())
+
+
+def test_an_embedding_goes_to_the_device_once_for_all_prompts_of_a_plane(
+    segmenter: sam.SamSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = (48, 80)
+    embedding = segmenter.embed(picture(plane)[0][None])[0]
+    points, before = clicks(plane, 5), noise(5, 32, 32) * 4
+    expected = segmenter.predict(embedding, plane, points, before)
+    held = segmenter.hold(embedding)
+    monkeypatch.setattr(segmenter, "hold", None)
+    found = segmenter.candidates(held, plane, points, [Window((32, 32), 0, 0, logits) for logits in before])
+    for b, candidates in enumerate(found):
+        np.testing.assert_array_equal(candidates.scores, expected.scores[b])
+        for m in range(3):
+            np.testing.assert_array_equal(candidates.mask(m).full(), expected.masks[b, m])
+            np.testing.assert_array_equal(candidates.logits(m).full(), expected.logits[b, m])
+
+
+def test_masks_made_together_are_those_made_alone_and_large_ones_are_left_out(segmenter: sam.SamSegmenter) -> None:
+    plane = (300, 200)  # several tiles
+    embedding, points = segmenter.embed(picture(plane)[0][None])[0], clicks(plane, 4)
+    alone, together = (segmenter.candidates(embedding, plane, points, None) for _ in range(2))
+    wanted = [(b, m) for m in (2, 0, 1) for b in (1, 0, 3, 2)]
+    areas = [int(alone[b].mask(m).block.sum()) for b, m in wanted]
+    limit = int(np.median([area for area in areas if area]))
+    assert isinstance(together, MadeTogether)
+    together.make(wanted, limit)
+    for (b, m), area in zip(wanted, areas, strict=True):
+        mask = together[b].mask(m)
+        assert mask.full().sum() == (area if area < limit else 0)
+        assert together[b].peak(m) == alone[b].peak(m)
+        if area < limit:
+            np.testing.assert_array_equal(mask.full(), alone[b].mask(m).full())
+
+
+def test_logits_on_a_device_are_as_good_as_windows(segmenter: sam.SamSegmenter) -> None:
+    """They continue on the next plane alike, and can be stored."""
+    plane = (48, 80)
+    embedding, points = segmenter.embed(picture(plane)[0][None])[0], clicks(plane, 3)
+    kept = [candidates.logits(1) for candidates in segmenter.candidates(embedding, plane, points, None)]
+    windows = [Window(logits.shape, logits.row, logits.col, logits.block) for logits in kept]
+    mixed = [kept[0], windows[1], kept[2]]
+    results = [segmenter.candidates(embedding, plane, points, before) for before in (kept, windows, mixed)]
+    for b in range(3):
+        for m in range(3):
+            first, *others = (found[b].logits(m).full() for found in results)
+            assert all((other == first).all() for other in others)
+    np.testing.assert_array_equal(kept[0].cut(3, 30, (4, 5)), windows[0].cut(3, 30, (4, 5)))

@@ -147,6 +147,31 @@ def test_sam_loads_an_official_checkpoint_by_path(tmp_path: Path, monkeypatch: p
     assert segmenter.identity == f"sam-vitb sha256:{digest(path.read_bytes())}"
 
 
+@pytest.mark.parametrize("prefix", ["", "sam."], ids=["exported", "trained"])
+def test_a_checkpoint_of_micro_sam_is_the_sam_in_it(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import segment_anything
+
+    source, path = tiny_sam(), tmp_path / "vit_b.pt"
+    tensors = source.state_dict()
+    state = {prefix + name: tensor for name, tensor in tensors.items()}
+    torch.save({"model_state": state, "decoder_state": {"decoder.weight": torch.zeros(3)}, "epoch": 3}, path)
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", lambda checkpoint: tiny_sam())
+    loaded: Any = registry.load_segmenter(f"sam-vitb-em-organelles={path}")
+    assert loaded.name == "sam-vitb-em-organelles"
+    for name, value in loaded._model.state_dict().items():
+        assert torch.equal(value, tensors[name]), name
+
+
+def test_a_whole_state_of_a_training_is_refused_and_what_helps_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({"model_state": {"sam.x": torch.zeros(1)}, "init": {"dataset": Trap(tmp_path)}}, path)
+    with pytest.raises(ModelError, match=r"Python objects, which are never loaded.*export_custom_sam_model"):
+        checkpoint.read_state_dict(path)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_biases_that_the_model_lacks_are_not_dropped_in_silence(tmp_path: Path) -> None:
     tensors = official("dinov3", tiny("dinov3"))
     tensors["blocks.1.attn.qkv.bias"][3] = 0.5
@@ -284,6 +309,27 @@ def test_a_download_with_another_hash_is_an_error_and_leaves_no_file(
     with pytest.raises(ModelError, match=rf"(?s)a could not be downloaded.*{digest(b'good')}"):
         weights.locate("a", source, None)
     assert not list(cache.iterdir())
+
+
+def test_where_only_an_xxh128_is_published_it_is_checked_before_the_file_is_pinned(
+    server: tuple[str, Path, list[str]], cache: Path
+) -> None:
+    address, root, asked = server
+    source = weights.Source(f"{address}/a.pt", "a.pt", xxh128="c35c17be97b426c294505e3b981a04d7")  # of b"good"
+    (root / "a.pt").write_bytes(b"evil")
+    with pytest.raises(ModelError, match=r"(?s)a could not be downloaded.*XXH128 c35c17be97b426c294505e3b981a04d7"):
+        weights.locate("a", source, None)
+    assert not list(cache.iterdir())
+    (cache / "a.pt").write_bytes(b"evil")  # put there by hand
+    with pytest.raises(ModelError, match=r"a\.pt has XXH128 .*, expected c35c17be97b426c294505e3b981a04d7"):
+        weights.locate("a", source, None)
+    assert [path.name for path in cache.iterdir()] == ["a.pt"], "nothing is pinned"
+    (cache / "a.pt").unlink()
+    (root / "a.pt").write_bytes(b"good")
+    for _ in range(2):
+        assert weights.locate("a", source, None) == weights.WeightsFile(cache / "a.pt", digest(b"good"))
+    assert asked == ["/a.pt"] * 2
+    assert (cache / "a.pt.sha256").read_text().startswith(digest(b"good"))
 
 
 def test_a_download_has_the_mode_of_any_new_file(server: tuple[str, Path, list[str]], cache: Path) -> None:

@@ -67,8 +67,12 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [*models.SEGMENTERS, "sam-vith=/w/own.pth", "toy-disc", "of-another-version"])
 def test_sam_is_cited_for_sam_alone(said: Any, toys: None, name: str) -> None:
     text = said("texture", name)
-    assert ("Segment anything." in text) == name.startswith("sam-")
-    assert ("the Segment Anything Model [" in text) == name.startswith("sam-")
+    microscopy, mobile = name.endswith("-em-organelles"), name.startswith("mobile-sam")
+    assert ("Segment anything." in text) == (name.startswith("sam-") or mobile)  # whose decoder is SAM's
+    assert ("the Segment Anything Model [" in text) == (name.startswith("sam-") and not microscopy)
+    assert ("trained on electron microscopy [" in text) == ("Segment Anything for Microscopy." in text) == microscopy
+    assert ("MobileSAM" in text) == ("Faster Segment Anything:" in text) == mobile
+    assert ("the Segment Anything Model 2 [" in text) == ("SAM 2: segment anything" in text) == name.startswith("sam2")
     assert ("a random walker [" in text) == ("Random walks for" in text) == (name == "random-walker")
 
 
