@@ -289,9 +289,9 @@ def sam_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     embedded: list[np.ndarray] = []
     visited: Counter[tuple[str, int]] = Counter()
     ended: dict[tuple[Any, ...], list[Walker]] = {}
-    embed_one, step, instances = segmenter._embed_one, Propagation.step, Propagation.instances
+    embed_one, step, instances = segmenter._embed_on_device, Propagation.step, Propagation.instances
 
-    def embed_spy(plane: np.ndarray) -> np.ndarray:
+    def embed_spy(plane: np.ndarray) -> torch.Tensor:
         embedded.append(plane)
         return embed_one(plane)
 
@@ -313,7 +313,7 @@ def sam_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmenter, "_embed_one", embed_spy)
+        patch.setattr(segmenter, "_embed_on_device", embed_spy)
         patch.setattr(Propagation, "step", step_spy)
         patch.setattr(Propagation, "instances", instances_spy)
         patch.setattr(registry, "ensure_weights", lambda spec: None)
