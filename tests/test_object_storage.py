@@ -55,6 +55,7 @@ def s3(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     for name, value in environment(storage.url, SECRET, KEY).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    monkeypatch.setattr(filesystem, "_FIRST_PAUSE", 0.01)  # this server needs no time to recover
     filesystem.forget()
     yield storage
     filesystem.forget()
