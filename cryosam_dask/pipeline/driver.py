@@ -226,6 +226,7 @@ class Driver(Runner):
         upstream = negative.joined(store, name, stage_fingerprint(store, query.stage_name(name)))
         stage, kinds = refine.plan(store, name, settings, decided, upstream), self._competing(name)
         if (marks.found_stage(store, stage.name) or {}).get("fingerprint") != stage.fingerprint:
+            recut.keep(store, name, settings.propagation.group)
             self._forget_refined(name, settings, kinds)
         self._named(stage)
         accepted = sum(decision.verdict != "rejected" for decision in decided)
@@ -354,7 +355,8 @@ class Driver(Runner):
         elif recut.differs_in_points_alone(store, stage):
             recut.take_over(store, name, stage, recut.Segmented())
         if stage.units:
-            self._segment(stage, settings, points)
+            self._segment(recut.recalled(store, name, stage), settings, points)
+            store.delete(layout.former(name))
         return stage
 
     @command
