@@ -135,6 +135,15 @@ def test_picks_appear_while_they_are_segmented(session: Session) -> None:
     assert len(table["instances"]) == shown["count"]
     known = [tuple(position) for position in expected["positions"]]
     assert all(tuple(position) in known for position in table["positions"])
+    assert not table["complete"]
+    # what is decided now is about a place, and stands when all are there
+    session.act("review", {"kind": "ball", "decisions": [{"position": table["positions"][0], "verdict": "rejected"}]})
+    session.act("find", {"kind": "ball", "count": 4})
+    assert idle(session)["kinds"][0]["picks"]["complete"]
+    again = session.picks("ball")
+    assert again["complete"]
+    assert again["verdicts"].count("rejected") == 1
+    assert again["verdicts"][known.index(tuple(table["positions"][0]))] == "rejected"
 
 
 def test_another_number_of_picks_keeps_what_is_segmented(session: Session, gate: Gate) -> None:

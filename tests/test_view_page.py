@@ -151,6 +151,43 @@ def test_a_decision_counts_when_it_is_saved_and_not_before(open_page: Callable[.
         page.until("cryosam.picks.verdicts.at(-2) === 'accepted'")
 
 
+def test_picks_can_be_reviewed_as_they_are_segmented(open_page: Callable[..., Page], ball_run: RunStore) -> None:
+    class SoFar(ManyPicks):
+        def picks(self, name: str) -> dict[str, Any]:
+            return super().picks(name) | {"complete": self.state["kinds"][0]["picks"]["complete"]}
+
+    def segmented(count: int, complete: bool = False) -> None:
+        session.count = count
+        about = {"version": "p2" if complete else f"p1.{count}", "count": count, "complete": complete}
+        session.change(kinds=[{**session.state["kinds"][0], "picks": about}])
+
+    session = found(SoFar(ball_run), 3)
+    segmented(3)
+    with Server(session) as server:
+        page = open_page(server.url, complete=False)
+        numbers = "[...document.querySelectorAll('.thumb')].map((t) => Number(t.dataset.key.split(' ')[1]))"
+        page.tab.click("#step-review")
+        page.until("document.querySelectorAll('.thumb').length === 3")
+        assert "3 picks so far" in page.tab.inner_text("#panel-review")
+        assert page.tab.locator("#learn").count() == 0
+        before, seen = page.tab.evaluate(numbers), page.tab.get_attribute(".thumb img", "src")
+        segmented(6)
+        page.until("document.querySelectorAll('.thumb').length === 6")
+        # what is there stays where it is, with the picture that it has
+        assert page.tab.evaluate(numbers)[:3] == before
+        assert page.tab.get_attribute(".thumb img", "src") == seen
+        place = page.js("cryosam.picks.positions[2]")
+        page.tab.keyboard.press("r")
+        page.until("cryosam.picks.verdicts[2] === 'rejected'")
+        # a decision is about a place: the number is another pick's when all are there
+        (told,) = [body["decisions"] for name, body in session.acted if name == "review"]
+        assert told == [{"instance": 0, "position": place, "verdict": "rejected"}]
+        segmented(7, complete=True)
+        page.until("document.querySelectorAll('.thumb').length === 7")
+        page.tab.wait_for_selector("#learn")
+        page.until("cryosam.selected === '7'")
+
+
 def test_the_page_says_that_the_server_is_gone_and_comes_back(
     open_page: Callable[..., Page], ball_run: RunStore
 ) -> None:
