@@ -32,7 +32,9 @@ from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.storage import errors, filesystem
 from cryosam_dask.storage.address import check_address, check_store, public, scrub
 from cryosam_dask.store import layout, marks
+from cryosam_dask.store.reviews import Decision, ReviewLog
 from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.view import session
 
 SECRET, KEY, TOKEN = "s3cr3t/that+nobody0may1read", "AKIAKNOWNTOTHESETEST", "session-token-4711-of-the-test"
 CLICK = [11.0, 11.0, 11.0]
@@ -55,6 +57,7 @@ def s3(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     for name, value in environment(storage.url, SECRET, KEY).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    monkeypatch.setattr(filesystem, "_FIRST_PAUSE", 0.01)  # this server needs no time to recover
     filesystem.forget()
     yield storage
     filesystem.forget()
@@ -412,7 +415,7 @@ def test_a_profile_in_the_users_files_is_used(s3: Storage, monkeypatch: pytest.M
     assert RunStore.create(f"s3://{BUCKET}/by-profile.zarr", {}).url in f"s3://{BUCKET}/by-profile.zarr"
 
 
-def test_the_page_shows_a_run_in_storage(s3: Storage, local: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_page_shows_a_run_in_storage(s3: Storage, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = upload(s3, local, "viewed/run.zarr")
     here = RunStore.open(local)
     with cs.view(run, workers=0) as page:
@@ -432,6 +435,25 @@ def test_the_page_shows_a_run_in_storage(s3: Storage, local: Path, tmp_path: Pat
         assert refused.status == 500
         assert "access denied" in refused.error
         no_secret_in(refused.body + str(state).encode())
+    _is_idle_until_others_write(run, s3, monkeypatch)
+
+
+def _is_idle_until_others_write(run: str, s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "POLL", 0.05)
+    with contextlib.closing(session.Session(run)) as opened:
+        while opened._others_wrote():  # what has just been opened asks once more
+            pass
+        asked = s3.requests
+        assert not opened._others_wrote()
+        assert 0 < s3.requests - asked <= session.REMOTE_POLL, "one request a second at most"
+        monkeypatch.setattr(session, "REMOTE_POLL", 0.05)
+        told = threading.Event()
+        opened.subscribe(told.set)
+        table = opened.picks("particle")
+        place = (float(v) for v in table["positions"][0])
+        ReviewLog(RunStore.open(run, "r+"), "particle").write([Decision(1, tuple(place), "accepted")])
+        assert told.wait(30)
+        assert opened.snapshot()["kinds"][0]["decided"]["accepted"] == 1
 
 
 def test_s3fs_is_not_installed(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ def finished(simulation: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     """The whole job, in this process. Tests must not change it."""
     out = tmp_path_factory.mktemp("run") / "run.zarr"
     cs.run(simulation["path"], [simulation["point"]], out, name=NAME, models="texture+random-walker", workers=0)
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, for more queries: features and planes near particles are there."""
+    out = tmp_path / "run.zarr"
+    shutil.copytree(finished, out)
     return out
 
 
@@ -191,13 +200,13 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(
     assert contents(out) == contents(finished)
 
 
-def test_other_settings_are_refused_by_name_and_replaced_on_request(simulation: dict[str, Any], tmp_path: Path) -> None:
-    out = tmp_path / "run.zarr"
+def test_other_settings_are_refused_by_name_and_replaced_on_request(simulation: dict[str, Any], copied: Path) -> None:
+    out, name = copied, "other"
 
     def go(overwrite: bool = False, **changes: Any) -> None:
         settings = settings_for("texture+random-walker", {k.replace("__", "."): v for k, v in changes.items()})
         cs.run(
-            simulation["path"], [simulation["point"]], out, name=NAME, settings=settings, workers=0, overwrite=overwrite
+            simulation["path"], [simulation["point"]], out, name=name, settings=settings, workers=0, overwrite=overwrite
         )
 
     go(match__count=3)
@@ -206,16 +215,13 @@ def test_other_settings_are_refused_by_name_and_replaced_on_request(simulation: 
         go(match__count=2)
     assert contents(out) == first
     go(match__count=2, overwrite=True)
-    assert len(picks.read(RunStore.open(out), NAME)) <= 3
+    assert len(picks.read(RunStore.open(out), name)) <= 3
     with pytest.raises(StoreError, match=r"features.*thickness: 5 → 7"):
         go(match__count=2, features__thickness=7)
 
 
-def test_two_queries_share_a_store(simulation: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    import shutil
-
-    out = tmp_path / "run.zarr"
-    shutil.copytree(finished, out)
+def test_two_queries_share_a_store(simulation: dict[str, Any], finished: Path, copied: Path) -> None:
+    out = copied
     other = picks.read(RunStore.open(out), NAME)[["z", "y", "x"]].to_numpy()[-1].round().tolist()
     cs.run(simulation["path"], [other], out, name="second", models="texture+random-walker", workers=0)
     tree = cs.open_run(out)
@@ -225,16 +231,16 @@ def test_two_queries_share_a_store(simulation: dict[str, Any], finished: Path, t
     assert {p for p in changed if not p.startswith("embeddings")} == set()
 
 
-def test_several_points_make_one_query(simulation: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    points = picks.read(RunStore.open(finished), NAME)[["z", "y", "x"]].to_numpy()[:2].round().tolist()
-    out = tmp_path / "run.zarr"
-    cs.run(simulation["path"], points, out, name=NAME, models="texture+random-walker", workers=0)
+def test_several_points_make_one_query(simulation: dict[str, Any], copied: Path) -> None:
+    out, name = copied, "several"
+    points = picks.read(RunStore.open(out), NAME)[["z", "y", "x"]].to_numpy()[:2].round().tolist()
+    cs.run(simulation["path"], points, out, name=name, models="texture+random-walker", workers=0)
     store = RunStore.open(out)
     volume = cs.FeatureVolume.open(out)
     from cryosam_dask.store import instances as stored
 
     total, count = np.zeros(volume.channels), 0
-    found = stored.read(store, layout.group(layout.query(NAME), 0))
+    found = stored.read(store, layout.group(layout.query(name), 0))
     for i in range(len(found.prompt)):
         mask = np.zeros(store.shape, bool)
         z0, y0, x0, z1, y1, x1 = found.box[i]
@@ -242,35 +248,34 @@ def test_several_points_make_one_query(simulation: dict[str, Any], finished: Pat
         total += volume.pool(mask) * mask.sum()
         count += int(mask.sum())
     assert len(found.prompt) == 2
-    assert store.read(f"{layout.query(NAME)}/feature") == pytest.approx(total / count, abs=1e-4)
-    assert picks.read(store, NAME)["prompted"].sum() == 2
+    assert store.read(f"{layout.query(name)}/feature") == pytest.approx(total / count, abs=1e-4)
+    assert picks.read(store, name)["prompted"].sum() == 2
 
 
-def test_naive_matching_goes_through_the_same_code(simulation: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+def test_naive_matching_goes_through_the_same_code(simulation: dict[str, Any], copied: Path) -> None:
     settings = settings_for("texture+random-walker", {"match.ratios": [1]})
-    out = tmp_path / "run.zarr"
-    cs.run(simulation["path"], [simulation["point"]], out, name=NAME, settings=settings, workers=0)
-    similarity = cs.open_run(out)[f"similarity/{NAME}/r1"]["similarity"]
+    cs.run(simulation["path"], [simulation["point"]], copied, name="naive", settings=settings, workers=0)
+    similarity = cs.open_run(copied)["similarity/naive/r1"]["similarity"]
     assert similarity.shape == SIZE["shape"]
     assert bool(np.isfinite(similarity).all())
-    folder = simulation["folder"]
-    assert outputs.evaluate(out, folder / "truth.csv", 10)["recall"] >= 0.8
+    truth = simulation["folder"] / "truth.csv"
+    assert outputs.evaluate(copied, truth, 10, name="naive")["recall"] >= 0.8
 
 
 @pytest.mark.parametrize(
     ("tau_sim", "message"), [(0.999, r"no cell of ratio \d+ reaches match\.tau_sim = 0\.999: similarities from")]
 )
 def test_a_threshold_that_keeps_nothing_is_said_in_words(
-    simulation: dict[str, Any], tmp_path: Path, tau_sim: float, message: str
+    simulation: dict[str, Any], copied: Path, tau_sim: float, message: str
 ) -> None:
     settings = settings_for("texture+random-walker", {"match.tau_sim": tau_sim})
     with pytest.raises(InputError, match=message):
-        cs.run(simulation["path"], [simulation["point"]], tmp_path / "r.zarr", settings=settings, workers=0)
+        cs.run(simulation["path"], [simulation["point"]], copied, settings=settings, workers=0)
 
 
-def test_a_threshold_that_keeps_everything_is_said_in_words(simulation: dict[str, Any], tmp_path: Path) -> None:
+def test_a_threshold_that_keeps_everything_is_said_in_words(simulation: dict[str, Any], copied: Path) -> None:
     settings = settings_for("texture+random-walker", {"match.tau_sim": -1.0, "match.ratios": [4], "match.count": 3})
-    driver = cs.run(simulation["path"], [simulation["point"]], tmp_path / "r.zarr", settings=settings, workers=0)
+    driver = cs.run(simulation["path"], [simulation["point"]], copied, settings=settings, workers=0)
     assert any("every cell of ratio 4 reaches match.tau_sim" in note for note in driver.notes)
 
 

@@ -16,10 +16,11 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.kernels.decisions import agreed, corrected
 from cryosam_dask.kernels.discriminant import discriminant
-from cryosam_dask.pipeline import Driver, refine, settings_for
+from cryosam_dask.kernels.propagation import Propagation
+from cryosam_dask.pipeline import Driver, recut, refine, settings_for
 from cryosam_dask.pipeline.integrity import verify
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
-from cryosam_dask.stages import borrow, learned, query_file
+from cryosam_dask.stages import borrow, chain, learned, query_file, segment, segment_volume
 from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import PAGE, Decision, ReviewLog
@@ -189,8 +190,34 @@ def _right(table: pd.DataFrame, centres: np.ndarray) -> np.ndarray:
     return np.asarray(distance.min(axis=1) < 6)
 
 
+def _chunks(run: Path) -> dict[str, bytes]:
+    """What is in a run, but for who did it when."""
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != "zarr.json")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if "journal" not in path.parts}
+
+
+@pytest.fixture
+def segmented(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
+    """Points that proposals are segmented at, as that is done."""
+    points: list[tuple[float, ...]] = []
+    start, instances_of = Propagation.start, segment_volume.instances_of
+
+    def spied_start(of: Any, *rest: Any) -> Any:
+        points.extend(tuple(point) for point in of)
+        return start(of, *rest)
+
+    def spied_instances(store: Any, settings: Any, device: Any, of: Any, *rest: Any) -> Any:
+        points.extend(tuple(point) for point in of)
+        return instances_of(store, settings, device, of, *rest)
+
+    monkeypatch.setattr(Propagation, "start", spied_start)
+    monkeypatch.setattr(segment_volume, "instances_of", spied_instances)
+    monkeypatch.setattr(segment, "start_planes", lambda shape, points: set())
+    return points
+
+
 def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
-    run: tuple[SimulatedTomogram, Path], tmp_path: Path
+    run: tuple[SimulatedTomogram, Path], tmp_path: Path, segmented: list[tuple[float, ...]]
 ) -> None:
     simulated, done = run
     out = shutil.copytree(done, tmp_path / "r.zarr")
@@ -205,9 +232,20 @@ def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
         for row, good in zip(shown.itertuples(), [True, True, False, False], strict=True)
     ]
     driver.review("r", decided, by="ada")
+    before_places = {tuple(point) for point in driver.store.read(layout.proposal_array("r", "points")).tolist()}
     driver.refine("r")
     driver.match("r")
+    anew = shutil.copytree(out, tmp_path / "anew.zarr")
     driver.segment("r")
+    proposed = {tuple(point) for point in driver.store.read(layout.proposal_array("r", "points")).tolist()}
+    # only what was not proposed before is segmented, and that is as if all were; or groups of which not all were
+    by_looks = layout.query_array("r", "descriptors") in driver.store
+    assert set(segmented) == (proposed if by_looks else proposed - before_places)
+    assert len(proposed & before_places) >= 3
+    shutil.rmtree(anew / layout.FORMER)
+    Driver(anew, SerialExecutor()).segment("r")
+    assert set(segmented) == proposed
+    assert _chunks(out) == _chunks(anew)
     after = picks.read(driver.store, "r")
     places = after[["z", "y", "x"]].to_numpy()
     told = reviews.verdicts(reviews.current(reviews.read(driver.store, "r")), places, 4.0)
@@ -220,6 +258,19 @@ def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
         command("r")  # nothing new was decided: nothing runs
     assert not [name for name, units in again.timings.items() if units]
     assert picks.read(again.store, "r").equals(after)
+
+
+def test_where_the_same_is_proposed_nothing_is_segmented(
+    run: tuple[SimulatedTomogram, Path], tmp_path: Path, segmented: list[tuple[float, ...]]
+) -> None:
+    out = shutil.copytree(run[1], tmp_path / "r.zarr")
+    before, driver = _chunks(out), Driver(out, SerialExecutor())
+    recut.keep(driver.store, "r", 16)
+    assert verify(str(out)).sound
+    chain.forget(driver.store, "r", after=segment.PROPOSALS.stage, itself=True)
+    driver.segment("r")
+    assert segmented == []
+    assert _chunks(out) == before
 
 
 def test_what_was_learned_goes_with_the_query(run: tuple[SimulatedTomogram, Path], tmp_path: Path) -> None:

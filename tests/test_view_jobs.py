@@ -16,7 +16,7 @@ from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.pipeline.integrity import verify
-from cryosam_dask.stages import segment
+from cryosam_dask.stages import propose, segment
 from cryosam_dask.store import layout, marks, picks, reviews
 from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore
@@ -135,9 +135,20 @@ def test_picks_appear_while_they_are_segmented(session: Session) -> None:
     assert len(table["instances"]) == shown["count"]
     known = [tuple(position) for position in expected["positions"]]
     assert all(tuple(position) in known for position in table["positions"])
+    assert not table["complete"]
+    # what is decided now is about a place, and stands when all are there
+    session.act("review", {"kind": "ball", "decisions": [{"position": table["positions"][0], "verdict": "rejected"}]})
+    session.act("find", {"kind": "ball", "count": 4})
+    assert idle(session)["kinds"][0]["picks"]["complete"]
+    again = session.picks("ball")
+    assert again["complete"]
+    assert again["verdicts"].count("rejected") == 1
+    assert again["verdicts"][known.index(tuple(table["positions"][0]))] == "rejected"
 
 
-def test_another_number_of_picks_keeps_what_is_segmented(session: Session, gate: Gate) -> None:
+def test_another_number_of_picks_keeps_what_is_segmented(
+    session: Session, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session.act("find", {"kind": "ball", "count": 4})
     shown = idle(session)["kinds"][0]
     scores = session.candidates("ball")["scores"]
@@ -152,8 +163,11 @@ def test_another_number_of_picks_keeps_what_is_segmented(session: Session, gate:
     assert not [unit for unit in ran if unit.startswith(("query", "project", "match", "rank"))]
     kept = picks.read(RunStore.open(session.desk.url), "ball")
     assert set(zip(kept.z, kept.y, kept.x, strict=True)) <= set(zip(before.z, before.y, before.x, strict=True))
+    ranked, candidates = [], propose.candidates
+    monkeypatch.setattr(propose, "candidates", lambda *of: ranked.append(of) or candidates(*of))
     session.act("find", {"kind": "ball", "cut": scores[3]})  # by score
     assert idle(session)["kinds"][0]["picks"]["count"] == shown["picks"]["count"]
+    assert len(ranked) == 1
     after = picks.read(RunStore.open(session.desk.url), "ball")
     np.testing.assert_allclose(after[["z", "y", "x"]], before[["z", "y", "x"]])
     assert verify(session.desk.url).sound

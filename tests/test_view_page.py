@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from browsers import chromium
 from view_page_support import WEBGL, XY, XZ, YZ, Page, bright_spot, write_spot
-from view_server_support import StandInSession, add_picks, ingested
+from view_server_support import StandInSession, add_picks, ball, ingested
 
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.serial import SerialExecutor
+from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.store import picks, reviews
 from cryosam_dask.store.clicks import ClickLog
 from cryosam_dask.store.run_store import RunStore
@@ -89,6 +90,34 @@ def test_a_click_arrives_at_the_voxel_that_is_seen_there(
         assert len(session.acted) == 6
 
 
+def test_clicks_show_their_masks_in_the_colour_of_their_kind(
+    open_page: Callable[..., Page], ball_run: RunStore
+) -> None:
+    session = StandInSession(ball_run)
+    look(session)
+    mask, box = ball((20, 20, 20))
+    session.previews["c1.1"] = Instance(0, box, mask, 1.0, {})
+    told = {"state": "done", "doubts": [], "diameter_nm": 13.0, "voxels": int(mask.sum()), "box": list(box)}
+    clicks = [{"id": "c1", "position": [20, 20, 20], "positive": True, "preview": "c1.1", **told}]
+    session.change(kinds=[{**empty_kind(), "clicks": clicks}])
+    with Server(session) as server:
+        page = open_page(server.url)
+        picture = "document.querySelector('#clicks img')"
+        page.until(f"{picture}?.naturalHeight > 0")
+        sides = page.tab.evaluate(
+            f"(({{ x, y, width, height }}) => [x, y, width, height])({picture}.getBoundingClientRect())"
+        )
+        left, top, width, height = sides
+        assert width == height == 32
+        seen = page.picture()[int(top) : int(top + height), int(left) : int(left + width)]
+        assert (seen[..., 0] - seen[..., 2] > 60).sum() > 20, "the outline of the mask is yellow"
+        # the colour is the run's, which all pages show
+        page.tab.fill("#kind-list input[type=color]", "#00ff80")
+        page.tab.wait_for_timeout(50)
+        name, body = session.acted[-1]
+        assert (name, body["name"], body["color"]) == ("kind/color", "ball", "#00ff80")
+
+
 # What goes wrong, and what is large -----------------------------------------------------------------------------------
 
 
@@ -151,6 +180,43 @@ def test_a_decision_counts_when_it_is_saved_and_not_before(open_page: Callable[.
         page.until("cryosam.picks.verdicts.at(-2) === 'accepted'")
 
 
+def test_picks_can_be_reviewed_as_they_are_segmented(open_page: Callable[..., Page], ball_run: RunStore) -> None:
+    class SoFar(ManyPicks):
+        def picks(self, name: str) -> dict[str, Any]:
+            return super().picks(name) | {"complete": self.state["kinds"][0]["picks"]["complete"]}
+
+    def segmented(count: int, complete: bool = False) -> None:
+        session.count = count
+        about = {"version": "p2" if complete else f"p1.{count}", "count": count, "complete": complete}
+        session.change(kinds=[{**session.state["kinds"][0], "picks": about}])
+
+    session = found(SoFar(ball_run), 3)
+    segmented(3)
+    with Server(session) as server:
+        page = open_page(server.url, complete=False)
+        numbers = "[...document.querySelectorAll('.thumb')].map((t) => Number(t.dataset.key.split(' ')[1]))"
+        page.tab.click("#step-review")
+        page.until("document.querySelectorAll('.thumb').length === 3")
+        assert "3 picks so far" in page.tab.inner_text("#panel-review")
+        assert page.tab.locator("#learn").count() == 0
+        before, seen = page.tab.evaluate(numbers), page.tab.get_attribute(".thumb img", "src")
+        segmented(6)
+        page.until("document.querySelectorAll('.thumb').length === 6")
+        # what is there stays where it is, with the picture that it has
+        assert page.tab.evaluate(numbers)[:3] == before
+        assert page.tab.get_attribute(".thumb img", "src") == seen
+        place = page.js("cryosam.picks.positions[2]")
+        page.tab.keyboard.press("r")
+        page.until("cryosam.picks.verdicts[2] === 'rejected'")
+        # a decision is about a place: the number is another pick's when all are there
+        (told,) = [body["decisions"] for name, body in session.acted if name == "review"]
+        assert told == [{"instance": 0, "position": place, "verdict": "rejected"}]
+        segmented(7, complete=True)
+        page.until("document.querySelectorAll('.thumb').length === 7")
+        page.tab.wait_for_selector("#learn")
+        page.until("cryosam.selected === '7'")
+
+
 def test_the_page_says_that_the_server_is_gone_and_comes_back(
     open_page: Callable[..., Page], ball_run: RunStore
 ) -> None:
@@ -166,6 +232,30 @@ def test_the_page_says_that_the_server_is_gone_and_comes_back(
         page.until("cryosam.linked")
         session.change(messages=[{"id": 1, "kind": "error", "text": "the disk is full"}])
         page.until("/the disk is full/.test(document.querySelector('#status').innerText)")
+
+
+def test_a_page_in_the_background_holds_no_connection(open_page: Callable[..., Page], ball_run: RunStore) -> None:
+    def turn(state: str) -> None:
+        page.tab.evaluate(
+            f"Object.defineProperty(document, 'visibilityState', {{ value: '{state}', configurable: true }})"
+        )
+        page.tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    session = found(ManyPicks(ball_run), 3)
+    with Server(session) as server:
+        nobody = session.listeners
+        page = open_page(server.url, complete=False)
+        assert session.listeners == nobody + 1
+        turn("hidden")
+        end = time.monotonic() + 30
+        while session.listeners > nobody:
+            assert time.monotonic() < end
+            page.tab.wait_for_timeout(50)
+        session.change(messages=[{"id": 1, "kind": "note", "text": "meanwhile"}])
+        turn("visible")
+        page.until("/meanwhile/.test(document.querySelector('#status').innerText)")
+        assert session.listeners == nobody + 1
+        assert page.js("document.querySelector('#banner').hidden")
 
 
 def test_what_the_server_says_is_text(open_page: Callable[..., Page], ball_run: RunStore) -> None:

@@ -31,6 +31,7 @@ EVERYTHING = [
     "data/tomogram/0/0-90_0-62_0-8",
     "data/labels-ball-p1/mesh/1.all",
     "gallery/ball/p1/1.png",
+    "click/c1.png",
     "report",
     "download/picks.star",
 ]

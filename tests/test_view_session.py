@@ -180,6 +180,9 @@ def test_two_sessions_see_each_other(finished: Path, opened: Callable[..., Sessi
     one.act("review", {"kind": "ball", "decisions": [decision(table, 0, "accepted")]})
     two.act("review", {"kind": "ball", "decisions": [decision(table, 1, "rejected")]})
     until(lambda: kind_of(two)["decided"] == {"accepted": 1, "rejected": 1, "added": 0}, 10)
+    one.act("kind/color", {"name": "ball", "color": "#0A0B0C"})
+    until(lambda: kind_of(two)["color"] == "#0a0b0c", 10)
+    assert len(kind_of(two)["clicks"]) == 1
     assert one.picks("ball")["verdicts"][:2] == two.picks("ball")["verdicts"][:2] == ["accepted", "rejected"]
     assert told == sorted(set(told))
     end()
@@ -324,6 +327,8 @@ def test_a_full_disk_is_said_and_nothing_is_shown_as_made(
         ("kind/add", {"name": 7}, "expected a text"),
         ("kind/add", {"name": "rod", "color": "red"}, "expected #rrggbb"),
         ("kind/rename", {"name": "ball", "to": "rod"}, "keeps its name"),
+        ("kind/color", {"name": "ball", "color": "red"}, "expected #rrggbb"),
+        ("kind/color", {"name": "rod", "color": "#000000"}, "no kind"),
         ("click/add", {"kind": "rod", "position": [1, 2, 3]}, "no kind"),
         ("click/add", {"kind": "ball", "position": [99, 2, 3]}, "99"),
         ("click/add", {"kind": "ball", "position": [1, 2]}, "three numbers"),

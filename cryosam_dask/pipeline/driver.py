@@ -226,6 +226,7 @@ class Driver(Runner):
         upstream = negative.joined(store, name, stage_fingerprint(store, query.stage_name(name)))
         stage, kinds = refine.plan(store, name, settings, decided, upstream), self._competing(name)
         if (marks.found_stage(store, stage.name) or {}).get("fingerprint") != stage.fingerprint:
+            recut.keep(store, name, settings.propagation.group)
             self._forget_refined(name, settings, kinds)
         self._named(stage)
         accepted = sum(decision.verdict != "rejected" for decision in decided)
@@ -273,9 +274,11 @@ class Driver(Runner):
     @command
     def match(self, name: str) -> None:
         """Compare the query with the features, coarse to fine, and propose prompts."""
-        store, settings = self._queried(name)
-        among, upstream = self._ranked(name, settings)
-        for note in propose.choose(store, name, settings.match, among, upstream):
+        settings = self._queried(name)[1]
+        self._propose(name, settings, *self._ranked(name, settings))
+
+    def _propose(self, name: str, settings: Settings, among: propose.Candidates, upstream: str) -> None:
+        for note in propose.choose(self.store, name, settings.match, among, upstream):
             self.note(note)
         self._make_declared("match", settings, name)
 
@@ -354,7 +357,8 @@ class Driver(Runner):
         elif recut.differs_in_points_alone(store, stage):
             recut.take_over(store, name, stage, recut.Segmented())
         if stage.units:
-            self._segment(stage, settings, points)
+            self._segment(recut.recalled(store, name, stage), settings, points)
+            store.delete(layout.former(name))
         return stage
 
     @command
@@ -374,18 +378,28 @@ class Driver(Runner):
         return None if count is None else int(str(count))
 
     @command
-    def choose(self, name: str, count: int | None) -> None:
+    def choose(self, name: str, count: int | None, cut: float | None = None) -> None:
         """Have `match` propose so many of the candidates, from now on; None: as the query's settings say.
+
+        cut : or as many as have this score or a better one, but at least one
 
         What is segmented already is kept, as far as whole groups of prompts stay proposals; `segment` does the rest.
         """
         if count is not None and count < 1:
             raise InputError(f"{count} candidates: expected 1 or more")
         store, settings = self._queried(name)
-        known = recut.read(store, name, settings.propagation.group)
-        store.group(layout.query(name)).attrs[checks.COUNT] = count
-        self.match(name)
-        store, settings = self._queried(name)
+        ranked = None
+        if cut is not None:
+            ranked = self._ranked(name, settings)
+            count = max(1, propose.reaching(ranked[0], cut))
+        known = recut.Segmented()
+        if count != self.chosen(name):
+            known = recut.read(store, name, settings.propagation.group)
+            store.group(layout.query(name)).attrs[checks.COUNT] = count
+            settings = self._queried(name)[1]
+            if settings.match.rank == "similarity":  # of so many candidates no more are looked for
+                ranked = None
+        self._propose(name, settings, *(ranked or self._ranked(name, settings)))
         stage, _ = self._planned(name)
         if recut.differs_in_points_alone(store, stage):
             recut.take_over(store, name, stage, known)

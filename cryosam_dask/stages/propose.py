@@ -219,6 +219,12 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
     return notes
 
 
+def reaching(among: Candidates, cut: float) -> int:
+    """How many candidates `choose` may choose from that have this score, as it is stored, or a better one."""
+    kept = peaks.non_maximum_suppression(among.points, among.scores, among.radius)
+    return int((np.asarray(among.scores[kept], np.float32) >= np.float32(cut)).sum())
+
+
 def _agreed(
     chosen: peaks.Cut, points: Float64, scores: Float64, decided: tuple[Float64, Float64], radius: float
 ) -> peaks.Cut:

@@ -26,7 +26,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info, volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
-from cryosam_dask.stages import learned, segment_volume
+from cryosam_dask.stages import former, learned, segment_volume
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import READ_RAW, Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
@@ -121,12 +121,11 @@ def plan(
                 memory=memory(len(members)),
             )
         )
-    digest = hashlib.sha256(np.ascontiguousarray(points, "<f8").tobytes()).hexdigest()
     described = {**settings.model_dump(mode="json"), "weights": weights_identity(settings.segmenter)}
     return Stage(
         role.stage_name(name),
         work if whole is None else work_in_volume,
-        {"propagation": described, "points": digest, "where": where, "query": query}
+        {"propagation": described, "points": digest_of(points), "where": where, "query": query}
         | ({"against": list(against)} if against else {})
         | ({"sight": sight.to_json()} if sight else {})
         | ({"direction": direction} if query and direction else {}),
@@ -137,6 +136,11 @@ def plan(
         model_memory=(whole or segmenter_info(settings.segmenter)).weights_bytes,
         advice="set propagation.group lower, or give each worker more memory",
     )
+
+
+def digest_of(points: NDArray[np.float64]) -> str:
+    """What a stage's settings say of its prompts (n, 3)."""
+    return hashlib.sha256(np.ascontiguousarray(points, "<f8").tobytes()).hexdigest()
 
 
 def unit_memory(settings: PropagationSettings, plane: tuple[int, int], prompts: int, pooled: bool) -> int:
@@ -174,9 +178,11 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     store = context.store
     chosen = PropagationSettings.model_validate({k: v for k, v in settings["propagation"].items() if k != "weights"})
     where, index = settings["where"], unit.params["index"]
-    points = [_point(p) for p in unit.params["points"]]
+    known, points = _known(store, settings, unit)
     state = layout.state(where, index)
     before = _read_state(store, state)
+    if before is not None and len(before["points"]) != len(points):  # other masks were known when it began
+        before = None
     propagation = (
         Propagation.start(points, store.shape, chosen) if before is None else Propagation.from_arrays(before, chosen)
     )
@@ -184,7 +190,7 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     if waiting:
         _write_state(store, state, propagation.to_arrays())
         return UnitResult({"planes": [[axis, plane] for axis, plane in sorted(waiting)]}, done=False)
-    found = _write_instances(store, settings, unit, propagation.instances())
+    found = _write_instances(store, settings, unit, _in_order(unit, known, propagation.instances()))
     store.delete(state)
     return UnitResult(found)
 
@@ -193,17 +199,31 @@ def work_in_volume(context: Context, settings: Json, unit: Unit) -> UnitResult |
     """Segment a group at once, with a segmenter of volumes."""
     store = context.store
     chosen = PropagationSettings.model_validate({k: v for k, v in settings["propagation"].items() if k != "weights"})
-    points = [_point(p) for p in unit.params["points"]]
+    known, points = _known(store, settings, unit)
     if "sight" in settings:
         descriptors = layout.member(settings["query"] or "", "descriptors")
         sight = Sight(**settings["sight"])
         instances = segment_volume.instances_of(store, chosen, context.device, points, sight, descriptors)
-        return UnitResult(_write_instances(store, settings, unit, instances))
+        return UnitResult(_write_instances(store, settings, unit, _in_order(unit, known, instances)))
     instances, doubts, tried = segment_volume.prompted(store, chosen, context.device, points)
     kept = [i for i, instance in enumerate(instances) if instance is not None]
     group = layout.group(settings["where"], unit.params["index"])
     write_tried(store, group, [tried[i] for i in kept], [doubts[i] for i in kept])
     return UnitResult(_write_instances(store, settings, unit, instances))
+
+
+def _known(store: RunStore, settings: Json, unit: Unit) -> tuple[dict[int, Instance | None], list[Point]]:
+    """The masks of a unit's prompts that are known, and the points of the others, which are to be segmented."""
+    query = settings["query"]
+    known = former.masks(store, query.rpartition("/")[2], unit) if query else {}
+    prompted = zip(unit.params["prompts"], unit.params["points"], strict=True)
+    return known, [_point(point) for prompt, point in prompted if prompt not in known]
+
+
+def _in_order(unit: Unit, known: dict[int, Instance | None], segmented: list[Instance | None]) -> list[Instance | None]:
+    """The instances of all prompts of a unit in their order."""
+    new = iter(segmented)
+    return [known[prompt] if prompt in known else next(new) for prompt in unit.params["prompts"]]
 
 
 def _write_instances(store: RunStore, settings: Json, unit: Unit, instances: list[Instance | None]) -> Json:
@@ -353,10 +373,20 @@ def _declaration(role: Role, words: str, made_from: tuple[str, ...], command: Co
                 by_number,
             ),
             Arrays(layout.pattern(lambda name, index: layout.state(role.place(name), index)), "state"),
+            *(_FORMER if role is PROMPTS else ()),
         ),
         expected=expected,
-        places=lambda store, query: (role.place(query),),
+        places=lambda store, query: (role.place(query), *([layout.former(query)] if role is PROMPTS else [])),
     )
+
+
+# masks of former proposals are right as long as the query's prompts are
+_FORMER = (
+    Arrays(layout.pattern(layout.former_places), "state"),
+    Arrays(
+        layout.pattern(lambda name, index, array: layout.instance_array(layout.former(name), index, array)), "state"
+    ),
+)
 
 
 STAGES = (

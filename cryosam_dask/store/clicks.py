@@ -159,6 +159,8 @@ def _apply(out: Clicks, event: Json) -> None:
     elif do == "rename" and event["to"] not in out.kinds:
         kind.name = str(event["to"])
         out.kinds = {k.name: k for k in out.kinds.values()}
+    elif do == "color":
+        kind.color = str(event["color"])
     elif do == "remove":
         del out.kinds[name]
         out.removed.add(name)

@@ -13,6 +13,7 @@ RUN.zarr/                        OME-Zarr 0.5 image, z y x in ångström
   similarity/NAME/r16, r8, …     similarity on the cells of each ratio
   proposals/NAME                 prompts found by matching
   instances/NAME                 masks of the proposals, by group
+  former/NAME                    masks of former proposals, until those that decisions led to are segmented
   picks/NAME                     kept instances, one row each; pieces/: the masks that extended structures have
   clicks                         kinds and clicks of the page beside the data: logs, one for each writer
   reviews/NAME                   what people decided about picks: logs, one for each writer
@@ -46,7 +47,7 @@ DIGESTS = "digests"
 TOMOGRAM_VARIABLE = "tomogram"
 LABELS_VARIABLE = "labels"
 FEATURES, EMBEDDINGS, LABELS, MARKS = "features", "embeddings", "labels", "marks"
-QUERIES, NEGATIVES, INSTANCES = "queries", "negatives", "instances"
+QUERIES, NEGATIVES, INSTANCES, FORMER = "queries", "negatives", "instances", "former"
 PROPOSALS, PICKS, SIMILARITY, JOURNAL = "proposals", "picks", "similarity", "journal"
 REVIEWS, REFINED = "reviews", "refined"
 CLICKS = "clicks"
@@ -224,6 +225,16 @@ def state(where: str, index: int) -> str:
     return f"{where}/state{index:05d}"
 
 
+def former(name: str) -> str:
+    """Group of the masks of a query's former proposals, which are in groups as those of its proposals."""
+    return f"{FORMER}/{name}"
+
+
+def former_places(name: str) -> str:
+    """Where those proposals were, and which instance of which group is of each."""
+    return f"{former(name)}/places"
+
+
 def profiles(name: str, index: int) -> str:
     """Radial profiles around the candidates, or the random places, of one unit."""
     return f"{proposals(name)}/profiles{index:05d}"
@@ -315,7 +326,7 @@ def marks(stage: str) -> str:
 _LOG = re.compile(f"({CLICKS}|{REVIEWS}/[^/]+)/[^/]+_\\d{{4}}")
 
 _HIDDEN = re.compile(
-    f"({MARKS}|{INSTANCES}|{NEGATIVES}|{EMBEDDINGS}|{CLICKS}|{REVIEWS})"
+    f"({MARKS}|{INSTANCES}|{FORMER}|{NEGATIVES}|{EMBEDDINGS}|{CLICKS}|{REVIEWS})"
     f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
     f"|{PICKS}/[^/]+/pieces"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"
@@ -337,6 +348,7 @@ TOP_GROUPS = (
         SIMILARITY,
         PROPOSALS,
         INSTANCES,
+        FORMER,
         PICKS,
         CLICKS,
         REVIEWS,

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from cryosam_dask import geometry
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.pages import PAGE, PageReader, PageWriter, new_writer
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Point
+from cryosam_dask.types import Array, Point
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,10 @@ SAME_PLACE = 2.0
 
 REACH = 0.5
 """The same of particles, if that is more: share of the radius of a ball as large as they are."""
+
+
+_Page = tuple[str, Array, dict[str, Any]]
+"""Name, rows and attributes, as of `PageReader.pages`."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,33 @@ def _user() -> str:
 
 def read(store: RunStore, name: str) -> list[Decision]:
     """All decisions about a query's picks, in the order in which they were made; `StoreError` if some are damaged."""
+    return _decisions(PageReader(store, layout.reviews(name)).pages())
+
+
+class ReviewReader:
+    """Reads what stands about a query's picks again and again, and only pages of which there is news. For several
+    threads."""
+
+    def __init__(self, store: RunStore, name: str) -> None:
+        self._reader = PageReader(store, layout.reviews(name))
+        self._known: tuple[list[_Page], float, list[Decision]] = ([], 0.0, [])
+        self._lock = threading.Lock()
+
+    def current(self, radius: float) -> list[Decision]:
+        """As of `current`."""
+        with self._lock:
+            pages = self._reader.pages()
+            before, within, told = self._known
+            same = len(pages) == len(before) and all(a[1] is b[1] for a, b in zip(pages, before, strict=True))
+            if not same or within != radius:
+                told = current(_decisions(pages), radius)
+                self._known = pages, radius, told
+            return told
+
+
+def _decisions(pages: Sequence[_Page]) -> list[Decision]:
     every: list[Decision] = []
-    group = layout.reviews(name)
-    for _, rows, attributes in PageReader(store, group).pages() if group in store else ():
+    for _, rows, attributes in pages:
         by = str(attributes.get("by", ""))
         for instance, z, y, x, verdict, when in rows[rows[:, -1] > 0].tolist():
             if 0 <= verdict < len(VERDICTS):

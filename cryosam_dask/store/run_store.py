@@ -226,7 +226,19 @@ class RunStore:
             told = files.info(f"{root}/{path}")
         except (OSError, ValueError):
             return None
-        return str({key: told.get(key) for key in ("size", "ETag", "etag", "LastModified", "mtime", "created")})
+        return _stamp(told)
+
+    def stamps(self, path: str) -> dict[str, object]:
+        """Stamps of all files under a group, by their paths in the store; in object storage by listing alone."""
+        if self._folder is not None:
+            return {file: self.stamp(file) for file, _ in walk(self._folder, path)}
+        files, root = filesystem(self.url)
+        try:
+            listing = files.find(f"{root}/{path}", detail=True)
+        except FileNotFoundError:
+            return {}
+        start = len(root.strip("/")) + 1
+        return {str(key).strip("/")[start:]: _stamp(told) for key, told in listing.items()}
 
     def _chunk(self, path: str, index: int) -> tuple[Any, str]:
         files, root = filesystem(self.url)
@@ -394,6 +406,11 @@ def _check_free(url: str) -> None:
 
 def _root(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
     return zarr.open_group(zarr_store(url, read_only=mode == "r"), mode=mode, zarr_format=3)
+
+
+def _stamp(told: Mapping[str, Any]) -> str:
+    """What object storage says of a file that is another once it is written again."""
+    return str({key: told.get(key) for key in ("size", "ETag", "etag", "LastModified", "mtime", "created")})
 
 
 def _first_line(error: BaseException) -> str:

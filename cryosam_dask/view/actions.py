@@ -10,7 +10,6 @@ import numpy as np
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.pipeline import Driver
-from cryosam_dask.stages import propose
 from cryosam_dask.store import picks
 from cryosam_dask.store.clicks import Kind
 from cryosam_dask.store.pages import no_space
@@ -150,13 +149,8 @@ def _search(desk: Desk, name: str, driver: Driver, together: Sequence[str] = ())
     together : the kinds that compete; else those that the picks competed with
     """
     kind = desk.clicks(driver.store).kinds[name]
-    count = kind.count
-    if kind.cut is not None:
-        driver.match(name)
-        every = propose.read_candidates(driver.store, name)
-        count = None if every is None else max(1, int((every[1] >= np.float32(kind.cut)).sum()))
-    if driver.chosen(name) != count:
-        driver.choose(name, count)
+    if kind.cut is not None or driver.chosen(name) != kind.count:
+        driver.choose(name, kind.count, kind.cut)
     else:
         driver.match(name)
     kinds = together or picks.kinds(driver.store, name)

@@ -17,7 +17,7 @@ from cryosam_dask.types import Json
 from cryosam_dask.view import data, pages
 from cryosam_dask.view.guard import Guard
 from cryosam_dask.view.handler import Refused
-from cryosam_dask.view.library import NAME, VERSION, Library, Readable
+from cryosam_dask.view.library import CLICK_VERSION, NAME, VERSION, Library, Readable
 from cryosam_dask.view.threads import Threads
 
 READERS = 6
@@ -112,6 +112,7 @@ def _routes() -> list[Any]:
         (r"data/(?P<volume>[^/]+)/mesh/(?P<name>[^/]+)", data.Mesh),
         (r"data/(?P<volume>[^/]+)/(?P<scale>\d{1,2})/(?P<chunk>[^/]+)", data.Chunk),
         (rf"gallery/(?P<name>{NAME})/(?P<version>{VERSION})/(?P<label>\d{{1,10}})\.png", data.Picture),
+        (rf"click/(?P<version>{CLICK_VERSION})\.png", data.ClickPicture),
         (r"report", pages.Report),
         (r"download/(?P<name>[^/]+)", pages.Download),
     ]

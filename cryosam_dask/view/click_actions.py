@@ -47,6 +47,13 @@ def _rename_kind(desk: Desk, body: Json) -> Json:
     return {}
 
 
+def _color_kind(desk: Desk, body: Json) -> Json:
+    store, kind = bodies.kind_of(desk, body, "name")
+    color = check_color(bodies.text(body, "color"))
+    desk.log(store).write([*adopting(desk, store, kind), {"do": "color", "kind": kind.name, "color": color}])
+    return {"color": color}
+
+
 def _remove_kind(desk: Desk, body: Json) -> Json:
     """What the run has of the kind stays there; a kind of that name, added again, has it."""
     store, kind = bodies.kind_of(desk, body, "name")
@@ -112,6 +119,7 @@ def _cut(desk: Desk, body: Json) -> Json:
 ACTIONS: dict[str, Callable[[Desk, Json], Json]] = {
     "kind/add": _add_kind,
     "kind/rename": _rename_kind,
+    "kind/color": _color_kind,
     "kind/remove": _remove_kind,
     "click/add": _add_click,
     "click/undo": _undo_click,

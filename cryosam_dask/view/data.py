@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.view import precomputed
@@ -63,9 +64,19 @@ class Picture(Handler):
     """Close views of an instance."""
 
     async def answer(self, *, name: str, version: str, label: str) -> None:  # type: ignore[override]
+        await self.show(self.application.library.picture, name, version, int(label))
+
+    async def show(self, picture: Callable[..., bytes], *of: Any) -> None:
+        """Send a picture in the size that is asked for."""
         size = self.get_query_argument("size", str(DEFAULT_SIZE))
         if not size.isdecimal() or len(size) > 4:
             raise InputError("size: expected a number of pixels")
-        picture = self.application.library.picture
-        content = await self.in_thread(self.application.readers, picture, name, version, int(label), int(size))
+        content = await self.in_thread(self.application.readers, picture, *of, int(size))
         self.send(content, "image/png", cache=FOREVER)
+
+
+class ClickPicture(Picture):
+    """Close views of the mask of a click."""
+
+    async def answer(self, *, version: str) -> None:  # type: ignore[override]
+        await self.show(self.application.library.click, version)

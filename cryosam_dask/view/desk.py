@@ -19,11 +19,10 @@ from cryosam_dask.stages.click import Mask
 from cryosam_dask.storage.address import is_local, local_path
 from cryosam_dask.store import lease
 from cryosam_dask.store.clicks import COLORS, Click, ClickLog, Clicks, Kind
-from cryosam_dask.store.reviews import Decision, ReviewLog
+from cryosam_dask.store.reviews import Decision, ReviewLog, ReviewReader
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json
 from cryosam_dask.view import tables
-from cryosam_dask.view.decisions import Decisions
 from cryosam_dask.view.jobs import BusyError, Job, JobCancelled, Jobs
 from cryosam_dask.view.preview import Previews
 from cryosam_dask.view.state import KindState, RunState
@@ -63,7 +62,7 @@ class Desk:
         self._message_count = 0
         self._log: ClickLog | None = None
         self._reviews: dict[str, ReviewLog] = {}
-        self._decisions = Decisions()
+        self._decided: dict[str, ReviewReader] = {}
         self.previews = Previews(changed, device)
         self.jobs = Jobs(make_executor or self._usual_executor, soon, self._ended, changed)
 
@@ -127,7 +126,9 @@ class Desk:
 
     def decided(self, store: RunStore, name: str) -> list[Decision]:
         """Current decisions about a kind's picks."""
-        return self._decisions.current(store, name, tables.radius_of(self.kind_state(store, name)))
+        with self.lock:
+            reader = self._decided.setdefault(name, ReviewReader(store, name))
+        return reader.current(tables.radius_of(self.kind_state(store, name)))
 
     def start(self, words: str, action: str, body: Json, work: Work) -> None:
         """Start a job; `BusyError` while another one, or another process, is at work on the run."""

@@ -11,11 +11,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.geometry import Box
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.store.arrays import MissingChunkError
 from cryosam_dask.store.instances import as_box
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Json, Point
+from cryosam_dask.types import Bool, Json, Point
 from cryosam_dask.view import gallery, meshes
 from cryosam_dask.view.blocks import Blocks, Kept
 from cryosam_dask.view.segments import Known, Segments, picked, so_far
@@ -32,7 +33,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 VERSION = r"[A-Za-z0-9._]{1,80}"
 _IMAGE = re.compile(rf"(?:tomogram|slab-(?P<half>[1-9]\d?))(?P<jpeg>-jpeg)?(?:-v(?P<version>{VERSION}))?")
 _QUERY = re.compile(rf"(?P<what>similarity|labels)-(?P<name>{NAME})-(?P<version>{VERSION})")
-_PREVIEW = re.compile(r"preview-(?P<version>[A-Za-z0-9._-]{1,200})")
+CLICK_VERSION = r"[A-Za-z0-9._-]{1,200}"
+_PREVIEW = re.compile(rf"preview-(?P<version>{CLICK_VERSION})")
 
 
 class Readable(Protocol):
@@ -92,12 +94,16 @@ class Library:
     def picture(self, name: str, version: str, label: int, size: int) -> bytes:
         """A PNG of close views of an instance."""
 
-        def make() -> bytes:
-            mask, box = self._segments(name, version).mask(label)
-            window = self._tomogram().get("window")
-            return gallery.view(self._blocks(), mask, box, size, None if window is None else (window[0], window[1]))
+        return self._reading(lambda: self._view(*self._segments(name, version).mask(label), size))
 
-        return self._reading(make)
+    def click(self, version: str, size: int) -> bytes:
+        """A PNG of close views of the mask of a click."""
+        instance = self._clicked(version)
+        return self._reading(lambda: self._view(instance.mask, as_box(np.asarray(instance.box)), size))
+
+    def _view(self, mask: Bool, box: Box, size: int) -> bytes:
+        window = self._tomogram().get("window")
+        return gallery.view(self._blocks(), mask, box, size, None if window is None else (window[0], window[1]))
 
     def _volume(self, name: str) -> Volume:
         if match := _IMAGE.fullmatch(name):
@@ -117,10 +123,14 @@ class Library:
             return self._once(("preview", match["version"]), lambda: self._preview(match["version"]))
         raise NotThereError(f"no volume {name[:80]!r}")
 
-    def _preview(self, version: str) -> Preview:
+    def _clicked(self, version: str) -> Instance:
         instance = self._session.preview(version)
         if instance is None:
             raise NotThereError("this click has no mask any more")
+        return instance
+
+    def _preview(self, version: str) -> Preview:
+        instance = self._clicked(version)
         z, y, x = (size / 10 for size in self._store().voxel_size)
         size: Point = (z, y, x)
         return Preview(instance.mask, as_box(np.asarray(instance.box)), size)

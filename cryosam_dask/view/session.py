@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ logger = logging.getLogger(__name__)
 
 POLL = 1.0
 """Seconds between two looks at what other processes have changed, while somebody is told of it."""
+
+REMOTE_POLL = 8.0
+"""The same for a run in object storage, where nothing has changed for a while; each time costs a few requests."""
+
+AFRESH = 120.0
+"""Seconds after which a run in object storage is looked at all over again, whatever there are signs of."""
 
 
 class Session:
@@ -69,6 +76,8 @@ class Session:
         self._listeners: list[Callable[[], None]] = []
         self._revision, self._content, self._wrong = 0, dict[str, Any](), ""
         self._closed, self._awake = threading.Event(), threading.Event()
+        self._signs: object = None
+        self._last_look = self._last_change = time.monotonic()
         self.desk = Desk(url, tomogram, told, chosen, make_executor, device, by, self._look, self._awake.set)
         self._look()
         if tomogram and (known is None or "statistics" not in known.info):
@@ -173,11 +182,31 @@ class Session:
             self.desk.say(error, "error")
 
     def _poll(self) -> None:
+        remote = not is_local(self.desk.url)
         while not self._closed.is_set():
-            self._awake.wait(POLL if self._listeners else None)
+            pause = REMOTE_POLL if remote and time.monotonic() - self._last_change > REMOTE_POLL else POLL
+            told = self._awake.wait(pause if self._listeners else None)
             self._awake.clear()
-            self._look()
-            self._closed.wait(0.05)
+            if not remote or self._others_wrote() or told:
+                self._look()
+            self._closed.wait(POLL if remote else 0.05)
+
+    def _others_wrote(self) -> bool:
+        """Whether a run in object storage may have changed since this was asked last; what is known of it is then
+        forgotten."""
+        now = time.monotonic()
+        try:
+            signs = self.desk.state.signs()
+        except (CryosamError, OSError, ValueError):
+            return True
+        if signs == self._signs and now - self._last_look < AFRESH:
+            return False
+        if signs != self._signs:
+            self._last_change = now
+        self._signs, self._last_look = signs, now
+        with self.desk.lock:
+            self.desk.state.forget()
+        return True
 
 
 def usual_models(store: RunStore | None) -> str:

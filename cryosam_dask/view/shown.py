@@ -116,7 +116,8 @@ def _review_commands(desk: Desk, store: RunStore, name: str, state: KindState, d
     for decision in decided:
         if decision.instance:
             told.setdefault(decision.verdict, []).append(decision.instance)
-    added = [decision.position for decision in decided if decision.verdict == "added"]
+    # what was accepted before it was a pick has no number: `--add` accepts the pick that is at a place
+    added = [decision.position for decision in decided if decision.verdict != "rejected" and not decision.instance]
     lines = commands.review(public(desk.url), name, told, list(added))
     return [*lines, commands.refine(public(desk.url), name)] if state.refined else lines
 

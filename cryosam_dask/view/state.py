@@ -79,6 +79,7 @@ class RunState:
         self.url = url
         self._kept: dict[str, tuple[object, float, Any]] = {}
         self._slices: tuple[float, str] = (0.0, "")
+        self._watched: RunStore | None = None
 
     def store(self) -> RunStore | None:
         """The run, opened anew; None where there is none (yet)."""
@@ -140,6 +141,13 @@ class RunState:
     def forget(self) -> None:
         """Read everything again."""
         self._kept.clear()
+        self._watched = None
+
+    def signs(self) -> object:
+        """What is another once anybody has clicked, decided, or run a command: few requests, however large the run."""
+        store = self._watched = self._watched or RunStore.open(self.url)
+        written = [store.stamp("zarr.json"), store.stamp(f"{layout.JOURNAL}/zarr.json")]
+        return [*written, store.stamps(layout.CLICKS), store.stamps(layout.REVIEWS)]
 
 
 def same_clicks(kind: Kind, state: KindState) -> bool:

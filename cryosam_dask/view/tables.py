@@ -21,6 +21,7 @@ Float64 = NDArray[np.float64]
 
 EMPTY: Json = {
     "instances": [], "positions": [], "scores": [], "doubts": [], "voxels": [], "diameter_nm": [], "verdicts": [],
+    "complete": False,
 }  # fmt: skip
 
 
@@ -56,6 +57,8 @@ def candidates(store: RunStore, name: str) -> Json:
 def table(store: RunStore, name: str, state: KindState, decided: list[Decision]) -> Json:
     """The picks of a kind, best first, or the instances that are there so far, and the verdict about each.
 
+    Instances so far are numbered by their proposals; picks have other numbers once all are there (`complete`).
+
     decided : current decisions about them
     """
     if state.picks is None:
@@ -66,6 +69,7 @@ def table(store: RunStore, name: str, state: KindState, decided: list[Decision])
     clear = doubts(scores, sizes, boundary(state, scores), state.size)
     clear[np.asarray(out.pop("prompted"), bool)] = 0
     out["doubts"] = _rounded(clear)
+    out["complete"] = state.picks["complete"]
     out["diameter_nm"] = [round(diameter_nm(size, store.voxel_size), 2) for size in sizes.tolist()]
     out["verdicts"] = reviews.verdicts(decided, places, radius_of(state))
     return out

@@ -7,6 +7,8 @@ const FIRST_WAIT = 500;
 const LONGEST_WAIT = 15_000;
 /** The server sends a ping each 15 s. A link that is silent for longer than two is dead, even if nobody said so. */
 const SILENCE = 40_000;
+/** After this a page in the background hangs up: a browser opens six connections to a server, for all of its tabs. */
+const HIDDEN = 2000;
 
 /** An action that the server refused (`status`), or that didn't arrive (status 0). The message is one line. */
 export class Refused extends Error {
@@ -42,16 +44,25 @@ export function act(action, body = {}) {
 /**
  * Call `onSnapshot` with each snapshot, and `onLink` with true or false as the link comes and goes.
  * A browser's own reconnecting gives up for good after some answers, so it is done here, with growing pauses.
+ * A page that nobody sees isn't told of anything until it is seen again.
  */
 export function follow(onSnapshot, onLink) {
   let wait = FIRST_WAIT;
   let source;
   let silence;
-  const lost = () => {
-    source.close();
+  let retry;
+  let hanging;
+  const hangUp = () => {
+    source?.close();
+    source = undefined;
     clearTimeout(silence);
+    clearTimeout(retry);
+  };
+  const lost = () => {
+    if (!source) return; // it was given up meanwhile
+    hangUp();
     onLink(false);
-    setTimeout(connect, wait);
+    retry = setTimeout(connect, wait);
     wait = Math.min(2 * wait, LONGEST_WAIT);
   };
   const heard = () => {
@@ -59,6 +70,7 @@ export function follow(onSnapshot, onLink) {
     silence = setTimeout(() => read("api/state").then(heard, lost), SILENCE);
   };
   const connect = () => {
+    hangUp();
     source = new EventSource(address("api/events"));
     source.onerror = lost;
     source.onopen = heard;
@@ -69,7 +81,14 @@ export function follow(onSnapshot, onLink) {
       onSnapshot(JSON.parse(event.data));
     };
   };
+  const seen = () => {
+    clearTimeout(hanging);
+    if (document.visibilityState === "hidden") hanging = setTimeout(hangUp, HIDDEN);
+    else if (!source) connect();
+  };
+  document.addEventListener("visibilitychange", seen);
   connect();
+  seen();
 }
 
 /** Something of the server by its version, which is read once. `get(path)` gives a promise; a failure is forgotten. */

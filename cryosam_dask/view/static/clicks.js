@@ -1,5 +1,6 @@
 /** Step 1: clicks on particles and on what is none, each with the mask it gives. */
 
+import { address } from "./api.js";
 import { choice, fill, h, plural, whenChanged } from "./dom.js";
 import { addKind } from "./kinds.js";
 import { kind, page, redraw, send } from "./state.js";
@@ -33,6 +34,14 @@ function facts(click) {
   return h("span", { title: plural(click.voxels ?? 0, "voxel") }, h("b", {}, `${click.diameter_nm.toFixed(1)} nm`));
 }
 
+const THUMB = 32; // pixels of a plane's side; three are in a picture, of which the first is seen
+
+function thumbnail({ preview }) {
+  if (!preview) return null;
+  const src = address(`click/${encodeURIComponent(preview)}.png?size=${2 * THUMB}`);
+  return h("img", { class: "thumbnail", src, alt: "", onerror: (event) => event.target.remove() });
+}
+
 function row(click, color) {
   const [z, y, x] = click.position.map(Math.round);
   const dot = h("span", {
@@ -53,6 +62,7 @@ function row(click, color) {
         onclick: () => page.viewer.goTo(click.position),
       },
       dot,
+      thumbnail(click),
       facts(click),
       h("span", { class: "faint place" }, `${z}, ${y}, ${x}`),
     ),

@@ -17,8 +17,12 @@ let failing = false;
 let wait = FIRST_WAIT;
 let timer;
 
-/** What tells a pick from others: its label, or its place if a person has added it. */
-export const keyOf = (picks, i) => String(picks.instances[i] || picks.positions[i].join(","));
+/**
+ * What tells a pick from others: its label, or its place if a person has added it. While picks are segmented they have
+ * no labels yet, only numbers, which are other picks' later.
+ */
+export const keyOf = (picks, i) =>
+  picks.complete === false ? `~${picks.instances[i]}` : String(picks.instances[i] || picks.positions[i].join(","));
 
 const idOf = (kind, key) => `${kind}\n${key}`;
 export const pending = (kind, key) => waiting.get(idOf(kind, key))?.verdict;
@@ -26,9 +30,16 @@ export const unsaved = () => ({ count: waiting.size, failing });
 export const pendingAdded = (kind) =>
   [...waiting.values()].filter((entry) => entry.kind === kind && entry.verdict === "added");
 
-/** Decide about a pick, or about a place without one (instance 0). */
-export function decide(kind, instance, position, verdict) {
-  const key = String(instance || position.join(","));
+/** Decide about a pick. */
+export function decideAbout(kind, picks, i, verdict) {
+  const instance = picks.complete === false ? 0 : picks.instances[i];
+  return put(kind, keyOf(picks, i), instance, picks.positions[i], verdict);
+}
+
+/** Add a particle at a place that has no pick. */
+export const add = (kind, position) => put(kind, position.join(","), 0, position, "added");
+
+function put(kind, key, instance, position, verdict) {
   waiting.set(idOf(kind, key), { kind, key, instance, position, verdict });
   redraw();
   return flush();

@@ -13,10 +13,18 @@ const AHEAD = 4;
 
 const WORDS = { accepted: "accepted", rejected: "rejected", added: "added", undecided: "" };
 
+/** While picks are segmented, the version that each was in first, so that its picture is read once. */
+const since = new Map();
+
 function picture(instance, size) {
-  const now = kind();
-  const path = `gallery/${encodeURIComponent(now.name)}/${encodeURIComponent(now.picks.version)}/${instance}.png?size=${size}`;
-  return address(path);
+  const { name, picks } = kind();
+  let { version } = picks;
+  if (!picks.complete) {
+    const id = `${name} ${version.split(".")[0]} ${instance}`;
+    if (!since.has(id)) since.set(id, version);
+    version = since.get(id);
+  }
+  return address(`gallery/${encodeURIComponent(name)}/${encodeURIComponent(version)}/${instance}.png?size=${size}`);
 }
 
 const image = (instance, size) =>
@@ -134,11 +142,13 @@ export function startGallery() {
   scroll.addEventListener("scroll", () => page.picks && kind()?.picks && thumbs());
   new ResizeObserver(() => page.picks && kind()?.picks && thumbs()).observe(scroll);
   part(() => {
-    const open =
-      page.step === "review" && Boolean(page.picks && kind()?.picks?.complete && page.picks.kind === page.kindName);
+    const picks = kind()?.picks;
+    // numbers and pictures must be of the same picks: those so far, or all of them
+    const same = picks && page.picks?.kind === page.kindName && picks.complete === (page.picks.complete !== false);
+    const open = page.step === "review" && Boolean(same);
     $("#gallery").hidden = !open;
     if (!open) return;
     const waits = page.picks.instances.map((_, i) => pending(page.kindName, keyOf(page.picks, i)) ?? "");
-    draw(page.selected, page.kindName, kind().picks.version, review.order, page.picks.verdicts, waits);
+    draw(page.selected, page.kindName, picks.complete && picks.version, review.order, page.picks.verdicts, waits);
   });
 }

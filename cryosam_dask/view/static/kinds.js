@@ -6,6 +6,7 @@ import { choose, kind, page, part, redraw, send } from "./state.js";
 const COLORS = ["#f94144", "#43aa8b", "#f9c74f", "#4d96ff", "#f3722c", "#b388eb", "#2ec4b6", "#ff8fab", "#90be6d"];
 let renaming = null;
 let removing = null;
+let coloring = false;
 
 export function nextColor() {
   const used = new Set((page.snapshot?.kinds ?? []).map(({ color }) => color));
@@ -54,11 +55,35 @@ function cancelEdits() {
   redraw();
 }
 
+/** The colour, to be changed. While the browser's own panel of colours is open, the list stays as it is. */
+function colorOf({ name, color }) {
+  const done = () => {
+    coloring = false;
+    redraw();
+  };
+  const set = (event) => {
+    const chosen = event.target.value;
+    done();
+    if (chosen !== color) send("kind/color", { name, color: chosen });
+  };
+  return h("input", {
+    type: "color",
+    class: "swatch",
+    value: color,
+    title: "Change the colour",
+    "aria-label": `Colour of ${name}`,
+    data: { key: `color ${name}` },
+    onclick: () => (coloring = true),
+    onchange: set,
+    onblur: done,
+  });
+}
+
 function row(entry) {
   const { name } = entry;
   const chosen = name === page.kindName;
   const editable = entry.query === "none" && !entry.picks;
-  const swatch = h("span", { class: "swatch", style: { background: entry.color } });
+  const swatch = !chosen && h("span", { class: "swatch", style: { background: entry.color } });
   const label =
     renaming === name
       ? h("span", { class: "pick-kind" }, swatch, nameOf(entry))
@@ -111,7 +136,7 @@ function row(entry) {
             redraw();
           }),
         ];
-  return h("li", { class: chosen ? "chosen" : null }, label, tools);
+  return h("li", { class: chosen ? "chosen" : null }, chosen && colorOf(entry), label, tools);
 }
 
 function draw(kinds) {
@@ -149,6 +174,6 @@ export function startKinds() {
     const kinds = page.snapshot?.kinds ?? [];
     if (kinds.length && !kind()) choose(kinds.at(-1).name);
     if (document.activeElement !== color && !name.value) color.value = nextColor();
-    changed(kinds, page.kindName, renaming, removing);
+    if (!coloring) changed(kinds, page.kindName, renaming, removing);
   });
 }

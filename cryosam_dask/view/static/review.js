@@ -1,7 +1,7 @@
 /** Step 3: which pick is looked at, and in which order they come; what keys and buttons do with it. */
 
 import { choice, fill, h, plural, whenChanged } from "./dom.js";
-import { decide, keyOf, pending, retryNow, unsaved } from "./decisions.js";
+import { add, decideAbout, keyOf, pending, retryNow, unsaved } from "./decisions.js";
 import { job, kind, page, redraw, send } from "./state.js";
 
 export const review = {
@@ -12,6 +12,7 @@ export const review = {
   order: [],
 };
 let ordered = "";
+let keys = [];
 let visited = [];
 
 export const verdictOf = (i) => pending(page.kindName, keyOf(page.picks, i)) ?? page.picks.verdicts[i];
@@ -26,8 +27,12 @@ export function sort(again = false) {
     ordered = "";
     return;
   }
-  const now = [page.kindName, kind()?.picks?.version, picks.instances.length, review.by, review.onlyOpen].join(" ");
+  const all = [page.kindName, picks.complete === false || kind()?.picks?.version, review.by, review.onlyOpen].join(" ");
+  const now = `${all} ${picks.instances.length}`;
   if (now === ordered && !again) return;
+  // those that were segmented meanwhile come after the others, which stay where they are
+  const more = picks.complete === false && ordered.startsWith(`${all} `);
+  const before = more && new Map(keys.map((key, at) => [key, at]));
   ordered = now;
   const worth = review.by === "doubt" ? picks.doubts : picks.scores;
   review.order = picks.instances
@@ -36,6 +41,11 @@ export function sort(again = false) {
       (i) => picks.instances[i] && picks.verdicts[i] !== "added" && (!review.onlyOpen || verdictOf(i) === "undecided"),
     )
     .sort((a, b) => worth[b] - worth[a]);
+  if (before) {
+    const place = (i) => before.get(keyOf(picks, i)) ?? Infinity;
+    review.order.sort((a, b) => (place(a) === place(b) ? 0 : place(a) - place(b)));
+  }
+  keys = review.order.map((i) => keyOf(picks, i));
   if (selectedIndex() < 0) select(review.order.find((i) => verdictOf(i) === "undecided") ?? review.order[0]);
 }
 
@@ -75,7 +85,7 @@ export const acts = {
 function judge(verdict, goOn = true) {
   const i = selectedIndex();
   if (i < 0) return;
-  decide(page.kindName, page.picks.instances[i], page.picks.positions[i], verdict);
+  decideAbout(page.kindName, page.picks, i, verdict);
   if (goOn) advance();
 }
 
@@ -86,7 +96,7 @@ export function clickInReview({ position, instance, inSlice }) {
     select(i, false);
     return;
   }
-  if (page.mode === "missing" && inSlice && kind()) decide(page.kindName, 0, position, "added");
+  if (page.mode === "missing" && inSlice && kind()) add(page.kindName, position);
 }
 
 /** The pick whose mask is at a position; else the nearest whose radius reaches that far. */
@@ -148,10 +158,6 @@ function learning(now, total) {
 /** The panel of the step. */
 export function reviewPanel(panel, goOn) {
   const draw = whenChanged((now, total, state, mode) => {
-    if (now && !now.picks.complete) {
-      const words = `${plural(now.picks.count, "pick")} so far. Review them when all are there.`;
-      return fill(panel, h("p", { class: "empty" }, words));
-    }
     if (!now)
       return fill(
         panel,
@@ -178,6 +184,8 @@ export function reviewPanel(panel, goOn) {
     const judged = total.accepted + total.rejected;
     return fill(
       panel,
+      !now.picks.complete &&
+        h("p", { class: "faint", id: "so-far" }, `${plural(all, "pick")} so far; more are being segmented.`),
       h(
         "div",
         { class: "tally" },
@@ -220,7 +228,7 @@ export function reviewPanel(panel, goOn) {
           },
         ),
       ),
-      learning(now, total),
+      now.picks.complete && learning(now, total),
     );
   });
   return () => {

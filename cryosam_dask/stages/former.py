@@ -1,0 +1,52 @@
+"""Masks of a query's former proposals, which are not segmented again where the same place is proposed again.
+
+A mask depends on the tomogram, the segmenter, and the place, not on why the place is proposed. When decisions change
+what is proposed, the masks so far are kept (`pipeline.recut`) until the new proposals are segmented, or the query goes.
+Prompts that share a look of a segmenter of volumes have slightly other masks than alone: these are known by whole
+groups.
+"""
+
+from __future__ import annotations
+
+from cryosam_dask.errors import StoreError
+from cryosam_dask.kernels.instance import Instance
+from cryosam_dask.models.catalog import volume_info
+from cryosam_dask.stages.base import Unit, fingerprint
+from cryosam_dask.store import instances as stored
+from cryosam_dask.store import layout
+from cryosam_dask.store.run_store import RunStore
+from cryosam_dask.types import Json
+
+KNOWN = "known"
+"""Parameter of a unit: (prompt, group, instance in that group of former masks) of what it need not segment, −1 for the
+instance where nothing was segmented."""
+
+
+def made_with(settings: Json) -> str:
+    """A fingerprint of those settings of a segmentation that masks depend on."""
+    return fingerprint({key: settings.get(key) for key in ("propagation", "sight")})
+
+
+def alone(settings: Json) -> bool:
+    """Whether a mask is the same, whichever prompts are in a group with its own; settings : of the stage."""
+    extended = (settings.get("sight") or {}).get("extended", False)
+    return volume_info(settings["propagation"]["segmenter"]) is None or bool(extended)
+
+
+def masks(store: RunStore, name: str, unit: Unit) -> dict[int, Instance | None]:
+    """The masks of a unit's prompts that are known, None where nothing was segmented; none if any can't be read."""
+    groups: dict[int, stored.StoredInstances] = {}
+    out: dict[int, Instance | None] = {}
+    try:
+        for prompt, number, index in unit.params.get(KNOWN, ()):
+            if index < 0:
+                out[prompt] = None
+                continue
+            if number not in groups:
+                groups[number] = stored.read(store, layout.group(layout.former(name), number))
+            z0, y0, x0, z1, y1, x1 = (int(v) for v in groups[number].box[index])
+            mask, quality = groups[number].mask(index), float(groups[number].quality[index])
+            out[prompt] = Instance(prompt, (z0, y0, x0, z1, y1, x1), mask, quality, {})
+    except StoreError:
+        return {}
+    return out
