@@ -106,6 +106,14 @@ def boxes(shape: Shape3, size: Shape3) -> Iterator[Box]:
     return ((a, b, c) for a in z for b in y for c in x)
 
 
+def even_boxes(shape: Shape3, most: Shape3, multiple: int) -> Iterator[Box]:
+    """Tile a volume with as many boxes as those of size `most` would be, but of about equal sizes: no side is longer
+    than `most`, and each begins at a multiple of `multiple`, by which `most` can be divided."""
+    parts = (-(-n // size) for n, size in zip(shape, most, strict=True))
+    z, y, x = (-(-n // (count * multiple)) * multiple for n, count in zip(shape, parts, strict=True))
+    return boxes(shape, (z, y, x))
+
+
 def box_slices(box: Box) -> tuple[slice, slice, slice]:
     z, y, x = (slice(a, b) for a, b in box)
     return z, y, x

@@ -30,6 +30,19 @@ def test_boxes_tile_a_volume(shape: tuple[int, int, int], size: tuple[int, int, 
     assert (count == 1).all()
 
 
+@given(shape=st.tuples(lengths, lengths, lengths), most=st.sampled_from([(16, 16, 16), (32, 16, 48)]))
+@settings(max_examples=30)
+def test_even_boxes_tile_a_volume_without_thin_rests(shape: tuple[int, int, int], most: tuple[int, int, int]) -> None:
+    count = np.zeros(shape, int)
+    for box in geometry.even_boxes(shape, most, 8):
+        count[geometry.box_slices(box)] += 1
+        for (start, stop), longest, length in zip(box, most, shape, strict=True):
+            assert start % 8 == 0
+            assert stop - start <= longest
+            assert stop - start >= min(length, longest // 2 - 8)
+    assert (count == 1).all()
+
+
 @given(tokens=st.integers(1, 300), size=st.integers(8, 64), halo=st.integers(0, 3))
 def test_tiles_keep_each_token_once_with_its_halo(tokens: int, size: int, halo: int) -> None:
     kept: list[int] = []

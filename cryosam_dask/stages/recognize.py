@@ -47,14 +47,14 @@ def plan(store: RunStore, name: str, settings: PropagationSettings, sight: Sight
     assert info is not None
     boxes = Boxes(store, sight.level, sight.bright)
     units = []
-    for index, tile in enumerate(geometry.boxes(boxes.shape, TILE)):
+    for index, tile in enumerate(geometry.even_boxes(boxes.shape, TILE, info.multiple)):
         seen = grown(tile, info.halo, boxes.shape)
         shape = tuple(b - a for a, b in seen)
         units.append(
             Unit(
                 name=f"tile {index}",
                 marks=(index,),
-                params={"index": index, "tile": [list(side) for side in tile]},
+                params={"index": index, "tile": [list(side) for side in tile], "look": list(shape)},
                 writes=(Region(layout.looks(name, index), (), ()),),
                 memory=BESIDES
                 + info.look_bytes((shape[0], shape[1], shape[2]))
@@ -169,9 +169,8 @@ def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> E
 def _cost(bench: Bench, unit: Unit) -> Cost:
     info = volume_info(bench.settings.propagation.segmenter)
     assert info is not None
-    shape = [b - a + 2 * info.halo for a, b in unit.params["tile"]]
-    voxels = math.prod(shape)
-    return cost(voxels * bench.voxel_bytes, 0, bench.look_seconds((shape[0], shape[1], shape[2]), 50), "tomogram")
+    z, y, x = (-(-n // info.multiple) * info.multiple for n in unit.params["look"])
+    return cost(z * y * x * bench.voxel_bytes, 0, bench.look_seconds((z, y, x), 50), "tomogram")
 
 
 STAGE = Declaration(

@@ -14,8 +14,8 @@ from cryosam_dask.stages.boxes import Boxes, grown
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Shape3, VolumeSegmenter
 
-TILE: Shape3 = (64, 128, 128)
-"""Voxels of a tile, of its level."""
+TILE: Shape3 = (112, 128, 128)
+"""Voxels of a tile, of its level, at most."""
 
 LIKE = 0.5
 """Likeness from which a voxel belongs to the structure."""
