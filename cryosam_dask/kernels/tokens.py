@@ -13,10 +13,12 @@ of the diagonal and the anti-diagonal product, which only occur together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cryosam_dask.geometry import Interpolation, interpolation
+from cryosam_dask.kernels.backend import NUMPY, Backend
 from cryosam_dask.types import Array, Bool, Float32
 
 BLOCK_VALUES = 1 << 17
@@ -60,24 +62,20 @@ class Target:
         return np.stack([self.query - self.mean, self.mean], axis=1)
 
 
-def gram_maps(tokens: Array) -> Float32:
+def gram_maps(tokens: Any, backend: Backend = NUMPY) -> Any:
     """Products of neighbouring tokens (n, r, c, C): (n, r, c, 4) in the order self, down, right, cross.
 
-    Entries of the last row or column whose neighbour does not exist are 0; no interpolation weighs them.
+    Entries of the last row or column whose neighbour does not exist are 0; no interpolation weighs them. The tokens
+    are an array of the backend's, in single or half precision; so are the products, in single precision.
     """
-    out = np.zeros((*tokens.shape[:3], 4), np.float32)
-    for image, maps in zip(tokens, out, strict=True):  # one slice at a time stays in the cache
-        single = image.astype(np.float32, copy=False)
-        maps[..., 0] = _dots(single, single)
-        maps[:-1, :, 1] = _dots(single[:-1], single[1:])
-        maps[:, :-1, 2] = _dots(single[:, :-1], single[:, 1:])
-        maps[:-1, :-1, 3] = _dots(single[:-1, :-1], single[1:, 1:])
-        maps[:-1, :-1, 3] += _dots(single[:-1, 1:], single[1:, :-1])
-    return out
-
-
-def _dots(a: Float32, b: Float32) -> Float32:
-    out: Float32 = np.einsum("rcz,rcz->rc", a, b)
+    out = backend.zeros((*tokens.shape[:3], 4))
+    for index in range(len(tokens)):  # one slice at a time stays in the cache
+        single, maps = backend.single(tokens[index]), out[index]
+        maps[..., 0] = backend.dots(single, single)
+        maps[:-1, :, 1] = backend.dots(single[:-1], single[1:])
+        maps[:, :-1, 2] = backend.dots(single[:, :-1], single[:, 1:])
+        maps[:-1, :-1, 3] = backend.dots(single[:-1, :-1], single[1:, 1:])
+        maps[:-1, :-1, 3] += backend.dots(single[:-1, 1:], single[1:, :-1])
     return out
 
 
@@ -150,8 +148,17 @@ def average_slices(tokens: Float32, ratio: int, counts: Array | None = None) -> 
     counts = np.ones(len(tokens)) if counts is None else counts
     out = np.empty((-(-len(tokens) // ratio), *tokens.shape[1:]), np.float32)
     for mean, start in zip(out, range(0, len(tokens), ratio), strict=True):
-        np.copyto(mean, tokens[start])
-        for image in tokens[start + 1 : start + ratio]:
-            mean += image
-        mean /= np.float32(counts[start : start + ratio].sum())
+        run = slice(start, start + ratio)
+        mean[...] = mean_of(tokens[run], int(counts[run].sum()))
     return out
+
+
+def mean_of(images: Any, count: int) -> Any:
+    """The sum of some images (k, …) over `count`, in single precision."""
+    if len(images) == 1:
+        return images[0] / count
+    total = images[0] + images[1]
+    for index in range(2, len(images)):
+        total += images[index]
+    total /= count
+    return total

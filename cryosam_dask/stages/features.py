@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from cryosam_dask import geometry
+from cryosam_dask.errors import ModelError
+from cryosam_dask.kernels.backend import Backend
 from cryosam_dask.models.cache import get_encoder
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
+from cryosam_dask.models.torch_backend import backend_of
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, tiling
 from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult, Work
@@ -25,7 +29,7 @@ from cryosam_dask.stages.slabs import Slab
 from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Float32, Json, Shape3, SliceEncoder
+from cryosam_dask.types import AXES, Axis, Json, Shape3, SliceEncoder
 
 NAME = "features"
 TOKEN = 0.08e-6
@@ -150,12 +154,12 @@ def finish(store: RunStore, settings: FeatureSettings) -> None:
 
 
 def encoded(
-    encoder: SliceEncoder, sample: Sample, piece: Piece, slices: range, settings: FeatureSettings
-) -> Iterator[Float32]:
+    encoder: SliceEncoder, backend: Backend, sample: Sample, piece: Piece, slices: range, settings: FeatureSettings
+) -> Iterator[Any]:
     """A piece's tokens of slices, `settings.batch` slices at a time; the sample is of the piece's voxels."""
     for start in range(0, len(slices), settings.batch):
         pixels = tiling.resized(sample.standard(slices[start : start + settings.batch]), piece)
-        yield tiling.encode(encoder, pixels, piece)
+        yield tiling.encode(encoder, backend, pixels, piece)
 
 
 def read_piece(store: RunStore, axis: Axis, slices: range, thickness: int, piece: Piece) -> Sample:
@@ -166,29 +170,39 @@ def read_piece(store: RunStore, axis: Axis, slices: range, thickness: int, piece
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Encode the unit's slabs, piece by piece, and write all that follows from them."""
     store, chosen, encoder = open_all(context, settings)
+    backend = backend_of(encoder)
     axis: Axis = unit.params["axis"]
     slices = range(unit.params["start"], unit.params["stop"])
-    fitted = store.read(layout.standardization(axis)) if chosen.standardize != "none" else None
+    fitted = backend.place(store.read(layout.standardization(axis))) if chosen.standardize != "none" else None
     grid = token_grid(store.shape, axis, chosen, encoder.patch)
     slabs = [
-        Slab(store, axis, part, grid, encoder.channels, chosen.ratios) for part in _slabs(slices.start, slices.stop)
+        Slab(store, axis, part, grid, encoder.channels, chosen.ratios, backend)
+        for part in _slabs(slices.start, slices.stop)
     ]
     for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
         sample = read_piece(store, axis, slices, chosen.thickness, piece)
         for slab in slabs:
-            slab.add(piece, _mapped(encoded(encoder, sample, piece, slab.slices, chosen), fitted))
+            batches = encoded(encoder, backend, sample, piece, slab.slices, chosen)
+            try:
+                slab.add(piece, _mapped(batches, fitted, backend))
+            except FloatingPointError as error:
+                raise ModelError(
+                    f"{encoder.name} gave tokens that are not finite in half precision, as they are stored; its own "
+                    f"precision is {chosen.precision}, and with float32 (features.precision) they may be"
+                ) from error
         del sample  # before the next one is read
     for slab in slabs:
         slab.write_sums()
     return None
 
 
-def _mapped(batches: Iterator[Float32], fitted: Float32 | None) -> Iterator[Float32]:
+def _mapped(batches: Iterator[Any], fitted: Any, backend: Backend) -> Iterator[Any]:
     """Tokens after the view's linear map, if there is one."""
     for tokens in batches:
         if fitted is not None:
-            tokens -= fitted[0]
-            tokens = tokens @ fitted[1:]
+            with backend.at_work():
+                tokens -= fitted[0]
+                tokens = tokens @ fitted[1:]
         yield tokens
 
 
