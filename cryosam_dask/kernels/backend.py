@@ -15,6 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from cryosam_dask.types import Array, Float32
 
+CACHED_VALUES = 1 << 18
+"""Values in single precision that stay in a core's cache."""
+
 _BLAS_CHANNELS = 64
 """Vectors of so many values or more are multiplied faster by BLAS, one call a product, than by einsum's loop."""
 
@@ -35,7 +38,15 @@ class Landing(Protocol):
 
 
 class Backend(Protocol):
-    """A library of arrays at the place where tokens are; "array" means one of its own."""
+    """A library of arrays at the place where tokens are; "array" means one of its own.
+
+    Attributes
+    ----------
+    block_values : how many values in single precision are multiplied at a time: those that stay in a cache
+    """
+
+    @property
+    def block_values(self) -> int: ...
 
     def landing(self, shape: Sequence[int], dtype: DTypeLike) -> Landing:
         """Room for results in the host's memory."""
@@ -80,6 +91,8 @@ class _Memory:
 
 class NumpyBackend:
     """Tokens that are arrays of NumPy."""
+
+    block_values = CACHED_VALUES
 
     def landing(self, shape: Sequence[int], dtype: DTypeLike) -> Landing:
         return _Memory(shape, dtype)

@@ -69,13 +69,19 @@ def gram_maps(tokens: Any, backend: Backend = NUMPY) -> Any:
     are an array of the backend's, in single or half precision; so are the products, in single precision.
     """
     out = backend.zeros((*tokens.shape[:3], 4))
-    for index in range(len(tokens)):  # one slice at a time stays in the cache
-        single, maps = backend.single(tokens[index]), out[index]
-        maps[..., 0] = backend.dots(single, single)
-        maps[:-1, :, 1] = backend.dots(single[:-1], single[1:])
-        maps[:, :-1, 2] = backend.dots(single[:, :-1], single[:, 1:])
-        maps[:-1, :-1, 3] = backend.dots(single[:-1, :-1], single[1:, 1:])
-        maps[:-1, :-1, 3] += backend.dots(single[:-1, 1:], single[1:, :-1])
+    high, wide, channels = (int(n) for n in tokens.shape[1:])
+    step = max(1, backend.block_values // max(1, wide * channels))
+    for index in range(len(tokens)):
+        for start in range(0, high, step):  # these rows and the next one stay in the cache
+            stop = min(start + step, high)
+            image = backend.single(tokens[index, start : stop + 1])
+            maps, rows, pairs = out[index, start:stop], stop - start, len(image) - 1
+            own, above, below = image[:rows], image[:pairs], image[1:]
+            maps[..., 0] = backend.dots(own, own)
+            maps[:pairs, :, 1] = backend.dots(above, below)
+            maps[:, :-1, 2] = backend.dots(own[:, :-1], own[:, 1:])
+            maps[:pairs, :-1, 3] = backend.dots(above[:, :-1], below[:, 1:])
+            maps[:pairs, :-1, 3] += backend.dots(above[:, 1:], below[:, :-1])
     return out
 
 

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cryosam_dask.kernels.backend import NUMPY, Backend, Landing
+from cryosam_dask.kernels.backend import CACHED_VALUES, NUMPY, Backend, Landing
 from cryosam_dask.models.devices import device_memory, to_device
 from cryosam_dask.types import Array, SliceEncoder, TensorEncoder
 
 if TYPE_CHECKING:
     import torch
+
+_GPU_VALUES = 1 << 28
+"""Values that a GPU multiplies at a time: so many that it is busy, and 1 GB of products."""
 
 
 def backend_of(encoder: SliceEncoder) -> Backend:
@@ -32,6 +35,7 @@ class TorchBackend:
 
     def __init__(self, name: str, device: str) -> None:
         self._name, self._device = name, device
+        self.block_values = CACHED_VALUES if device == "cpu" else _GPU_VALUES
 
     def landing(self, shape: Sequence[int], dtype: DTypeLike) -> Landing:
         return _OnHost(shape, dtype) if self._device == "cpu" else _Pinned(shape, dtype, self._device)

@@ -118,6 +118,7 @@ def prepare(store: RunStore, settings: FeatureSettings) -> None:
                 dtype="float16",
                 chunks=chunks,
                 dims=(*dims, "channel"),
+                compress=False,
             )
             store.new_array(
                 layout.gram(ratio, axis),
