@@ -35,7 +35,7 @@ def frame(values: Array, chunk: Sequence[int], room: int = 0) -> Bytes:
     `values` have all of the last axis. Behind the frame, `room` bytes are left.
     """
     length = math.prod(chunk) * values.itemsize
-    assert values.ndim == 4 and length <= MOST
+    assert length <= MOST
     row = chunk[2] * chunk[3] * values.itemsize
     slices, rows = values.shape[:2]
     content = np.ascontiguousarray(values).view(np.uint8).reshape(slices, rows, -1)

@@ -49,7 +49,7 @@ def written(array: zarr.Array[Any], selection: Any, values: Any) -> bool:
 
 def _plain(array: zarr.Array[Any]) -> bool:
     """Whether chunks are four axes of numbers in a frame of Zstandard that is not to be compressed, and a checksum."""
-    codecs = getattr(array.metadata, "codecs", ())
+    codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
     if array.ndim != 4 or [type(codec) for codec in codecs] != [BytesCodec, ZstdCodec, Crc32cCodec]:
         return False
     little = array.dtype.newbyteorder("<") == array.dtype
