@@ -32,8 +32,14 @@ from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Json, Shape3, SliceEncoder
 
 NAME = "features"
-TOKEN = 0.08e-6
-"""Seconds per token and channel of what comes after the encoder: linear map, averages, Gram maps, sums."""
+TOKEN = 0.5e-6
+"""Seconds per token of what comes before and after the encoder whatever its channels: pixels, calls."""
+
+VALUE = 10e-9
+"""Seconds per token and channel of averages, Gram maps and sums in NumPy; in torch they count with the encoder."""
+
+MAP = 5e-11
+"""Seconds per token and pair of channels of the linear map."""
 
 
 def describe(settings: FeatureSettings) -> Json:
@@ -242,14 +248,17 @@ def _cost(bench: Bench, unit: Unit) -> Cost:
     maps = len(layout.GRAM_MAPS) * 4 / (unit.writes[0].stop[-1] * 2)
     values = sum(size(region) for region in unit.writes)
     read, stored = sum(map(bench.touched, unit.reads)), (1 + maps) * 2 * values
-    return cost(read, stored, slices * seconds_of_slice(bench, axis), "features")
+    return cost(read, stored, slices * seconds_of_slice(bench, axis), "latents", source="tomogram")
 
 
 def seconds_of_slice(bench: Bench, axis: Axis) -> float:
     """One slice of an axis: the encoder, and what its tokens go through after it."""
-    info = encoder_info(bench.settings.features.encoder)
-    rows, columns = token_grid(bench.store.shape, axis, bench.settings.features, info.patch)
-    return bench.encode_seconds(axis) + rows * columns * info.channels * TOKEN
+    chosen = bench.settings.features
+    info = encoder_info(chosen.encoder)
+    rows, columns = token_grid(bench.store.shape, axis, chosen, info.patch)
+    own = TOKEN + (0.0 if info.uses_torch else VALUE * info.channels)
+    mapped = 0.0 if chosen.standardize == "none" else MAP * info.channels**2
+    return bench.encode_seconds(axis) + rows * columns * (own + mapped)
 
 
 STAGE = Declaration(

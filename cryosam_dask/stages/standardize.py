@@ -81,7 +81,7 @@ def _cost(bench: Bench, unit: Unit) -> Cost:
     index = geometry.axis_index(axis)
     low[index], high[index] = high[index] // 2, high[index] // 2 + 1
     read = SAMPLES * bench.touched(Region(layout.tomogram(), tuple(low), tuple(high)))
-    return cost(read, 0, SAMPLES * features.seconds_of_slice(bench, axis), "features")
+    return cost(read, 0, SAMPLES * features.seconds_of_slice(bench, axis), "tomogram")
 
 
 STAGE = Declaration(
