@@ -7,7 +7,6 @@ that a worker's speed is one number, the operations per second that it really do
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cryosam_dask import geometry
@@ -77,16 +76,12 @@ def encode_seconds(shape: Shape3, axis: Axis, settings: FeatureSettings, info: E
         for n in plane
     )
     tiles = [(row.last - row.first) * (column.last - column.first) for row in rows for column in columns]
-    seconds = worker.seconds(info.encode_cost(plane, tiles), settings.precision)
-    if info.uses_torch:  # tokens are reduced where they are
-        reduction = Cost(float32_operations=REDUCTION * info.channels * math.prod(map(_kept, (rows, columns))))
-        seconds += worker.seconds(reduction, settings.precision)
-    return seconds
+    return worker.seconds(info.encode_cost(plane, tiles), settings.precision)
 
 
-def _kept(tiles: Sequence[geometry.Tile]) -> int:
-    """Tokens along one side of a slice."""
-    return tiles[-1].stop
+def reduce_seconds(info: EncoderInfo, tokens: int, worker: Machine) -> float:
+    """Seconds of reducing tokens where an encoder of torch left them."""
+    return worker.seconds(Cost(float32_operations=REDUCTION * info.channels * tokens), "float32")
 
 
 def embed_seconds(info: SegmenterInfo, plane: tuple[int, int], precision: str, worker: Machine) -> float:

@@ -88,6 +88,10 @@ class Bench(Protocol):
         """One slice of an axis through the encoder."""
         ...
 
+    def reduce_seconds(self, tokens: int) -> float:
+        """Reducing tokens where an encoder of torch left them: on its device."""
+        ...
+
     def embed_seconds(self, axis: Axis) -> float:
         """One plane of an axis through the segmenter's encoder."""
         ...

@@ -36,7 +36,7 @@ TOKEN = 0.5e-6
 """Seconds per token of what comes before and after the encoder whatever its channels: pixels, calls."""
 
 VALUE = 10e-9
-"""Seconds per token and channel of averages, Gram maps and sums in NumPy; in torch they count with the encoder."""
+"""Seconds per token and channel of averages, Gram maps and sums in NumPy."""
 
 MAP = 5e-11
 """Seconds per token and pair of channels of the linear map."""
@@ -256,9 +256,10 @@ def seconds_of_slice(bench: Bench, axis: Axis) -> float:
     chosen = bench.settings.features
     info = encoder_info(chosen.encoder)
     rows, columns = token_grid(bench.store.shape, axis, chosen, info.patch)
-    own = TOKEN + (0.0 if info.uses_torch else VALUE * info.channels)
-    mapped = 0.0 if chosen.standardize == "none" else MAP * info.channels**2
-    return bench.encode_seconds(axis) + rows * columns * (own + mapped)
+    tokens = rows * columns
+    reducing = bench.reduce_seconds(tokens) if info.uses_torch else tokens * VALUE * info.channels
+    mapped = 0.0 if chosen.standardize == "none" else tokens * MAP * info.channels**2
+    return bench.encode_seconds(axis) + tokens * TOKEN + reducing + mapped
 
 
 STAGE = Declaration(

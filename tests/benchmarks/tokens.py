@@ -3,11 +3,12 @@
     python tests/benchmarks/tokens.py [--plane 924,952] [--channels 1024] [--microseconds 6] [--threads 4]
 
 A stand-in hands out tensors of torch, as an encoder on a device does. Prints one JSON line. `processor`: microseconds
-of processor time a token by steps, for a unit of each view with planes of `--plane` voxels, with a stand-in that takes no time; `bound` is the least
-that the same bytes take to be written to files with their checksums, measured in the same run. The reduction counts
-here, though a GPU does it where there is one: `host` is the sum without it. `arrays` is the same with an encoder that
-gives arrays of NumPy. `device`: with a stand-in that takes `--microseconds` a token without holding a core, one call at
-a time, what part of the stage's time it is busy, units on `--threads` threads as a GPU's worker has them.
+of processor time a token by steps, for a unit of the z and the y view with planes of `--plane` voxels, with a stand-in
+that takes no time; `bound` is the least that the same bytes take to be written to files with their checksums, measured
+in the same run. The reduction counts here, though a GPU does it where there is one: `host` is the sum without it.
+`arrays` is the same with an encoder that gives arrays of NumPy. `device`: with a stand-in that takes `--microseconds` a
+token without holding a core, one call at a time, what part of the stage's time it is busy, units on `--threads` threads
+as a GPU's worker has them.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def bound(folder: Path, count: int, channels: int, ratios: tuple[int, ...], repe
         start = time.process_time()
         for index in range(files):
             checksum = google_crc32c.value(block)
-            with open(folder / f"{index}.part", "wb") as file:
+            with (folder / f"{index}.part").open("wb") as file:
                 file.write(block)
                 file.write(checksum.to_bytes(4, "little"))
             (folder / f"{index}.part").replace(folder / str(index))
