@@ -180,6 +180,27 @@ class SliceEncoder(Protocol):
 
 
 @runtime_checkable
+class TensorEncoder(SliceEncoder, Protocol):
+    """An encoder of torch that also leaves its tokens where it computed them: optional, and quicker.
+
+    What is stored of the tokens is then computed there, and nothing else is brought to the host's memory.
+
+    Attributes
+    ----------
+    device : "cpu", "cuda" or "cuda:N"
+    """
+
+    device: str
+
+    def encode_tensor(self, slices: Float32) -> Any:
+        """What `encode` gives, as a `torch.Tensor` (N, A / patch, B / patch, C), float32, on `device`.
+
+        The caller may change it. It is not checked for values that are not finite, and on a GPU not waited for.
+        """
+        ...
+
+
+@runtime_checkable
 class PromptedSegmenter(Protocol):
     """Segments one object on a plane from a point, and optionally from the mask on the plane before.
 

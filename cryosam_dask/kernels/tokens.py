@@ -13,10 +13,12 @@ of the diagonal and the anti-diagonal product, which only occur together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cryosam_dask.geometry import Interpolation, interpolation
+from cryosam_dask.kernels.backend import NUMPY, Backend
 from cryosam_dask.types import Array, Bool, Float32
 
 BLOCK_VALUES = 1 << 17
@@ -60,24 +62,26 @@ class Target:
         return np.stack([self.query - self.mean, self.mean], axis=1)
 
 
-def gram_maps(tokens: Array) -> Float32:
+def gram_maps(tokens: Any, backend: Backend = NUMPY) -> Any:
     """Products of neighbouring tokens (n, r, c, C): (n, r, c, 4) in the order self, down, right, cross.
 
-    Entries of the last row or column whose neighbour does not exist are 0; no interpolation weighs them.
+    Entries of the last row or column whose neighbour does not exist are 0; no interpolation weighs them. The tokens
+    are an array of the backend's, in single or half precision; so are the products, in single precision.
     """
-    out = np.zeros((*tokens.shape[:3], 4), np.float32)
-    for image, maps in zip(tokens, out, strict=True):  # one slice at a time stays in the cache
-        single = image.astype(np.float32, copy=False)
-        maps[..., 0] = _dots(single, single)
-        maps[:-1, :, 1] = _dots(single[:-1], single[1:])
-        maps[:, :-1, 2] = _dots(single[:, :-1], single[:, 1:])
-        maps[:-1, :-1, 3] = _dots(single[:-1, :-1], single[1:, 1:])
-        maps[:-1, :-1, 3] += _dots(single[:-1, 1:], single[1:, :-1])
-    return out
-
-
-def _dots(a: Float32, b: Float32) -> Float32:
-    out: Float32 = np.einsum("rcz,rcz->rc", a, b)
+    out = backend.zeros((*tokens.shape[:3], 4))
+    high, wide, channels = (int(n) for n in tokens.shape[1:])
+    step = max(1, backend.block_values // max(1, wide * channels))
+    for index in range(len(tokens)):
+        for start in range(0, high, step):  # these rows and the next one stay in the cache
+            stop = min(start + step, high)
+            image = backend.single(tokens[index, start : stop + 1])
+            maps, rows, pairs = out[index, start:stop], stop - start, len(image) - 1
+            own, above, below = image[:rows], image[:pairs], image[1:]
+            maps[..., 0] = backend.dots(own, own)
+            maps[:pairs, :, 1] = backend.dots(above, below)
+            maps[:, :-1, 2] = backend.dots(own[:, :-1], own[:, 1:])
+            maps[:pairs, :-1, 3] = backend.dots(above[:, :-1], below[:, 1:])
+            maps[:pairs, :-1, 3] += backend.dots(above[:, 1:], below[:, :-1])
     return out
 
 
@@ -150,8 +154,17 @@ def average_slices(tokens: Float32, ratio: int, counts: Array | None = None) -> 
     counts = np.ones(len(tokens)) if counts is None else counts
     out = np.empty((-(-len(tokens) // ratio), *tokens.shape[1:]), np.float32)
     for mean, start in zip(out, range(0, len(tokens), ratio), strict=True):
-        np.copyto(mean, tokens[start])
-        for image in tokens[start + 1 : start + ratio]:
-            mean += image
-        mean /= np.float32(counts[start : start + ratio].sum())
+        run = slice(start, start + ratio)
+        mean[...] = mean_of(tokens[run], int(counts[run].sum()))
     return out
+
+
+def mean_of(images: Any, count: int) -> Any:
+    """The sum of some images (k, …) over `count`, in single precision."""
+    if len(images) == 1:
+        return images[0] / count
+    total = images[0] + images[1]
+    for index in range(2, len(images)):
+        total += images[index]
+    total /= count
+    return total

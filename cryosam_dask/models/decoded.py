@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from cryosam_dask.models import sam_masks
+from cryosam_dask.models.devices import device_memory
 from cryosam_dask.models.sam_masks import Placement
-from cryosam_dask.models.vit import device_memory
 from cryosam_dask.types import Array, Float32, Logits, Window
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from cryosam_dask.errors import ModelError
 from cryosam_dask.models import sam_masks
 from cryosam_dask.models.checkpoint import load_into, read_state_dict
 from cryosam_dask.models.decoded import Decoded, DecodedBatch, stacked
+from cryosam_dask.models.devices import device_memory
 from cryosam_dask.models.resizing import resize
 from cryosam_dask.models.sam_attention import fuse
 from cryosam_dask.models.sam_decoder import MaskDecoder
 from cryosam_dask.models.sam_masks import Placement, Side
-from cryosam_dask.models.vit import autocast, check_dtype, device_memory
+from cryosam_dask.models.vit import autocast, check_dtype
 from cryosam_dask.types import Array, Float32, Logits, Prediction, Window
 
 if TYPE_CHECKING:

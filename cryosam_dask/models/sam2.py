@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from cryosam_dask.models import sam_masks
 from cryosam_dask.models.checkpoint import load_into, read_state_dict
+from cryosam_dask.models.devices import device_memory
 from cryosam_dask.models.sam import SamSegmenter
 from cryosam_dask.models.sam_decoder import MaskDecoder
-from cryosam_dask.models.vit import autocast, device_memory
+from cryosam_dask.models.vit import autocast
 
 if TYPE_CHECKING:
     import torch

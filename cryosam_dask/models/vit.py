@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import threading
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosam_dask.errors import MemoryLimitError, ModelError, SettingsError
+from cryosam_dask.errors import ModelError, SettingsError
 from cryosam_dask.models.checkpoint import load_into, read_state_dict
+from cryosam_dask.models.devices import device_memory, to_device
 from cryosam_dask.models.sam_attention import fuse
 from cryosam_dask.types import Float32
 
@@ -70,31 +68,43 @@ class TimmEncoder:
         ModelError
             The tokens are not finite, as may happen in float16.
         """
+        tokens: Float32 = self.encode_tensor(slices).cpu().numpy()
+        if not np.isfinite(tokens).all():
+            raise not_finite(self.name, self.dtype)
+        return tokens
+
+    def encode_tensor(self, slices: Float32) -> torch.Tensor:
+        """The same on the device, see `TensorEncoder.encode_tensor`; ValueError as in `encode`."""
+        import torch
+
         count, height, width = slices.shape
         if height % self.patch or width % self.patch or not height * width:
             raise ValueError(f"{self.name}: slices of {height} x {width} are not multiples of patch {self.patch}")
         grid = height // self.patch, width // self.patch
-        tokens = np.empty((count, *grid, self.channels), np.float32)
         step = slices_per_pass(grid, self.device)
-        for start in range(0, count, step):
-            tokens[start : start + step] = self._forward(slices[start : start + step], grid)
-        if not np.isfinite(tokens).all():
-            raise ModelError(f"{self.name} gave tokens that are not finite in {self.dtype}; use dtype float32")
-        return tokens
+        with torch.inference_mode(), device_memory(self.name, self.device):
+            if 0 < count <= step:
+                return self._forward(slices, grid)
+            tokens = torch.empty((count, *grid, self.channels), device=self.device)
+            for start in range(0, count, step):
+                tokens[start : start + step] = self._forward(slices[start : start + step], grid)
+            return tokens
 
-    def _forward(self, slices: Float32, grid: tuple[int, int]) -> Float32:
-        import torch
-
-        with torch.inference_mode(), autocast(self.device, self.dtype), device_memory(self.name, self.device):
-            images = torch.tensor(
-                np.asarray(slices, np.float32), device=self.device
-            )  # from_numpy warns at read-only arrays
+    def _forward(self, slices: Float32, grid: tuple[int, int]) -> torch.Tensor:
+        with autocast(self.device, self.dtype):
+            images = to_device(slices, self.device)
             features = self._module.forward_features(images[:, None].expand(-1, self._inputs, -1, -1))
             if features.ndim == 4:  # SAM's neck: channels before rows and columns
                 features = features.permute(0, 2, 3, 1)
             else:
                 features = features[:, self._prefix :].unflatten(1, grid)
-            return np.asarray(features.float().cpu().numpy(), np.float32)
+            tokens: torch.Tensor = features.float().contiguous()
+            return tokens
+
+
+def not_finite(name: str, dtype: str) -> ModelError:
+    """The error for tokens that are not finite, as may happen in float16."""
+    return ModelError(f"{name} gave tokens that are not finite in {dtype}; use dtype float32")
 
 
 def slices_per_pass(grid: tuple[int, int], device: str) -> int:
@@ -122,28 +132,6 @@ def autocast(device: str, dtype: str) -> Any:
 
     kind = device.split(":")[0]
     return torch.autocast(kind, getattr(torch, dtype)) if dtype != "float32" else contextlib.nullcontext()
-
-
-_turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
-
-
-@contextlib.contextmanager
-def device_memory(name: str, device: str) -> Iterator[None]:
-    """Room on a device for one model call: threads of a process take turns on a GPU, so that its memory holds the
-    work of one of them. A GPU's lack of memory becomes a MemoryLimitError that says what helps.
-
-    On the CPU nobody waits: there, threads compute beside each other, and each has its own share of the memory.
-    """
-    import torch
-
-    turn = contextlib.nullcontext() if device == "cpu" else _turns["cuda:0" if device == "cuda" else device]
-    try:
-        with turn:
-            yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise MemoryLimitError(
-            f"{name} does not fit in the memory of {device}; use a smaller model, smaller slices, or --device cpu"
-        ) from error
 
 
 def geometry(module: Any, name: str) -> tuple[int, int]:

@@ -159,6 +159,10 @@ class Planner:
         """See `Bench`."""
         return costs.encode_seconds(self.shape, axis, self.settings.features, self.encoder, self.worker)
 
+    def reduce_seconds(self, tokens: int) -> float:
+        """See `Bench`."""
+        return costs.reduce_seconds(self.encoder, tokens, self.worker)
+
     def embed_seconds(self, axis: Axis) -> float:
         """See `Bench`."""
         plane = geometry.plane_shape(self.shape, axis)

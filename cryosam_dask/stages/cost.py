@@ -20,11 +20,11 @@ READ = 500e6
 WRITE = 250e6
 """Bytes per second that one core writes: zstd at level 1 and crc32c, measured likewise."""
 
-READ_RAW = 1.2e9
-"""The same of chunks that are not compressed: crc32c alone."""
+PLAIN_READ = 750e6
+"""Bytes per second that one core reads of what is not compressed, latents and embeddings: measured likewise."""
 
-WRITE_RAW = 400e6
-"""Bytes per second that one core writes of such chunks, measured on embeddings."""
+PLAIN_WRITE = 800e6
+"""Bytes per second that one core writes of them."""
 
 COPY = 1.5e9
 """Bytes per second that one core reads of a plain file."""
@@ -32,7 +32,7 @@ COPY = 1.5e9
 COMPRESSED = {
     "tomogram": 0.93,
     "features": 0.92,
-    "latents": 0.92,
+    "latents": 1.0,
     "Gram maps": 0.88,
     "dense features": 0.93,
     "embeddings": 0.92,
@@ -88,6 +88,10 @@ class Bench(Protocol):
         """One slice of an axis through the encoder."""
         ...
 
+    def reduce_seconds(self, tokens: int) -> float:
+        """Reducing tokens where an encoder of torch left them: on its device."""
+        ...
+
     def embed_seconds(self, axis: Axis) -> float:
         """One plane of an axis through the segmenter's encoder."""
         ...
@@ -105,14 +109,18 @@ class Bench(Protocol):
         ...
 
 
-def cost(read: float, written: float, seconds: float, kind: str, *, coded: bool = True) -> Cost:
-    """The cost of a unit that reads and writes so many bytes; `coded`: what it reads is compressed, as its output is.
+def cost(
+    read: float, written: float, seconds: float, kind: str, *, source: str | None = None, coded: bool = True
+) -> Cost:
+    """The cost of a unit that reads and writes so many bytes; `coded`: what it reads is of a run, not a plain file.
 
-    kind : of the arrays, in `COMPRESSED`
+    kind, source : of the arrays that it writes, and that it reads if they are others, in `COMPRESSED`
     """
-    share = COMPRESSED[kind]
-    decoding = read / (READ if coded else COPY)
-    return Cost(UNIT + decoding + written / WRITE + seconds, read * (share if coded else 1.0), written * share)
+    source = source or kind
+    decoding = read / ((PLAIN_READ if source == "latents" else READ) if coded else COPY)
+    encoding = written / (PLAIN_WRITE if kind == "latents" else WRITE)
+    shares = COMPRESSED[source] if coded else 1.0, COMPRESSED[kind]
+    return Cost(UNIT + decoding + encoding + seconds, read * shares[0], written * shares[1])
 
 
 def size(region: Region) -> int:

@@ -97,7 +97,7 @@ def _mend(store: RunStore, match: re.Match[str]) -> None:
 
 def _cost(bench: Bench, unit: Unit) -> Cost:
     values = written(unit)  # cells of one chunk touch about as many tokens as they are
-    return cost(2 * values, 2 * values, values * CELL, "features")
+    return cost(2 * values, 2 * values, values * CELL, "dense features", source="latents")
 
 
 STAGE = Declaration(

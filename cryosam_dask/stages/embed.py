@@ -21,7 +21,7 @@ from cryosam_dask.models.info import SegmenterInfo
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationSettings
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.cost import WRITE_RAW, Bench, Cost, cost
+from cryosam_dask.stages.cost import PLAIN_WRITE, Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
@@ -196,7 +196,7 @@ def _cost(bench: Bench, unit: Unit) -> Cost:
         return cost(read, count * bench.plane_bytes(axis), seconds, "embeddings")
     # read as the tomogram is, written without compression
     written = count * bench.plane_bytes(axis)
-    return cost(read, 0, seconds + written / WRITE_RAW, "tomogram")._replace(write=written)
+    return cost(read, 0, seconds + written / PLAIN_WRITE, "tomogram")._replace(write=written)
 
 
 STAGE = Declaration(

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from cryosam_dask import geometry
+from cryosam_dask.errors import ModelError
+from cryosam_dask.kernels.backend import Backend
 from cryosam_dask.models.cache import get_encoder
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.registry import weights_identity
+from cryosam_dask.models.torch_backend import backend_of
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, tiling
 from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult, Work
@@ -25,11 +29,17 @@ from cryosam_dask.stages.slabs import Slab
 from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout, ome
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Float32, Json, Shape3, SliceEncoder
+from cryosam_dask.types import AXES, Axis, Json, Shape3, SliceEncoder
 
 NAME = "features"
-TOKEN = 0.08e-6
-"""Seconds per token and channel of what comes after the encoder: linear map, averages, Gram maps, sums."""
+TOKEN = 0.5e-6
+"""Seconds per token of what comes before and after the encoder whatever its channels: pixels, calls."""
+
+VALUE = 10e-9
+"""Seconds per token and channel of averages, Gram maps and sums in NumPy."""
+
+MAP = 5e-11
+"""Seconds per token and pair of channels of the linear map."""
 
 
 def describe(settings: FeatureSettings) -> Json:
@@ -114,6 +124,7 @@ def prepare(store: RunStore, settings: FeatureSettings) -> None:
                 dtype="float16",
                 chunks=chunks,
                 dims=(*dims, "channel"),
+                compress=False,
             )
             store.new_array(
                 layout.gram(ratio, axis),
@@ -150,12 +161,12 @@ def finish(store: RunStore, settings: FeatureSettings) -> None:
 
 
 def encoded(
-    encoder: SliceEncoder, sample: Sample, piece: Piece, slices: range, settings: FeatureSettings
-) -> Iterator[Float32]:
+    encoder: SliceEncoder, backend: Backend, sample: Sample, piece: Piece, slices: range, settings: FeatureSettings
+) -> Iterator[Any]:
     """A piece's tokens of slices, `settings.batch` slices at a time; the sample is of the piece's voxels."""
     for start in range(0, len(slices), settings.batch):
         pixels = tiling.resized(sample.standard(slices[start : start + settings.batch]), piece)
-        yield tiling.encode(encoder, pixels, piece)
+        yield tiling.encode(encoder, backend, pixels, piece)
 
 
 def read_piece(store: RunStore, axis: Axis, slices: range, thickness: int, piece: Piece) -> Sample:
@@ -166,29 +177,39 @@ def read_piece(store: RunStore, axis: Axis, slices: range, thickness: int, piece
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Encode the unit's slabs, piece by piece, and write all that follows from them."""
     store, chosen, encoder = open_all(context, settings)
+    backend = backend_of(encoder)
     axis: Axis = unit.params["axis"]
     slices = range(unit.params["start"], unit.params["stop"])
-    fitted = store.read(layout.standardization(axis)) if chosen.standardize != "none" else None
+    fitted = backend.place(store.read(layout.standardization(axis))) if chosen.standardize != "none" else None
     grid = token_grid(store.shape, axis, chosen, encoder.patch)
     slabs = [
-        Slab(store, axis, part, grid, encoder.channels, chosen.ratios) for part in _slabs(slices.start, slices.stop)
+        Slab(store, axis, part, grid, encoder.channels, chosen.ratios, backend)
+        for part in _slabs(slices.start, slices.stop)
     ]
     for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
         sample = read_piece(store, axis, slices, chosen.thickness, piece)
         for slab in slabs:
-            slab.add(piece, _mapped(encoded(encoder, sample, piece, slab.slices, chosen), fitted))
+            batches = encoded(encoder, backend, sample, piece, slab.slices, chosen)
+            try:
+                slab.add(piece, _mapped(batches, fitted, backend))
+            except FloatingPointError as error:
+                raise ModelError(
+                    f"{encoder.name} gave tokens that are not finite in half precision, as they are stored; its own "
+                    f"precision is {chosen.precision}, and with float32 (features.precision) they may be"
+                ) from error
         del sample  # before the next one is read
     for slab in slabs:
         slab.write_sums()
     return None
 
 
-def _mapped(batches: Iterator[Float32], fitted: Float32 | None) -> Iterator[Float32]:
+def _mapped(batches: Iterator[Any], fitted: Any, backend: Backend) -> Iterator[Any]:
     """Tokens after the view's linear map, if there is one."""
     for tokens in batches:
         if fitted is not None:
-            tokens -= fitted[0]
-            tokens = tokens @ fitted[1:]
+            with backend.at_work():
+                tokens -= fitted[0]
+                tokens = tokens @ fitted[1:]
         yield tokens
 
 
@@ -227,14 +248,18 @@ def _cost(bench: Bench, unit: Unit) -> Cost:
     maps = len(layout.GRAM_MAPS) * 4 / (unit.writes[0].stop[-1] * 2)
     values = sum(size(region) for region in unit.writes)
     read, stored = sum(map(bench.touched, unit.reads)), (1 + maps) * 2 * values
-    return cost(read, stored, slices * seconds_of_slice(bench, axis), "features")
+    return cost(read, stored, slices * seconds_of_slice(bench, axis), "latents", source="tomogram")
 
 
 def seconds_of_slice(bench: Bench, axis: Axis) -> float:
     """One slice of an axis: the encoder, and what its tokens go through after it."""
-    info = encoder_info(bench.settings.features.encoder)
-    rows, columns = token_grid(bench.store.shape, axis, bench.settings.features, info.patch)
-    return bench.encode_seconds(axis) + rows * columns * info.channels * TOKEN
+    chosen = bench.settings.features
+    info = encoder_info(chosen.encoder)
+    rows, columns = token_grid(bench.store.shape, axis, chosen, info.patch)
+    tokens = rows * columns
+    reducing = bench.reduce_seconds(tokens) if info.uses_torch else tokens * VALUE * info.channels
+    mapped = 0.0 if chosen.standardize == "none" else tokens * MAP * info.channels**2
+    return bench.encode_seconds(axis) + tokens * TOKEN + reducing + mapped
 
 
 STAGE = Declaration(

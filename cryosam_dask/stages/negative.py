@@ -209,7 +209,7 @@ def _cost(bench: Bench, unit: Unit) -> Cost:
     count = unit.writes[0].stop[0]
     places = PLACES * count if bench.settings.match.rank == "profile" else 0
     seconds = query.POOL * count + rank.PLACE * places
-    return cost(bench.pool_bytes * count, 0, seconds, "features")
+    return cost(bench.pool_bytes * count, 0, seconds, "latents")
 
 
 STAGE = Declaration(

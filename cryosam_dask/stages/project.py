@@ -140,7 +140,7 @@ def _by_slabs(store: RunStore, path: re.Match[str]) -> MarkOf | None:
 
 def _cost(bench: Bench, unit: Unit) -> Cost:
     tokens, channels = written(unit), FeatureVolume(bench.store).view_channels
-    return cost(tokens * channels * 2, 4 * tokens, tokens * channels * PRODUCT, "features")
+    return cost(tokens * channels * 2, 4 * tokens, tokens * channels * PRODUCT, "products", source="latents")
 
 
 STAGE = Declaration(

@@ -154,5 +154,5 @@ STAGE = Declaration(
     arrays=(Arrays(layout.pattern(layout.query_array), "unit", by_one_unit),),
     expected=_expected,
     places=lambda store, query: (layout.query(query),),
-    cost=lambda bench, unit: cost(bench.pool_bytes, 0, POOL, "features"),
+    cost=lambda bench, unit: cost(bench.pool_bytes, 0, POOL, "latents"),
 )

@@ -28,7 +28,7 @@ from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
 from cryosam_dask.stages import former, learned, segment_volume
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
-from cryosam_dask.stages.cost import READ_RAW, Bench, Cost, cost
+from cryosam_dask.stages.cost import PLAIN_READ, Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
 from cryosam_dask.stages.embed import Plane, is_compressed, mark_of
 from cryosam_dask.stages.sight import Sight, write_tried
@@ -348,7 +348,7 @@ def turn_cost(bench: Bench, first: int, further: int, planes: int, pooled: int) 
     if is_compressed(segmenter_info(bench.settings.propagation.segmenter)):
         return cost(planes * plane + pooled * bench.pool_bytes, 0, seconds, "embeddings")
     raw = planes * plane
-    of_features = cost(pooled * bench.pool_bytes, 0, seconds + raw / READ_RAW, "latents")
+    of_features = cost(pooled * bench.pool_bytes, 0, seconds + raw / PLAIN_READ, "latents")
     return of_features._replace(read=of_features.read + raw)
 
 

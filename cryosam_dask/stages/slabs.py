@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from cryosam_dask import geometry
 from cryosam_dask.kernels import tokens as kernel
+from cryosam_dask.kernels.backend import Backend
+from cryosam_dask.kernels.reduction import Reduction
 from cryosam_dask.stages.tiling import Piece
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -21,22 +23,26 @@ Half = NDArray[np.float16]
 class Slab:
     """The tokens of a slab's slices, of which no more than one piece is held.
 
-    Native tokens are held as they are stored. What is held in single precision are the sums of the finest ratio's runs
-    of slices, from which all coarser ones follow.
-
     Parameters
     ----------
     grid : tokens (rows, columns) of a slice; ratios : those that are stored besides the native one
+    backend : of the tokens that are added
     """
 
     def __init__(
-        self, store: RunStore, axis: Axis, slices: range, grid: tuple[int, int], channels: int, ratios: Iterable[int]
+        self,
+        store: RunStore,
+        axis: Axis,
+        slices: range,
+        grid: tuple[int, int],
+        channels: int,
+        ratios: Iterable[int],
+        backend: Backend,
     ) -> None:
-        self._store, self._axis, self.slices = store, axis, slices
+        self._store, self._axis, self.slices, self._backend = store, axis, slices, backend
         lengths = geometry.plane_shape(store.shape, axis)
         self._weights = [kernel.token_weights(n, t) for n, t in zip(lengths, grid, strict=True)]
         self._ratios = sorted(ratios)
-        self._finest = self._ratios[0] if self._ratios else len(slices)
         self._maps = {ratio: self._open(ratio, grid) for ratio in (1, *self._ratios)}
         self._sums = np.zeros(channels, np.float32)
 
@@ -46,33 +52,30 @@ class Slab:
         latents, gram = (self._store.array(name(ratio, self._axis)) for name in (layout.latents, layout.gram))
         return _Maps(latents, gram, part, grid[1])
 
-    def add(self, piece: Piece, batches: Iterable[Float32]) -> None:
-        """A piece's tokens, (n, rows, columns, C) of some slices at a time, which are rounded in place; write it."""
+    def add(self, piece: Piece, batches: Iterable[Any]) -> None:
+        """A piece's tokens, (n, rows, columns, C) of some slices at a time, which are rounded in place; write it.
+
+        Raises FloatingPointError for tokens that are not finite in half precision, and writes nothing of the piece.
+        """
         rows, columns = (span.keep for span in piece)
-        size, count = (piece[0].size, piece[1].size), len(self.slices)
-        weights = np.outer(self._weights[0][rows], self._weights[1][columns]).reshape(-1)
-        native = np.empty((count, *size, len(self._sums)), np.float16)
-        gram = np.empty((count, *size, len(layout.GRAM_MAPS)), np.float32)
-        runs = np.zeros((geometry.cell_count(count, self._finest) if self._ratios else 0, *native.shape[1:]), "f4")
-        done = 0
+        weights = np.outer(self._weights[0][rows], self._weights[1][columns])
+        count, size, finest = len(self.slices), (piece[0].size, piece[1].size), min(self._ratios, default=None)
+        reduction = Reduction(self._backend, count, size, len(self._sums), finest, weights)
         for tokens in batches:
-            part = slice(done, done + len(tokens))
-            if self._ratios:
-                for index, image in enumerate(tokens, done):
-                    runs[index // self._finest] += image
-            native[part] = tokens
-            tokens[...] = native[part]  # all that follows is of the tokens as they are stored
-            gram[part] = kernel.gram_maps(tokens)
-            for image in tokens:
-                self._sums += weights @ image.reshape(len(weights), -1)
-            done = part.stop
-        del tokens
-        self._maps[1].put(rows, columns, native, gram)
-        del native, gram
-        counts = np.minimum(self._finest, count - np.arange(0, count, self._finest))
-        for ratio in self._ratios:
-            means = kernel.average_slices(runs, ratio // self._finest, counts).astype(np.float16)
-            self._maps[ratio].put(rows, columns, means, kernel.gram_maps(means))
+            reduction.add(tokens)
+            del tokens  # before the next ones are made
+        # all is asked for before anything is waited for
+        reduced = {1: reduction.native} | {ratio: reduction.coarse(ratio) for ratio in self._ratios}
+        landed = reduction.sums()
+        del reduction
+        sums = landed.array()[0]
+        if not np.isfinite(sums).all():
+            raise FloatingPointError("tokens are not finite in half precision")
+        self._sums += sums
+        for ratio in list(reduced):
+            latents, maps = reduced.pop(ratio)
+            self._maps[ratio].put(rows, columns, latents.array(), maps.array())
+            del latents, maps
 
     def write_sums(self) -> None:
         """Write the sums over all that was added."""

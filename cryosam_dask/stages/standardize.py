@@ -12,6 +12,7 @@ import numpy as np
 from cryosam_dask import geometry
 from cryosam_dask.kernels.standardization import Moments, fit_standardization
 from cryosam_dask.models.catalog import encoder_info
+from cryosam_dask.models.torch_backend import backend_of
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import feature_memory, features, tiling
 from cryosam_dask.stages.base import Context, Region, Stage, Unit, UnitResult
@@ -46,6 +47,7 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
     """Fit the view's linear map on evenly spaced slices."""
     store, chosen, encoder = features.open_all(context, settings)
+    backend = backend_of(encoder)
     axis: Axis = unit.params["axis"]
     length = store.shape[geometry.axis_index(axis)]
     where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
@@ -54,8 +56,8 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         plane = range(index, index + 1)
         for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
             sample = features.read_piece(store, axis, plane, chosen.thickness, piece)
-            for tokens in features.encoded(encoder, sample, piece, plane, chosen):
-                moments.add(tokens)
+            for tokens in features.encoded(encoder, backend, sample, piece, plane, chosen):
+                moments.add(backend.numpy(tokens))
     mean, matrix = fit_standardization(moments, chosen.standardize)
     store.put(
         layout.standardization(axis),
@@ -79,7 +81,7 @@ def _cost(bench: Bench, unit: Unit) -> Cost:
     index = geometry.axis_index(axis)
     low[index], high[index] = high[index] // 2, high[index] // 2 + 1
     read = SAMPLES * bench.touched(Region(layout.tomogram(), tuple(low), tuple(high)))
-    return cost(read, 0, SAMPLES * features.seconds_of_slice(bench, axis), "features")
+    return cost(read, 0, SAMPLES * features.seconds_of_slice(bench, axis), "tomogram")
 
 
 STAGE = Declaration(

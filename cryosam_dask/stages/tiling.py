@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Interpolation, Tile
 from cryosam_dask.kernels import images
+from cryosam_dask.kernels.backend import Backend
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.store import layout
-from cryosam_dask.types import Axis, Float32, Shape3, SliceEncoder
+from cryosam_dask.types import Axis, Float32, Shape3, SliceEncoder, TensorEncoder
 
 _ANY = 1 << 30
 
@@ -125,16 +127,21 @@ def resized(slices: Float32, piece: Piece) -> Float32:
     return images.resample(slices, rows.interpolation, columns.interpolation)
 
 
-def encode(encoder: SliceEncoder, pixels: Float32, piece: Piece) -> Float32:
-    """Tokens (n, rows, columns, C) of a piece of n slices, from the pixels that its tiles see."""
+def encode(encoder: SliceEncoder, backend: Backend, pixels: Float32, piece: Piece) -> Any:
+    """Tokens (n, rows, columns, C) of a piece of n slices, from the pixels that its tiles see.
+
+    They are an array of the backend's, which is that of the encoder's tokens (`models.torch_backend.backend_of`).
+    """
+    tokens_of = encoder.encode_tensor if isinstance(encoder, TensorEncoder) else encoder.encode
     rows, columns = piece
     if is_whole(piece):
-        return encoder.encode(pixels)
-    out = np.empty((len(pixels), rows.size, columns.size, encoder.channels), np.float32)
-    for row, column in itertools.product(rows.tiles, columns.tiles):
-        (a, keep_a), (b, keep_b) = rows.within(row), columns.within(column)
-        tokens = encoder.encode(np.ascontiguousarray(pixels[:, a, b]))
-        out[:, keep_a, keep_b] = tokens[:, row.crop, column.crop]
+        return tokens_of(pixels)
+    with backend.at_work():
+        out = backend.zeros((len(pixels), rows.size, columns.size, encoder.channels))
+        for row, column in itertools.product(rows.tiles, columns.tiles):
+            (a, keep_a), (b, keep_b) = rows.within(row), columns.within(column)
+            tokens = tokens_of(np.ascontiguousarray(pixels[:, a, b]))
+            out[:, keep_a, keep_b] = tokens[:, row.crop, column.crop]
     return out
 
 

@@ -18,6 +18,7 @@ import zarr
 from zarr.storage import StorePath, WrapperStore
 
 from cryosam_dask.errors import StoreError
+from cryosam_dask.store import whole_chunks
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -159,6 +160,8 @@ class RunArray(zarr.Array[Any]):
 
     def _write(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         about_to_write()
+        if len(args) == 2 and not any(kwargs.values()) and whole_chunks.written(self._plain, *args):
+            return
         try:
             getattr(self._plain, f"set_{name}")(*args, **kwargs)
         except (ValueError, RuntimeError) as error:

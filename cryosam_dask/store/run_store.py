@@ -20,7 +20,7 @@ from cryosam_dask.storage.address import check_store
 from cryosam_dask.storage.disk import flush, remove_tree, walk
 from cryosam_dask.storage.filesystem import filesystem, zarr_store
 from cryosam_dask.storage.remote import as_known
-from cryosam_dask.store import layout
+from cryosam_dask.store import layout, whole_chunks
 from cryosam_dask.store.arrays import RunArray, about_to_write, check_kind
 from cryosam_dask.types import Array, Json
 
@@ -305,8 +305,8 @@ class RunStore:
     ) -> RunArray:
         """Create an array, replacing one of that name; zstd-compressed, each chunk with a crc32c checksum.
 
-        Without `compress` its chunks have the checksum only: for what is noise to a compressor. Empty chunks are
-        written too, so that a chunk that is not there is one that was lost.
+        Without `compress` its chunks are the same, but nobody tries to make them smaller: for what is noise to a
+        compressor. Empty chunks are written too, so that a chunk that is not there is one that was lost.
         """
         about_to_write()
         self._open.pop(path, None)
@@ -318,7 +318,7 @@ class RunStore:
             shape=tuple(int(n) for n in shape),
             dtype=np.dtype(dtype),
             chunks=tuple(max(1, min(int(c), int(n))) for c, n in zip(chunks, shape, strict=True)),
-            compressors=[*([ZstdCodec(level=1)] if compress else []), Crc32cCodec()],
+            compressors=[ZstdCodec(level=1 if compress else whole_chunks.LEVEL), Crc32cCodec()],
             fill_value=fill_value,
             dimension_names=tuple(dims),
             attributes=dict(attributes or {}),

@@ -31,7 +31,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import images
+from cryosam_dask.kernels import images, reduction
 from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.models import load_encoder, vit
 from cryosam_dask.models.vit_catalog import VITS
@@ -92,8 +92,8 @@ class Clock:
             (images, "resample", "resize"),
             (encoder, "encode", "forward"),
             (kernel, "gram_maps", "gram"),
-            (slabs.Slab, "add", "pyramid"),
-            (kernel, "average_slices", "pyramid"),
+            (reduction.Reduction, "add", "pyramid"),
+            (reduction.Reduction, "coarse", "pyramid"),
             (slabs._Maps, "put", "write"),
             (features, "work", "rest"),
         ]
@@ -138,7 +138,7 @@ def lay_out(store: RunStore, chosen: FeatureSettings) -> Stage:
     features.prepare(store, chosen)
     before = standardize.plan(store.shape, chosen, "")
     for unit in before.units:
-        features.work_standardize(Context(store.url), before.settings, unit)
+        standardize.work(Context(store.url), before.settings, unit)
     return features.plan(store.shape, chosen, "")
 
 

@@ -24,7 +24,7 @@ from cryosam_dask.pipeline import settings_for
 from cryosam_dask.planning import machine
 from cryosam_dask.planning.plan import plan_stages
 from cryosam_dask.planning.stages import Planner
-from cryosam_dask.stages.cost import READ_RAW, WRITE_RAW
+from cryosam_dask.stages.cost import PLAIN_READ, PLAIN_WRITE
 from cryosam_dask.stages.segment import TURN
 from cryosam_dask.types import AXES
 
@@ -41,7 +41,9 @@ def compared(planner: Planner, workers: int, bandwidth: float) -> dict[str, floa
     once = sum(seconds[axis] for axis, _ in planes) / workers
 
     def moved(written: float, read: float) -> float:
-        return max((written / WRITE_RAW + read / READ_RAW + len(visits) * TURN) / workers, (written + read) / bandwidth)
+        return max(
+            (written / PLAIN_WRITE + read / PLAIN_READ + len(visits) * TURN) / workers, (written + read) / bandwidth
+        )
 
     through = moved(written, read)
     again = sum(seconds[axis] for axis, _ in visits) / workers + moved(*images)

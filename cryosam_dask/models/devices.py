@@ -1,0 +1,46 @@
+"""A device's memory: who works in it, and the way into it. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cryosam_dask.errors import MemoryLimitError
+from cryosam_dask.types import Array
+
+if TYPE_CHECKING:
+    import torch
+
+_turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+
+
+@contextlib.contextmanager
+def device_memory(name: str, device: str) -> Iterator[None]:
+    """Room on a device for one model call: threads of a process take turns on a GPU, so that its memory holds the
+    work of one of them. A GPU's lack of memory becomes a MemoryLimitError that says what helps.
+
+    On the CPU nobody waits: there, threads compute beside each other, and each has its own share of the memory.
+    """
+    import torch
+
+    turn = contextlib.nullcontext() if device == "cpu" else _turns["cuda:0" if device == "cuda" else device]
+    try:
+        with turn:
+            yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"{name} does not fit in the memory of {device}; use a smaller model, smaller slices, or --device cpu"
+        ) from error
+
+
+def to_device(values: Array, device: str) -> torch.Tensor:
+    """Values of the host as a tensor in single precision on a device. A copy to a GPU is queued, and not waited for."""
+    import torch
+
+    tensor = torch.tensor(np.asarray(values, np.float32))  # a copy: from_numpy warns at read-only arrays
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
