@@ -18,8 +18,8 @@ from cryosam_dask.types import Axis, Shape3
 
 REDUCTION = 500
 """What reducing a token takes per channel, in operations of float32 in the same time. It is bound by memory, whose
-speed goes with that of arithmetic closely enough: 3.5 µs a token of 1024 channels on the CPU's two threads, and 80 kB
-on an H100's memory are 24 ns."""
+speed goes with that of arithmetic closely enough: 3.5 µs a token of 1024 channels on one thread of a CPU; the 80 kB
+that it moves would take an H100's memory 24 ns, which is not measured."""
 
 EXECUTE = 0.05
 """Seconds of the driver for beginning and ending a stage, or a turn of one: marks, memory check, asking workers."""
