@@ -18,4 +18,4 @@ uv=$work/uv/bin/uv
 "$uv" pip install --quiet --python "$work/venv/bin/python" \
   --resolution lowest-direct --override "$work/lowest.txt" '.[test,s3,slurm]'
 cat "$work/lowest.txt"
-"$work/venv/bin/pytest" -q -n "${WORKERS:-2}" --dist loadfile "$@"
+OMP_NUM_THREADS=1 "$work/venv/bin/pytest" -q -n "${WORKERS:-2}" --dist loadfile "$@"
