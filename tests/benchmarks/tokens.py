@@ -1,6 +1,7 @@
 """What the feature stage takes for each token besides the model, and whether a model on a device ever waits for it.
 
     python tests/benchmarks/tokens.py [--plane 924,952] [--channels 1024] [--microseconds 6] [--threads 4]
+        [--device cpu]
 
 A stand-in hands out tensors of torch, as an encoder on a device does. Prints one JSON line. `processor`: microseconds
 of processor time a token by steps, for a unit of the z and the y view with planes of `--plane` voxels, with a stand-in
@@ -82,12 +83,20 @@ class Arrays:
 
 
 class Tensors(Arrays):
-    """The same as tensors; a `TensorEncoder`."""
+    """The same as tensors on a device; a `TensorEncoder`."""
 
-    device = "cpu"
+    def __init__(self, channels: int, seconds: float = 0.0, device: str = "cpu") -> None:
+        super().__init__(channels, seconds)
+        self.device = device
 
     def encode_tensor(self, slices: Float32) -> torch.Tensor:
-        return torch.from_numpy(self.encode(slices))
+        tokens = self.encode(slices)
+        if self.device == "cpu":
+            return torch.from_numpy(tokens)
+        there: dict[tuple[int, ...], torch.Tensor] = self._own.__dict__.setdefault("there", {})
+        if tokens.shape not in there:
+            there[tokens.shape] = torch.from_numpy(tokens).to(self.device)
+        return there[tokens.shape]
 
 
 class Clock:
@@ -159,7 +168,7 @@ def bound(folder: Path, count: int, channels: int, ratios: tuple[int, ...], repe
 
 def device(store: RunStore, stage: Stage, chosen: FeatureSettings, options: argparse.Namespace) -> dict[str, Any]:
     """What part of the stage's time the stand-in is busy."""
-    encoder = Tensors(options.channels, options.microseconds / 1e6)
+    encoder = Tensors(options.channels, options.microseconds / 1e6, options.device)
     units = [unit for unit in stage.units if unit.params["axis"] == "z"]
     grid = features.token_grid(store.shape, "z", chosen, encoder.patch)
     together = threading.Barrier(options.threads)
@@ -196,6 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", default=4, type=int)
     parser.add_argument("--repeats", default=4, type=int)
     parser.add_argument("--units", default=8, type=int, help="of `device`")
+    parser.add_argument("--device", default="cpu", help="where the tensors are")
     parser.add_argument("--folder", help="on the disk to write to")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,8 +220,11 @@ def main() -> None:
     ):
         for axis, shape in (("y", (rows, 64, columns)), ("z", (16 * options.units, rows, columns))):
             store = make(f"{folder}/{axis}.zarr", shape)
-            for name, kind in (("processor", Tensors), ("arrays", Arrays)):
-                with using(kind(options.channels)):
+            for name, encoder in (
+                ("processor", Tensors(options.channels, device=options.device)),
+                ("arrays", Arrays(options.channels)),
+            ):
+                with using(encoder):
                     features.prepare(store, chosen)
                     stage = features.plan(store.shape, chosen, "")
                     row[name][axis] = processor(store, stage, chosen, axis, options.repeats)
