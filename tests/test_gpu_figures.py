@@ -47,7 +47,8 @@ def test_figures_replace_those_that_are_in_the_page(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     text = page.read_text()
     assert "old" not in text
-    assert text.startswith("# Title") and text.endswith("after\n")
+    assert text.startswith("# Title")
+    assert text.endswith("after\n")
     assert "Device: A GPU" in text
     assert "| features, units of the z view: the model alone, and the stage | 1.0 s, 1.25 s |" in text
     assert "| planes | not measured: ended after 150 s |" in text
