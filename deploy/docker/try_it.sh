@@ -10,6 +10,7 @@
 #   DEBIAN_MIRROR   where no registry is reached: debootstrap makes the base from this mirror of Debian
 #   TORCH_INDEX     see the Dockerfile; without CUDA libraries it takes 6 GB
 #   PIP_CONF        a pip.conf for the build
+#   STORAGE_DRIVER  podman's [overlay]; vfs where the kernel has no overlay, with several times the space
 #   BUILD_OPTIONS   further options of `podman build`, such as --volume for certificates of a proxy
 set -euo pipefail
 
@@ -37,12 +38,12 @@ EOF
 [storage]
 driver = "${STORAGE_DRIVER:-overlay}"
 graphroot = "$dir/store"
-runroot = "$dir/store-run"
+runroot = "$dir/run"
 EOF
 }
 
 compose() {
-  podman-compose --profile run --file "$dir/compose.yaml" "$@" 2> >(grep -vE "systemd|not a TTY|syslog" >&2)
+  podman-compose --profile run --file "$dir/compose.yaml" "$@" 2> >(grep -vE "systemd|syslog" >&2)
 }
 
 clean_up() {
@@ -97,5 +98,113 @@ base() {
       || refuse "no registry is reached (set DEBIAN_MIRROR, or BASE): $(tail -n 1 "$dir/base.log")"
     podman tag "${BASE:-docker.io/library/python:3.12-slim}" localhost/base
   fi
-  podman run --rm --network=none localhost/base python3 --version
+  podman image inspect --format 'built on {{.Size}} bytes, {{.Os}} {{.Architecture}}' localhost/base
 }
+
+containers() { # with crun where that works, else with runc
+  need localhost/base
+  local runtime why
+  for runtime in crun runc; do
+    settings "$runtime"
+    if why=$(podman run --rm --network=none --user=10001 --init "${locked[@]}" localhost/base python3 --version 2>&1); then
+      echo "by $runtime: $why as user 10001, without capabilities, on a read-only root"
+      return
+    fi
+    echo "not by $runtime: $(tail -n 1 <<<"$why")"
+  done
+  refuse "no container runs"
+}
+
+networks() {
+  podman network create --internal tried >"$dir/networks.log"
+  podman run --detach --name=tried --network=tried localhost/base python3 -m http.server 8000 &>>"$dir/networks.log" \
+    || refuse "$(tail -n 1 "$dir/networks.log")"
+  sleep 2
+  podman run --rm --network=tried localhost/base python3 -c 'import urllib.request; urllib.request.urlopen("http://tried:8000", timeout=5)' \
+    &>>"$dir/networks.log" || refuse "containers do not find each other by name: $(tail -n 1 "$dir/networks.log")"
+  podman rm --force --time 0 tried >>"$dir/networks.log"
+  podman network rm tried >>"$dir/networks.log"
+  echo "two containers, each in a network namespace of its own, find each other by name"
+}
+
+image() {
+  need localhost/base
+  local secret=()
+  [ -z "${PIP_CONF:-}" ] || secret=(--secret "id=pip.conf,src=$PIP_CONF")
+  # shellcheck disable=SC2086 # options are words
+  podman build --network=host --file "$here/../Dockerfile" --tag cryosam_dask --build-arg BASE=localhost/base \
+    --build-arg TORCH_INDEX="${TORCH_INDEX:-}" "${secret[@]}" ${BUILD_OPTIONS:-} "$here/../.." >"$dir/build.log" 2>&1 \
+    || { tail -n 20 "$dir/build.log" && return 1; }
+  echo "$(($(podman image inspect --format '{{.Size}}' cryosam_dask) / 1000000)) MB"
+  podman history --format '{{.Size}}  {{.CreatedBy}}' cryosam_dask | grep -vE '^0 B' | cut -c1-100
+}
+
+demo() {
+  need cryosam_dask
+  podman run --rm --network=none "${locked[@]}" cryosam_dask sh -c 'set -e
+    echo "user $(id -u), $(grep CapEff /proc/self/status)"
+    if touch "$HOME/file" 2>/dev/null; then echo "the root is not read-only"; exit 1; fi
+    python -c "import torch; print(\"torch\", torch.__version__)"
+    cryosam demo --out /tmp/demo'
+}
+
+in_driver() { # without the services that compose would start first, which run already
+  compose run --rm -T --no-deps driver "$@"
+}
+
+cluster() {
+  need cryosam_dask
+  command -v podman-compose >/dev/null || refuse "podman-compose is not installed (pip install podman-compose)"
+  cp "$here/compose.yaml" "$dir/compose.yaml"
+  [ -f "$dir/tls/tls.key" ] || bash "$here/certificate.sh" "$dir/tls"
+  export CRYOSAM_USER=10001:10001 CRYOSAM_DATA=$dir/data
+  chown -R 10001:10001 "$dir/data" "$dir/tls"
+  rm -rf "$dir"/data/*
+  compose up --detach --no-build --scale worker=2 scheduler worker >"$dir/up.log" 2>&1 || { tail "$dir/up.log" && return 1; }
+  for _ in $(seq 60); do
+    if podman healthcheck run cryosam_scheduler_1 &>/dev/null; then break; fi
+    sleep 1
+  done
+  podman healthcheck run cryosam_scheduler_1 # as Docker does by itself
+  podman ps --format '{{.Names}} {{.Networks}} {{.Status}}'
+
+  local point common
+  point=$(in_driver cryosam simulate /data/tomo.mrc --shape 64,256,256 --snr 1 | grep -oE -- '--point [0-9.,]+' | cut -d' ' -f2)
+  common=(cryosam run /data/tomo.mrc --point "$point" --models builtin --count 6)
+  in_driver "${common[@]}" --out /data/serial.zarr --workers 0
+  in_driver "${common[@]}" --out /data/cluster.zarr --scheduler tls://scheduler:8786
+  podman run --rm --interactive --user=10001 --volume "$dir/data:/data:ro" cryosam_dask \
+    python - /data/serial.zarr /data/cluster.zarr <"$here/../same_arrays.py"
+  podman logs cryosam_scheduler_1 2>&1 | grep -oE 'Register worker addr: [^ ]+' | sort -u
+
+  echo "-- who gets in, and out"
+  in_driver sh -c '! grep -qE "^[^[:space:]]+[[:space:]]00000000" /proc/net/route' || { echo "the driver has a way out" && return 1; }
+  podman run --rm --interactive --network=cryosam_inside cryosam_dask python - <<'PY'
+import socket
+import ssl
+
+stranger = ssl.create_default_context()
+stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+try:
+    with socket.create_connection(("scheduler", 8786), timeout=10) as plain, stranger.wrap_socket(plain) as end:
+        end.recv(1)
+except ssl.SSLError as error:
+    print(f"no way out; the scheduler, to one without a certificate: {error.reason}")
+else:
+    raise SystemExit("one without a certificate gets in")
+PY
+  compose down >"$dir/down.log" 2>&1
+}
+
+settings crun
+trap clean_up EXIT
+summary=()
+part "a base image with Python" base
+part "containers as the compose file asks for them" containers
+part "networks as the compose file asks for them" networks
+part "the image" image
+part "the demo, as the image's own user, with a read-only root" demo
+part "scheduler, two workers and driver of the compose file" cluster
+echo
+printf '%s\n' "${summary[@]}"
+[ -z "$failed" ]
