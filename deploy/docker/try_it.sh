@@ -116,6 +116,7 @@ containers() { # with crun where that works, else with runc
 }
 
 networks() {
+  need localhost/base
   podman network create --internal tried >"$dir/networks.log"
   podman run --detach --name=tried --network=tried localhost/base python3 -m http.server 8000 &>>"$dir/networks.log" \
     || refuse "$(tail -n 1 "$dir/networks.log")"
