@@ -23,6 +23,8 @@ dir=$(mkdir -p "$1" && cd "$1" && pwd)
 mkdir -p "$dir/settings" "$dir/data"
 locked=(--read-only --cap-drop=all --security-opt=no-new-privileges --tmpfs=/tmp:size=4g,mode=1777)
 failed=
+summary=()
+declare -A works
 
 settings() { # of podman, with containers run by the program $1
   export CONTAINERS_CONF=$dir/settings/containers.conf CONTAINERS_STORAGE_CONF=$dir/settings/storage.conf
@@ -74,15 +76,18 @@ part() { # its name and its function; the function runs in a shell of its own, a
   status=$?
   set -e
   case $status in
-    0) summary+=("works    $name") ;;
+    0) summary+=("works    $name") works[$2]=yes ;;
     77) summary+=("refused  $name") ;;
     *) summary+=("FAILED   $name") failed=yes ;;
   esac
   return 0
 }
 
-need() { # that an earlier part made image $1
-  podman image exists "$1" || refuse "there is no image $1"
+after() { # parts that must work before
+  local earlier
+  for earlier; do
+    [ -n "${works[$earlier]:-}" ] || refuse "it takes the part '$earlier', which does not work"
+  done
 }
 
 base() {
@@ -102,7 +107,7 @@ base() {
 }
 
 containers() { # with crun where that works, else with runc
-  need localhost/base
+  after base
   local runtime why
   for runtime in crun runc; do
     settings "$runtime"
@@ -116,7 +121,7 @@ containers() { # with crun where that works, else with runc
 }
 
 networks() {
-  need localhost/base
+  after containers
   podman network create --internal tried >"$dir/networks.log"
   podman run --detach --name=tried --network=tried localhost/base python3 -m http.server 8000 &>>"$dir/networks.log" \
     || refuse "$(tail -n 1 "$dir/networks.log")"
@@ -129,11 +134,12 @@ networks() {
 }
 
 image() {
-  need localhost/base
-  local secret=()
+  after base
+  local secret=() isolation=oci
+  [ -n "${works[containers]:-}" ] || isolation=chroot
   [ -z "${PIP_CONF:-}" ] || secret=(--secret "id=pip.conf,src=$PIP_CONF")
   # shellcheck disable=SC2086 # options are words
-  podman build --network=host --file "$here/../Dockerfile" --tag cryosam_dask --build-arg BASE=localhost/base \
+  podman build --isolation="$isolation" --network=host --file "$here/../Dockerfile" --tag cryosam_dask --build-arg BASE=localhost/base \
     --build-arg TORCH_INDEX="${TORCH_INDEX:-}" "${secret[@]}" ${BUILD_OPTIONS:-} "$here/../.." >"$dir/build.log" 2>&1 \
     || { tail -n 20 "$dir/build.log" && return 1; }
   echo "$(($(podman image inspect --format '{{.Size}}' cryosam_dask) / 1000000)) MB"
@@ -141,7 +147,7 @@ image() {
 }
 
 demo() {
-  need cryosam_dask
+  after containers image
   podman run --rm --network=none "${locked[@]}" cryosam_dask sh -c 'set -e
     echo "user $(id -u), $(grep CapEff /proc/self/status)"
     if touch "$HOME/file" 2>/dev/null; then echo "the root is not read-only"; exit 1; fi
@@ -154,7 +160,7 @@ in_driver() { # without the services that compose would start first, which run a
 }
 
 cluster() {
-  need cryosam_dask
+  after networks image
   command -v podman-compose >/dev/null || refuse "podman-compose is not installed (pip install podman-compose)"
   cp "$here/compose.yaml" "$dir/compose.yaml"
   [ -f "$dir/tls/tls.key" ] || bash "$here/certificate.sh" "$dir/tls"
@@ -199,7 +205,6 @@ PY
 
 settings crun
 trap clean_up EXIT
-summary=()
 part "a base image with Python" base
 part "containers as the compose file asks for them" containers
 part "networks as the compose file asks for them" networks
