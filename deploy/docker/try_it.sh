@@ -5,10 +5,10 @@
 # the compose file starts, each in a network namespace of its own. Both must give the same arrays, byte for byte. Says of each
 # part whether it works, failed, or is refused by this machine, and why; exits with 1 if a part failed. Images and settings of
 # podman are kept apart from this machine's own, in DIR or, without one, in a folder that is removed at the end.
-# Takes about ten minutes on two cores, and 15 GB. What may be set:
+# Takes about 20 minutes on two cores, and 20 GB. What may be set:
 #   BASE            the image it is built on [python:3.12-slim]
 #   DEBIAN_MIRROR   where no registry is reached: debootstrap makes the base from this mirror of Debian
-#   TORCH_INDEX     see the Dockerfile; without CUDA libraries it takes 6 GB
+#   TORCH_INDEX     see the Dockerfile; without CUDA libraries 6 GB are enough
 #   PIP_CONF        a pip.conf for the build
 #   STORAGE_DRIVER  podman's [overlay]; vfs where the kernel has no overlay, with several times the space
 #   BUILD_OPTIONS   further options of `podman build`, such as --volume for certificates of a proxy
