@@ -2,9 +2,10 @@
 # The image and the compose file, seen to work on this machine alone; as root, with podman 4 or newer and podman-compose.
 #   try_it.sh [DIR]
 # Builds the image, runs the demo in it, and runs one tomogram twice: in one container, and on a scheduler and two workers that
-# the compose file starts, each in a network namespace of its own. Both must give the same arrays, byte for byte. Says of each
-# part whether it works, failed, or is refused by this machine, and why; exits with 1 if a part failed. Images and settings of
-# podman are kept apart from this machine's own, in DIR or, without one, in a folder that is removed at the end.
+# the compose file starts, each in a network namespace of its own, of which one is killed on the way. Both must give the same
+# arrays, byte for byte. Says of each part whether it works, failed, or is refused by this machine, and why; exits with 1 if a
+# part failed. Images and settings of podman are kept apart from this machine's own, in DIR or, without one, in a folder that is
+# removed at the end.
 # Takes about 20 minutes on two cores, and 20 GB. What may be set:
 #   BASE            the image it is built on [python:3.12-slim]
 #   DEBIAN_MIRROR   where no registry is reached: debootstrap makes the base from this mirror of Debian
@@ -179,7 +180,11 @@ cluster() {
   point=$(in_driver cryosam simulate /data/tomo.mrc --shape 64,256,256 --snr 1 | grep -oE -- '--point [0-9.,]+' | cut -d' ' -f2)
   common=(cryosam run /data/tomo.mrc --point "$point" --models builtin --count 6)
   in_driver "${common[@]}" --out /data/serial.zarr --workers 0
-  in_driver "${common[@]}" --out /data/cluster.zarr --scheduler tls://scheduler:8786
+  in_driver "${common[@]}" --out /data/cluster.zarr --scheduler tls://scheduler:8786 &
+  sleep 20
+  echo "-- a worker's container is killed"
+  podman kill cryosam_worker_2
+  wait $!
   podman run --rm --interactive --user=10001 --volume "$dir/data:/data:ro" cryosam_dask \
     python - /data/serial.zarr /data/cluster.zarr <"$here/../same_arrays.py"
   podman logs cryosam_scheduler_1 2>&1 | grep -oE 'Register worker addr: [^ ]+' | sort -u
