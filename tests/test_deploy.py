@@ -292,6 +292,16 @@ def test_what_a_machine_refuses_is_no_failure_of_the_image(tmp_path, pull, code)
         assert "no such host" in done.stdout
 
 
+def test_the_script_leaves_a_folder_with_other_files_alone(tmp_path):
+    kept = tmp_path / "data/kept"
+    kept.parent.mkdir()
+    kept.touch()
+    done = subprocess.run([str(DEPLOY / "docker/try_it.sh"), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "holds other files" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "kept"]
+
+
 def test_runs_are_compared_byte_for_byte(tmp_path):
     for name, last in (("one", 2), ("same", 2), ("other", 3)):
         array = zarr.open_group(tmp_path / name, mode="w").create_array("labels/0", shape=(2,), dtype="u1")

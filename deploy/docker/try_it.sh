@@ -21,6 +21,10 @@ if [ -z "${1:-}" ]; then
   set -- "$temporary"
 fi
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
+if [ -n "$(ls -A "$dir")" ] && [ ! -f "$dir/settings/storage.conf" ]; then
+  echo "$dir holds other files; give a folder that is empty, new, or of this script" >&2
+  exit 2
+fi
 mkdir -p "$dir/settings" "$dir/data"
 locked=(--read-only --cap-drop=all --security-opt=no-new-privileges --tmpfs=/tmp:size=4g,mode=1777)
 failed=
@@ -92,6 +96,7 @@ after() { # parts that must work before
 }
 
 base() {
+  command -v podman >/dev/null || refuse "podman is not installed"
   if [ -n "${DEBIAN_MIRROR:-}" ] && ! podman image exists localhost/base; then
     command -v debootstrap >/dev/null || refuse "DEBIAN_MIRROR wants debootstrap"
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$dir/base" "$DEBIAN_MIRROR" \
@@ -123,11 +128,12 @@ containers() { # with crun where that works, else with runc
 
 networks() {
   after containers
-  podman network create --internal tried >"$dir/networks.log"
+  podman network create --internal tried &>"$dir/networks.log" || refuse "$(tail -n 1 "$dir/networks.log")"
   podman run --detach --name=tried --network=tried localhost/base python3 -m http.server 8000 &>>"$dir/networks.log" \
     || refuse "$(tail -n 1 "$dir/networks.log")"
   sleep 2
-  podman run --rm --network=tried localhost/base python3 -c 'import urllib.request; urllib.request.urlopen("http://tried:8000", timeout=5)' \
+  podman run --rm --network=tried localhost/base \
+    python3 -c 'import urllib.request; urllib.request.urlopen("http://tried:8000", timeout=5)' \
     &>>"$dir/networks.log" || refuse "containers do not find each other by name: $(tail -n 1 "$dir/networks.log")"
   podman rm --force --time 0 tried >>"$dir/networks.log"
   podman network rm tried >>"$dir/networks.log"
@@ -140,8 +146,8 @@ image() {
   [ -n "${works[containers]:-}" ] || isolation=chroot
   [ -z "${PIP_CONF:-}" ] || secret=(--secret "id=pip.conf,src=$PIP_CONF")
   # shellcheck disable=SC2086 # options are words
-  podman build --isolation="$isolation" --network=host --file "$here/../Dockerfile" --tag cryosam_dask --build-arg BASE=localhost/base \
-    --build-arg TORCH_INDEX="${TORCH_INDEX:-}" "${secret[@]}" ${BUILD_OPTIONS:-} "$here/../.." >"$dir/build.log" 2>&1 \
+  podman build --isolation="$isolation" --network=host --file "$here/../Dockerfile" --tag cryosam_dask \
+    --build-arg BASE=localhost/base --build-arg TORCH_INDEX="${TORCH_INDEX:-}" "${secret[@]}" ${BUILD_OPTIONS:-} "$here/../.." >"$dir/build.log" 2>&1 \
     || { tail -n 20 "$dir/build.log" && return 1; }
   echo "$(($(podman image inspect --format '{{.Size}}' cryosam_dask) / 1000000)) MB"
   podman history --format '{{.Size}}  {{.CreatedBy}}' cryosam_dask | grep -vE '^0 B' | cut -c1-100
@@ -163,6 +169,7 @@ in_driver() { # without the services that compose would start first, which run a
 cluster() {
   after networks image
   command -v podman-compose >/dev/null || refuse "podman-compose is not installed (pip install podman-compose)"
+  [ "$(id -u)" = 0 ] || refuse "only root can give the data to the user of the containers"
   cp "$here/compose.yaml" "$dir/compose.yaml"
   [ -f "$dir/tls/tls.key" ] || bash "$here/certificate.sh" "$dir/tls"
   export CRYOSAM_USER=10001:10001 CRYOSAM_DATA=$dir/data
