@@ -7,6 +7,8 @@ import json
 import shlex
 import ssl
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+import zarr
 
 from cryosam_dask.executors.cluster_file import read_cluster_file
 from cryosam_dask.executors.security import security_from
@@ -231,10 +234,14 @@ def test_the_image_holds_the_package_and_nothing_else():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     assert [rest for word, rest in steps if word == "COPY"] == [
-        "pyproject.toml README.md LICENSE ./",
+        "pyproject.toml ./",
+        "README.md LICENSE ./",
         "cryosam_dask ./cryosam_dask",
     ]
-    assert not [word for word, _ in steps if word in ("ADD", "ARG")]
+    assert not [word for word, _ in steps if word == "ADD"]
+    # what an argument holds stays in the image's history: no secret may come that way
+    assert [rest for word, rest in steps if word == "ARG"] == ["BASE=python:3.12-slim", "TORCH_INDEX="]
+    assert set(COMPOSE["services"]["scheduler"]["build"]["args"]) == {"BASE", "TORCH_INDEX"}
     assert not any(word in rest for step, rest in steps if step == "ENV" for word in SECRET_WORDS)
     assert [rest for word, rest in steps if word == "USER"] == ["10001"]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
@@ -245,6 +252,69 @@ def test_the_image_holds_the_package_and_nothing_else():
         "!LICENSE",
         "!cryosam_dask",
     }
+
+
+def test_the_image_gets_what_the_package_needs():
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")  # lines go on as Docker has them go on
+    (program,) = (line.split("python -c '")[1].split("'")[0] for line in text.splitlines() if "python -c '" in line)
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert shown.splitlines() == project["dependencies"] + project["optional-dependencies"]["s3"]
+
+
+PODMAN = """#!/bin/sh
+case "$1 $2" in
+  pull*) {pull} ;;
+  build*) echo no wheel for it; exit 1 ;;
+  *) exit 0 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("pull", "code"), [("exit 0", 1), ("echo no such host; exit 125", 0)], ids=["reached", "not"])
+def test_what_a_machine_refuses_is_no_failure_of_the_image(tmp_path, pull, code):
+    podman = tmp_path / "bin/podman"
+    podman.parent.mkdir()
+    podman.write_text(PODMAN.format(pull=pull))
+    podman.chmod(0o755)
+    variables = {"PATH": f"{podman.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    script = [str(DEPLOY / "docker/try_it.sh"), str(tmp_path / "tried")]
+    done = subprocess.run(script, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stdout + done.stderr
+    statuses = [line.split()[0] for line in done.stdout.split("\n\n")[-1].splitlines()]
+    if code:
+        assert statuses == ["works", "works", "works", "FAILED", "refused", "refused"]
+        assert "no wheel for it" in done.stdout
+        assert done.stdout.count("refused: it takes the part 'image'") == 2
+    else:
+        assert statuses == ["refused"] * 6
+        assert "refused: no registry is reached" in done.stdout
+        assert "no such host" in done.stdout
+
+
+def test_the_script_leaves_a_folder_with_other_files_alone(tmp_path):
+    kept = tmp_path / "data/kept"
+    kept.parent.mkdir()
+    kept.touch()
+    done = subprocess.run([str(DEPLOY / "docker/try_it.sh"), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "holds other files" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "kept"]
+
+
+def test_runs_are_compared_byte_for_byte(tmp_path):
+    for name, last in (("one", 2), ("same", 2), ("other", 3)):
+        array = zarr.open_group(tmp_path / name, mode="w").create_array("labels/0", shape=(2,), dtype="u1")
+        array[:] = [1, last]
+
+    def compare(*names: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(DEPLOY / "same_arrays.py"), *(str(tmp_path / name) for name in names)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert compare("one", "same").stdout == "1 arrays are the same, byte for byte\n"
+    other = compare("one", "other")
+    assert other.returncode == 1
+    assert "labels/0 differs" in other.stderr
 
 
 # scripts, pages and files of clusters

@@ -79,19 +79,7 @@ sed -E 's/.*(JobId=[0-9]+).* Name=([^ ]+) JobState=([^ ]+) .*TimeLimit=([0-9]+) 
 grep -E "WARNING|failed|ended" "$dir/run.log" || true
 
 say "the same labels and picks?"
-python - "$dir/serial.zarr" "$dir/slurm.zarr" <<'PY'
-import sys
-
-import zarr
-
-one, two = (zarr.open_group(path, mode="r") for path in sys.argv[1:])
-compared = 0
-for name, array in one.members(max_depth=None):
-    if isinstance(array, zarr.Array) and "marks" not in name and "journal" not in name:
-        assert array[...].tobytes() == two[name][...].tobytes(), f"{name} differs"
-        compared += 1
-print(f"{compared} arrays are the same, byte for byte")
-PY
+python "$here/../same_arrays.py" "$dir/serial.zarr" "$dir/slurm.zarr"
 
 say "a job with a GPU (of which there is none: SLURM hands out its number)"
 python - "$dir/cluster.yaml" <<'PY'
