@@ -1,8 +1,7 @@
 """What a person accepted and rejected, and how it changes what is believed of all other places.
 
 Each place has a probability of being of the kind. Decisions correct its logit: places that are like accepted ones rise,
-places that are like rejected ones fall, and all move a little together, since a query may be too generous or too strict
-as a whole. With no decisions nothing changes, so that a few can't do harm.
+places that are like rejected ones fall, and others stay as they were. With no decisions nothing changes.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ Float64 = NDArray[np.float64]
 _REACH = 0.05
 """By how much the cosine of two places may fall short of 1 for one to tell of the other."""
 
-_SPREAD = 4.0
-"""Variance of what decisions may add to a logit."""
-
-_TOGETHER = 0.3
-"""Share of that which all places have in common."""
+_SPREAD = 3.0
+"""Variance of what decisions may add to a logit: with more the first few promise too much, and too much is found."""
 
 _LEAST = 1e-4
 _STEPS = 50
@@ -30,7 +26,7 @@ def corrected(prior: Float64, descriptors: Float64, decided: Float64, accepted: 
     """Probabilities (n,) of places after decisions; `prior` where there are none.
 
     Logistic regression with a Gaussian process: the correction of a logit has zero mean and the covariance
-    `_SPREAD` (exp((s − 1) / `_REACH`) + `_TOGETHER`) between places of cosine s; it is the most likely one, by Newton's
+    `_SPREAD` exp((s − 1) / `_REACH`) between places of cosine s; it is the most likely one, by Newton's
     steps (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, algorithm 3.1).
 
     Parameters
@@ -77,7 +73,7 @@ def _most_likely(logits: Float64, covariance: Float64, truth: Float64) -> Float6
 
 
 def _covariance(cosine: Float64) -> Float64:
-    return np.asarray(_SPREAD * (np.exp((cosine - 1) / _REACH) + _TOGETHER))
+    return np.asarray(_SPREAD * np.exp((cosine - 1) / _REACH))
 
 
 def _logit(probability: Float64) -> Float64:
