@@ -68,6 +68,8 @@ class Header:
     voxel_size: Point = (10.0, 10.0, 10.0)
     origin: Point = (0.0, 0.0, 0.0)
     notes: tuple[str, ...] = ()
+    chunk: Shape3 = (1, 1, 1)
+    scratch: int = 0
 
     @property
     def identity(self) -> dict[str, Any]:
