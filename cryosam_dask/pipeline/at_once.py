@@ -25,7 +25,7 @@ from cryosam_dask.planning.many import at_once
 logger = logging.getLogger(__name__)
 
 THREAD = "run "
-"""What the name of a job's thread begins with, before the job's own."""
+"""What the name of a job's thread begins with, before the job's own; the log says it of each line (`cli.app`)."""
 
 _FEW = 2
 """Workers that are busy with as many jobs, whatever these are."""
@@ -114,7 +114,7 @@ class AtOnce(Generic[T]):
         else:
             call()
 
-    def ends(self, jobs: Iterable[int]) -> Generator[tuple[int, T | Exception]]:
+    def ends(self, jobs: Iterable[int]) -> Generator[tuple[int, T | Exception], None, None]:
         """Begin the jobs in their order, and go through their ends: results, or what they raised. Those that were
         stopped are left out. Closing it stops them, too, and waits for them."""
         if self.threads:
