@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import functools
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,6 +130,19 @@ def test_an_executor_that_shares_nothing_runs_jobs_here() -> None:
     jobs = AtOnce(SerialExecutor(), lambda number, _: threading.get_ident(), crowd(4, SerialExecutor()))
     assert not jobs.threads
     assert dict(jobs.ends(range(2))) == dict.fromkeys(range(2), threading.get_ident())
+
+
+def test_the_log_says_of_which_run_a_line_is(
+    cryosam: Callable[..., tuple[int, str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cryosam("-v", "plan", "none.mrc")[0] == 2  # from now on it logs
+    log = logging.getLogger("cryosam_dask.test")
+    jobs = AtOnce(Shared(), lambda number, _: log.info("of it"), crowd(2), lambda number: f"TS_{number}")
+    assert not dict(jobs.ends([26]))
+    log.info("of all")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("INFO TS_26: of it")
+    assert lines[1].endswith("INFO of all")
 
 
 # --- how many ---

@@ -1,0 +1,84 @@
+"""Several small tomograms on two workers: all at once, as many as are chosen, and one after the other.
+
+    python tests/benchmarks/at_once.py [--tomograms 6] [--workers 2] [--at-once N] [--rounds 3] [--shape 48,128,128]
+        [--models builtin]
+
+Simulated tomograms with ribosomes; one click in the first, as a run of its own before. Both ways take turns on the same
+workers, each round into new folders, so that what else the machine does is the same for both. Prints one JSON line:
+seconds of each round and their `ratio` (the median of rounds), beside `work`, the seconds of all units together on
+these workers, which is the `bound`: no way is faster than units without a pause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cryosam_dask.demo import write_simulation
+from cryosam_dask.executors.choice import make_executor
+from cryosam_dask.pipeline.batch import run_many
+from cryosam_dask.simulate.settings import DISTRACTORS, TARGETS
+from cryosam_dask.store import journal
+from cryosam_dask.store.run_store import RunStore
+
+
+def work_of(runs: list[Path]) -> float:
+    """Seconds of all units of some runs together, by their journals."""
+    entries = [entry for run in runs for entry in journal.commands(RunStore.open(run))]
+    return sum(float(stage["unit_seconds"]) for entry in entries for stage in entry["stages"].values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tomograms", default=6, type=int)
+    parser.add_argument("--workers", default=2, type=int)
+    parser.add_argument("--at-once", default=None, type=int)
+    parser.add_argument("--rounds", default=3, type=int)
+    parser.add_argument("--shape", default="48,128,128")
+    parser.add_argument("--models", default="builtin")
+    options = parser.parse_args()
+    shape = tuple(map(int, options.shape.split(",")))
+    seconds: dict[str, list[float]] = {"in_turn": [], "at_once": []}
+    work: dict[str, list[float]] = {"in_turn": [], "at_once": []}
+    with tempfile.TemporaryDirectory() as name, make_executor(options.workers, device="cpu") as executor:
+        folder = Path(name)
+        paths = [folder / f"t{i}.mrc" for i in range(options.tomograms + 1)]
+        crowd = tuple(replace(s, count=max(2, s.count // 4)) for s in (*TARGETS, *DISTRACTORS))
+        settings = [{"shape": shape, "seed": i, "species": crowd} for i in range(len(paths))]
+        made = [
+            write_simulation(path, "default", own, species="ribosome")
+            for path, own in zip(paths, settings, strict=True)
+        ]
+        points = [[float(v) for v in made[0].click.split(",")]]
+        common: dict[str, Any] = {"models": options.models, "executor": executor}
+        run_many(paths[:1], points, folder / "query", **common)
+        for number in range(options.rounds):
+            for way, count in (("in_turn", 1), ("at_once", options.at_once))[:: 1 if number % 2 else -1]:
+                out = folder / way
+                start = time.perf_counter()
+                summary = run_many(
+                    paths[1:], None, out, query_from=folder / "query" / "t0.zarr", at_once=count, **common
+                )
+                seconds[way].append(round(time.perf_counter() - start, 2))
+                assert not summary.exit_code, summary.in_words()
+                work[way].append(round(work_of([out / f"{p.stem}.zarr" for p in paths[1:]]) / options.workers, 2))
+                shutil.rmtree(out)
+    ratios = [a / b for a, b in zip(seconds["in_turn"], seconds["at_once"], strict=True)]
+    row = {"tomograms": options.tomograms, "shape": shape, "workers": options.workers, **seconds}
+    row |= {"ratio": round(statistics.median(ratios), 2), "ratios": [round(r, 2) for r in ratios]}
+    row |= {"bound": {way: statistics.median(each) for way, each in work.items()}}
+    row["busy"] = {
+        way: round(statistics.median(w / s for w, s in zip(work[way], seconds[way], strict=True)), 2) for way in work
+    }
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
