@@ -126,6 +126,20 @@ def test_an_interrupt_stops_them_too() -> None:
     assert not any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
+def test_nowhere_to_run_is_no_jobs_fault() -> None:
+    """And workers that are yet to start are started here, not by several threads."""
+
+    class Unreachable(Shared):
+        @property
+        def slots(self) -> int:  # type: ignore[override]
+            raise ExecutionError("no worker joined")
+
+    jobs = AtOnce(Unreachable(), lambda number, _: number, crowd(3, Unreachable()))
+    with pytest.raises(ExecutionError, match="no worker joined"):
+        next(jobs.ends(range(3)))
+    assert not any(thread.name.startswith(THREAD) for thread in threading.enumerate())
+
+
 def test_an_executor_that_shares_nothing_runs_jobs_here() -> None:
     jobs = AtOnce(SerialExecutor(), lambda number, _: threading.get_ident(), crowd(4, SerialExecutor()))
     assert not jobs.threads

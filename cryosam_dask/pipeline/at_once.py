@@ -131,6 +131,7 @@ class AtOnce(Generic[T]):
 
     def _crowded(self, waiting: deque[int]) -> Iterator[tuple[int, T | Exception]]:
         assert self._crowd is not None
+        _ = self._executor.slots  # workers that are yet to be started are started here, once
         try:
             while True:
                 while waiting and not self._stop.is_set() and len(self._running) < self._crowd.most():

@@ -1,7 +1,7 @@
 """Several small tomograms on two workers: all at once, as many as are chosen, and one after the other.
 
-    python tests/benchmarks/at_once.py [--tomograms 6] [--workers 2] [--at-once N] [--rounds 3] [--shape 48,128,128]
-        [--models builtin]
+    python tests/benchmarks/at_once.py [--tomograms 6] [--workers 2] [--at-once N] [--rounds 3] [--shape 48,96,96]
+        [--models builtin] [--count 12]
 
 Simulated tomograms with ribosomes; one click in the first, as a run of its own before. Both ways take turns on the same
 workers, each round into new folders, so that what else the machine does is the same for both. Prints one JSON line:
@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from typing import Any
 
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.choice import make_executor
+from cryosam_dask.pipeline import settings_for
 from cryosam_dask.pipeline.batch import run_many
 from cryosam_dask.simulate.settings import DISTRACTORS, TARGETS
 from cryosam_dask.store import journal
@@ -41,8 +43,9 @@ def main() -> None:
     parser.add_argument("--workers", default=2, type=int)
     parser.add_argument("--at-once", default=None, type=int)
     parser.add_argument("--rounds", default=3, type=int)
-    parser.add_argument("--shape", default="48,128,128")
+    parser.add_argument("--shape", default="48,96,96")
     parser.add_argument("--models", default="builtin")
+    parser.add_argument("--count", default=12, type=int)
     options = parser.parse_args()
     shape = tuple(map(int, options.shape.split(",")))
     seconds: dict[str, list[float]] = {"in_turn": [], "at_once": []}
@@ -50,14 +53,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, make_executor(options.workers, device="cpu") as executor:
         folder = Path(name)
         paths = [folder / f"t{i}.mrc" for i in range(options.tomograms + 1)]
-        crowd = tuple(replace(s, count=max(2, s.count // 4)) for s in (*TARGETS, *DISTRACTORS))
+        crowd = tuple(replace(s, count=max(2, s.count // 8)) for s in (*TARGETS, *DISTRACTORS))
         settings = [{"shape": shape, "seed": i, "species": crowd} for i in range(len(paths))]
         made = [
             write_simulation(path, "default", own, species="ribosome")
             for path, own in zip(paths, settings, strict=True)
         ]
         points = [[float(v) for v in made[0].click.split(",")]]
-        common: dict[str, Any] = {"models": options.models, "executor": executor}
+        changes = {"match.count": options.count}
+        common: dict[str, Any] = {"settings": settings_for(options.models, changes), "executor": executor}
         run_many(paths[:1], points, folder / "query", **common)
         for number in range(options.rounds):
             for way, count in (("in_turn", 1), ("at_once", options.at_once))[:: 1 if number % 2 else -1]:
@@ -70,6 +74,7 @@ def main() -> None:
                 assert not summary.exit_code, summary.in_words()
                 work[way].append(round(work_of([out / f"{p.stem}.zarr" for p in paths[1:]]) / options.workers, 2))
                 shutil.rmtree(out)
+                print(way, seconds[way][-1], work[way][-1], file=sys.stderr, flush=True)
     ratios = [a / b for a, b in zip(seconds["in_turn"], seconds["at_once"], strict=True)]
     row = {"tomograms": options.tomograms, "shape": shape, "workers": options.workers, **seconds}
     row |= {"ratio": round(statistics.median(ratios), 2), "ratios": [round(r, 2) for r in ratios]}
