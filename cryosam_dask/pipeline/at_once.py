@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from cryosam_dask.errors import ExecutionError
 from cryosam_dask.executors.base import Executor
 from cryosam_dask.planning.estimate import Bulk, Cluster
-from cryosam_dask.planning.many import at_once
+from cryosam_dask.planning.many import at_once, few
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ THREAD = "run "
 """What the name of a job's thread begins with, before the job's own; the log says it of each line (`cli.app`)."""
 
 _FEW = 2
-"""Workers that are busy with as many jobs, whatever these are."""
+"""Workers that are so few that it does not matter what the jobs are."""
 
 DRIVER_SECONDS = 2e-3
 """Of the driver for each unit; see `planning.Options`."""
@@ -75,7 +75,7 @@ class Crowd:
             return self._given
         with contextlib.suppress(ExecutionError):  # no worker now: those that go on wait for one, or fail by it
             slots = self._executor.slots
-            self._latest = slots if slots <= _FEW else at_once(self._bulks(), Cluster(slots, DRIVER_SECONDS))
+            self._latest = few(slots) if slots <= _FEW else at_once(self._bulks(), Cluster(slots, DRIVER_SECONDS))
         return self._latest
 
 

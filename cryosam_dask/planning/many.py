@@ -37,11 +37,16 @@ class ManyRuns:
 
 
 def at_once(bulks: Sequence[Bulk], cluster: Cluster) -> int:
-    """Runs of these units that keep the workers busy together: no more than workers, or than `MOST`."""
+    """Runs of these units that keep the workers busy together: no more than `few`, or than `MOST`."""
     alone, work = _alone(bulks, cluster), _limits(bulks, cluster)["workers"]
     if not work:
         return 1
-    return max(1, min(cluster.workers, MOST, math.ceil(SPARE * alone / work)))
+    return min(few(cluster.workers), MOST, math.ceil(SPARE * alone / work))
+
+
+def few(workers: int) -> int:
+    """One run for each worker is enough, whatever it is, and one more, for which the driver does its own steps."""
+    return workers + 1
 
 
 def estimate_many(bulks: Sequence[Bulk], cluster: Cluster, runs: int, together: int | None = None) -> ManyRuns:

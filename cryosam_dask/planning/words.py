@@ -24,7 +24,7 @@ def in_words(plan: Plan) -> str:
     parts = [
         f"{shape} voxels (z, y, x), {plan.dtype}, {size} Å; models: {plan.models}",
         *(_text(table) for table in (_stages(plan), _stored(plan), _times(plan))),
-        *([_text(_many(plan))] if plan.many else []),
+        *([_text(_many(plan)), _all_stored(plan)] if plan.many else []),
         *(
             [
                 f"planes to embed: about {reach.expected} of {reach.all} in {plan.waves} waves ({reach.least} if all "
@@ -91,6 +91,11 @@ def _many(plan: Plan) -> Table:
             *(f"{100 * time.busy:.0f} %", LIMITS[time.limit]),
         )
     return table
+
+
+def _all_stored(plan: Plan) -> str:
+    count, each = plan.options.tomograms, sum(array.compressed for array in plan.stored)
+    return f"{count} tomograms, as if all were like this one: about {decimal(count * each)} on disk, compressed"
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,12 @@
-"""Several small tomograms on two workers: all at once, as many as are chosen, and one after the other.
+"""Several small tomograms on two workers: one after the other, and several at once.
 
-    python tests/benchmarks/at_once.py [--tomograms 6] [--workers 2] [--at-once N] [--rounds 3] [--shape 48,96,96]
+    python tests/benchmarks/at_once.py [--tomograms 6] [--workers 2] [--at-once 1,2,3] [--rounds 3] [--shape 48,96,96]
         [--models builtin] [--count 12]
 
-Simulated tomograms with ribosomes; one click in the first, as a run of its own before. Both ways take turns on the same
-workers, each round into new folders, so that what else the machine does is the same for both. Prints one JSON line:
-seconds of each round and their `ratio` (the median of rounds), beside `work`, the seconds of all units together on
-these workers, which is the `bound`: no way is faster than units without a pause.
+Simulated tomograms with ribosomes; one click in the first, as a run of its own before. All ways take turns on the same
+workers, so that what else the machine does is the same for each. Prints one JSON line: for each way seconds of its
+rounds; the `bound`, seconds of its units on all workers without a pause; how `busy` these were; and the `ratio` of the
+first way's seconds to its own. Of the last three it is the median of rounds.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tomograms", default=6, type=int)
     parser.add_argument("--workers", default=2, type=int)
-    parser.add_argument("--at-once", default=None, type=int)
+    parser.add_argument("--at-once", default="1,2,3")
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--shape", default="48,96,96")
     parser.add_argument("--models", default="builtin")
     parser.add_argument("--count", default=12, type=int)
     options = parser.parse_args()
     shape = tuple(map(int, options.shape.split(",")))
-    seconds: dict[str, list[float]] = {"in_turn": [], "at_once": []}
-    work: dict[str, list[float]] = {"in_turn": [], "at_once": []}
+    ways = [int(count) for count in options.at_once.split(",")]
+    seconds: dict[int, list[float]] = {count: [] for count in ways}
+    work: dict[int, list[float]] = {count: [] for count in ways}
     with tempfile.TemporaryDirectory() as name, make_executor(options.workers, device="cpu") as executor:
         folder = Path(name)
         paths = [folder / f"t{i}.mrc" for i in range(options.tomograms + 1)]
@@ -64,24 +65,25 @@ def main() -> None:
         common: dict[str, Any] = {"settings": settings_for(options.models, changes), "executor": executor}
         run_many(paths[:1], points, folder / "query", **common)
         for number in range(options.rounds):
-            for way, count in (("in_turn", 1), ("at_once", options.at_once))[:: 1 if number % 2 else -1]:
-                out = folder / way
+            for count in ways[:: 1 if number % 2 else -1]:
+                out = folder / str(count)
                 start = time.perf_counter()
-                summary = run_many(
-                    paths[1:], None, out, query_from=folder / "query" / "t0.zarr", at_once=count, **common
-                )
-                seconds[way].append(round(time.perf_counter() - start, 2))
+                lender = folder / "query" / "t0.zarr"
+                summary = run_many(paths[1:], None, out, query_from=lender, at_once=count, **common)
+                seconds[count].append(round(time.perf_counter() - start, 2))
                 assert not summary.exit_code, summary.in_words()
-                work[way].append(round(work_of([out / f"{p.stem}.zarr" for p in paths[1:]]) / options.workers, 2))
+                work[count].append(round(work_of([out / f"{p.stem}.zarr" for p in paths[1:]]) / options.workers, 2))
                 shutil.rmtree(out)
-                print(way, seconds[way][-1], work[way][-1], file=sys.stderr, flush=True)
-    ratios = [a / b for a, b in zip(seconds["in_turn"], seconds["at_once"], strict=True)]
-    row = {"tomograms": options.tomograms, "shape": shape, "workers": options.workers, **seconds}
-    row |= {"ratio": round(statistics.median(ratios), 2), "ratios": [round(r, 2) for r in ratios]}
-    row |= {"bound": {way: statistics.median(each) for way, each in work.items()}}
-    row["busy"] = {
-        way: round(statistics.median(w / s for w, s in zip(work[way], seconds[way], strict=True)), 2) for way in work
-    }
+                print(count, seconds[count][-1], work[count][-1], file=sys.stderr, flush=True)
+    row: dict[str, Any] = {"tomograms": options.tomograms, "shape": shape, "workers": options.workers}
+    for count in ways:
+        ratios = [a / b for a, b in zip(seconds[ways[0]], seconds[count], strict=True)]
+        row[f"{count} at once"] = {
+            "seconds": seconds[count],
+            "bound": statistics.median(work[count]),
+            "busy": round(statistics.median(w / s for w, s in zip(work[count], seconds[count], strict=True)), 2),
+            "ratio": round(statistics.median(ratios), 2),
+        }
     print(json.dumps(row))
 
 
