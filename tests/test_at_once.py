@@ -174,7 +174,8 @@ def test_as_many_go_on_as_keep_the_workers_busy(slots: int, expected: int) -> No
     executor = Shared()
     executor.slots = slots
     assert Crowd(executor, None, narrow).most() == expected
-    assert Crowd(executor, 3, narrow).most() == 3
+    assert Crowd(executor, 5, narrow).most() == 5
+    assert crowd(None, executor).most() == min(slots, 2) + 1  # where nothing can be planned
 
 
 def test_without_a_worker_there_are_as_many_as_before() -> None:

@@ -56,7 +56,7 @@ class Crowd:
     Parameters
     ----------
     given : by the user; None: as many as keep the workers that are there busy, by the units of one job
-    bulks : plans those units; is asked once, and not where it does not matter
+    bulks : plans those units, or gives none if it can't; is asked once, and not where it does not matter
     """
 
     def __init__(self, executor: Executor, given: int | None, bulks: Callable[[], Sequence[Bulk]]) -> None:
@@ -75,7 +75,8 @@ class Crowd:
             return self._given
         with contextlib.suppress(ExecutionError):  # no worker now: those that go on wait for one, or fail by it
             slots = self._executor.slots
-            self._latest = few(slots) if slots <= _FEW else at_once(self._bulks(), Cluster(slots, DRIVER_SECONDS))
+            bulks = self._bulks() if slots > _FEW else ()
+            self._latest = at_once(bulks, Cluster(slots, DRIVER_SECONDS)) if bulks else few(min(slots, _FEW))
         return self._latest
 
 
@@ -148,7 +149,8 @@ class AtOnce(Generic[T]):
         finally:
             self.stop()
             for thread in self._running.values():
-                thread.join()
+                if thread.ident is not None:  # Ctrl-C may have come before it began
+                    thread.join()
 
     def _begin(self, number: int) -> None:
         # a daemon: whoever presses Ctrl-C twice is not kept waiting, and the leases of a process that ended are free
