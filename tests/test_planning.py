@@ -303,6 +303,8 @@ def test_a_prompt_at_the_border_goes_one_way_only() -> None:
         (["--workers", "many"], "workers many: expected whole numbers"),
         (["--bandwidth", "0"], "bandwidth 0: expected a number above 0"),
         (["--driver", "-1"], "driver seconds per unit -0.001: expected 0 or more"),
+        (["--tomograms", "0"], "0 tomograms"),
+        (["--tomograms", "9", "--at-once", "0"], "9 tomograms, 0 at once: expected 1 or more"),
         (["--diameter", "inf"], "diameter inf: expected a number above 0"),
         (["--diameter", "5000"], "more than the tomogram's 90"),
         (["--models", "dinov9+sam-vith"], "dinov9"),
@@ -350,6 +352,26 @@ def test_the_command_prints_aligned_tables(ball_tomogram: Path, monkeypatch: pyt
         assert line.split()[1] == str(stage.units)
     assert f"about {made.planes.expected} of {made.planes.all}" in out
     assert "--bandwidth says otherwise" not in out
+    assert "one by one" not in out
+
+
+def test_many_tomograms_are_planned_at_once(ball_tomogram: Path, cryosam: Any) -> None:
+    arguments = ["--models", "texture+random-walker", "--count", "4", "--diameter", "140", "--workers", "2,16"]
+    code, out, _ = cryosam("plan", ball_tomogram, *arguments, "--tomograms", "100", "--json")
+    assert code == 0
+    two, sixteen = json.loads(out)["many"]
+    assert two["at_once"] == 3
+    assert 3 < sixteen["at_once"] <= 17
+    assert two["busy"] > 0.8
+    for row in (two, sixteen):
+        assert row["runs"] == 100
+        assert row["seconds"] < row["in_turn"]
+    code, out, _ = cryosam("plan", ball_tomogram, *arguments, "--tomograms", "100", "--at-once", "1")
+    assert code == 0
+    header, *rows = out[out.index("workers   at once") :].splitlines()[:3]
+    assert "100 tomograms" in header
+    for row, count in zip(rows, ("2", "16"), strict=True):
+        assert row.split()[:2] == [count, "1"]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,14 @@ def _log(level: int) -> None:
             ours.removeHandler(handler)
     handler = logging.StreamHandler()
     handler.name = __name__
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_name_run)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(run)s%(message)s"))
     ours.addHandler(handler)
     ours.setLevel(level)
+
+
+def _name_run(record: logging.LogRecord) -> bool:
+    """Say which of several runs that go on at once a line is of: their threads are called so by `pipeline.at_once`."""
+    thread = record.threadName or ""
+    record.run = f"{thread.removeprefix('run ')}: " if thread.startswith("run ") else ""
+    return True

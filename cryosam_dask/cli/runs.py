@@ -64,6 +64,14 @@ def run(
             help="Instead of points: use this run's query, or the queries --name A --name B, or an exported one.",
         ),
     ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once",
+            metavar="N",
+            help="Of several tomograms, how many go on at once; else as many as keep the workers busy, by plan.",
+        ),
+    ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Of several tomograms, stop at the first that fails.")
     ] = False,
@@ -103,7 +111,8 @@ def run(
         for kind in kinds or loans or name or [pipeline.PARTICLE]:
             _report(runner, kind)
         return
-    common |= {"reference": clicked, "query_from": source, "fail_fast": fail_fast, "report": _tell}
+    common |= {"reference": clicked, "query_from": source, "at_once": at_once, "fail_fast": fail_fast}
+    common["report"] = _tell
     summary = batch.run_many(tomograms, points, out, **common)
     typer.echo(summary.in_words())
     say(list(summary.notes))

@@ -30,6 +30,7 @@ SNR = "Variance of signal over variance of noise."
     epilog=examples(
         "cryosam plan tomo.mrc --models builtin",
         "cryosam plan tomo.mrc --models paper --workers 1,8 --speed a100 --bandwidth 1000",
+        "cryosam plan tomo.mrc --models builtin --tomograms 500",
     ),
 )
 @with_options
@@ -58,6 +59,12 @@ def plan(
     driver: Annotated[float, typer.Option("--driver", metavar="MS", help="Milliseconds of the driver a unit.")] = 2.0,
     kinds: Annotated[int, typer.Option("--kinds", metavar="N", help="Kinds that are clicked and told apart.")] = 1,
     negatives: Annotated[int, typer.Option("--negatives", metavar="N", help="Negative points (--not).")] = 0,
+    tomograms: Annotated[
+        int, typer.Option("--tomograms", metavar="N", help="Also give the time of so many like this one.")
+    ] = 1,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", metavar="N", help="Of them, how many go on at once; else as `run` does.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate what a run will take: units, memory, disk, planes to embed, time on N workers. Nothing is run.
@@ -77,6 +84,8 @@ def plan(
         like=None if like is None else planning.measured(like, worker),
         kinds=kinds,
         negatives=negatives,
+        tomograms=tomograms,
+        at_once=at_once,
     )
     source = open_tomogram(tomogram, **reading.options())
     say(list(source.notes))

@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,7 @@ class Executor(Protocol):
     Attributes
     ----------
     name : "serial" or "dask"
+    shares : whether several runs can go on at once, each on a `sibling`
     device : the torch device that models run on
     worker_memory : bytes that a unit may use on the smallest worker, None if there is no limit to go by
     units_per_worker : units that run at once in one worker's process, at most
@@ -73,6 +75,7 @@ class Executor(Protocol):
     """
 
     name: str
+    shares: bool
 
     @property
     def device(self) -> str: ...
@@ -104,6 +107,14 @@ class Executor(Protocol):
 
     def compute(self, values: Sequence[Any]) -> list[Any]:
         """Compute the values of small Dask collections where units run."""
+        ...
+
+    def sibling(self, priority: int = 0, stop: threading.Event | None = None) -> Executor:
+        """Another executor on the same workers, for a run that goes on in another thread; close it before this one.
+
+        priority : units of a higher one begin first
+        stop : once it is set, all that the executor waits for ends with a `KeyboardInterrupt`, within seconds
+        """
         ...
 
     def close(self) -> None:

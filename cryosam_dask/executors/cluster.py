@@ -70,6 +70,10 @@ class Cluster(Protocol):
         """What a run without workers waits for, in words; "" if it waits for a worker to join."""
         return ""
 
+    def again(self) -> Cluster | None:
+        """The same workers over another connection, which can be made again on its own; None if it can't."""
+        return None
+
     def close(self) -> None:
         """Release what was started or connected here. Closing twice is allowed."""
         ...

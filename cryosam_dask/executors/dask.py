@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from cryosam_dask.errors import CryosamError, ExecutionError
 from cryosam_dask.executors.base import Failed, Finished, Report
+from cryosam_dask.executors.beside import beside
 from cryosam_dask.executors.cluster import GPU, Capacity, Cluster, usable_share
 from cryosam_dask.executors.flight import Flight
 from cryosam_dask.executors.lazy import check_held, is_lazy, packed, portions
 from cryosam_dask.executors.link import Link
 from cryosam_dask.executors.serial import device_name
+from cryosam_dask.executors.sharing import Sharing
 from cryosam_dask.executors.worker_calls import device_here, graph_here, precision_here, unlike, work_here
 from cryosam_dask.stages.base import Context, Stage, Unit
 
@@ -43,9 +46,11 @@ class DaskExecutor:
     device : auto, cpu, cuda or cuda:N, on the workers
     uses_torch : whether the run's models can use a GPU at all
     unit_timeout : seconds that one unit may take before its worker is taken to hang; None: for ever
+    sharing, priority, stop : see `Link`
     """
 
     name = "dask"
+    shares = True
 
     def __init__(
         self,
@@ -54,9 +59,12 @@ class DaskExecutor:
         *,
         uses_torch: bool = True,
         unit_timeout: float | None = UNIT_TIMEOUT,
+        sharing: Sharing | None = None,
+        priority: int = 0,
+        stop: threading.Event | None = None,
     ) -> None:
         self.cluster = cluster
-        self.link = Link(cluster)
+        self.link = Link(cluster, sharing=sharing, priority=priority, stop=stop)
         self._requested = cluster.device or device
         self._uses_torch = uses_torch
         self._unit_timeout = unit_timeout
@@ -144,7 +152,21 @@ class DaskExecutor:
         for portion in portions(units, self._room()) if is_lazy(stage) else [units]:
             Flight(self.link, stage, context, judge, self._unit_timeout).run(portion)
         for unit in suspects:
-            Flight(self.link, stage, context, partial(judge, alone=True), self._unit_timeout).run([unit])
+            with self.link.sharing.alone(self.link, self.link.check):
+                Flight(self.link, stage, context, partial(judge, alone=True), self._unit_timeout).run([unit])
+
+    def sibling(self, priority: int = 0, stop: threading.Event | None = None) -> DaskExecutor:
+        """See `Executor.sibling`. It has a connection of its own, so that no two threads use one."""
+        other = DaskExecutor(
+            *(beside(self.cluster), self._requested),
+            uses_torch=self._uses_torch,
+            unit_timeout=self._unit_timeout,
+            sharing=self.link.sharing,
+            priority=priority,
+            stop=stop,
+        )
+        other._device, other._asked = self._device, self._asked
+        return other
 
     def compute(self, values: Sequence[Any]) -> list[Any]:
         """See `Executor.compute`."""

@@ -24,6 +24,7 @@ from cryosam_dask.executors.base import with_value
 from cryosam_dask.executors.connection import Began, ConnectionLostError, Left, talking
 from cryosam_dask.executors.landing import FETCH, landed_outcomes
 from cryosam_dask.executors.outcomes import Failed, Finished, Report
+from cryosam_dask.executors.sharing import UNITS_PER_SLOT
 from cryosam_dask.executors.watch import Flown, Watch
 from cryosam_dask.executors.worker_calls import take
 from cryosam_dask.stages.base import Context, Stage, Unit
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from cryosam_dask.executors.link import Link
 
 logger = logging.getLogger(__name__)
-
-UNITS_PER_SLOT = 3
-"""Units in flight for each thread (or GPU): enough that no worker waits for the driver, few enough for a scheduler."""
 
 STRIKES = 2
 """Workers that may hang in a unit before the unit is taken to be the reason."""
@@ -70,18 +68,20 @@ class Flight:
         self._threads: dict[str, int] = {}
         self._why: dict[str, str] = {}
         self._count = 0
-        self._window, self._looked, self._linger = 0, -_LOOK_AROUND, 0.0
+        self._slots, self._looked, self._linger = 1, -_LOOK_AROUND, 0.0
         self._resources: dict[str, float] | None = None
         self._alone = False
 
     def run(self, units: Iterable[Unit]) -> None:
         """Run units until each has finished or failed.
 
-        `ExecutionError` if the connection is lost for good. What `report` raises passes through.
+        `ExecutionError` if the connection is lost for good, `KeyboardInterrupt` once the link is to stop. What
+        `report` raises passes through.
         """
         self._waiting.extend(units)
         try:
             while self._waiting or self._flying:
+                self._link.check()
                 landed: list[tuple[Unit, Finished | Failed]] = []
                 try:
                     with talking():
@@ -96,6 +96,7 @@ class Flight:
                 for unit, outcome in (*failed, *landed):
                     self._report(unit, outcome)
         finally:
+            self._link.sharing.tell(self._link, 0)
             if self._flying:
                 with contextlib.suppress(ConnectionLostError), talking():
                     self._link.client.cancel(list(self._flying))
@@ -108,7 +109,7 @@ class Flight:
         workers = self._link.workers()
         self._threads |= {address: int(w["nthreads"]) for address, w in workers.items()}
         slots, self._resources = self._link.slots_of(workers, needs_gpu)
-        self._window, self._looked = max(1, slots) * UNITS_PER_SLOT, time.monotonic()
+        self._slots, self._looked = max(1, slots), time.monotonic()
         if self._alone != (not slots):
             self._alone = not slots
             left = len(self._waiting) + len(self._flying)
@@ -121,9 +122,10 @@ class Flight:
         from distributed.protocol import pickle
 
         # one graph for all, where what several units need is to be computed once
-        whole = lazy.is_lazy(self._stage)
-        count = len(self._waiting) if whole else min(len(self._waiting), self._window - len(self._flying))
+        whole, window = lazy.is_lazy(self._stage), self._link.sharing.window(self._link, self._slots)
+        count = len(self._waiting) if whole and window else min(len(self._waiting), window - len(self._flying))
         if count <= 0:
+            self._link.sharing.tell(self._link, len(self._flying))
             return
         news = self._link.news()
         job = pickle.dumps((self._stage.name, self._stage.work, self._stage.settings, self._context))
@@ -135,7 +137,7 @@ class Flight:
                 key: (unit, functools.partial(take, unit=pickle.dumps(unit), job=job, topic=news.topic))
                 for key, unit in zip(keys, units, strict=True)
             }
-            futures = lazy.submit(self._link.client, self._stage, tasks)
+            futures = lazy.submit(self._link.client, self._stage, tasks, self._link.priority)
         else:
             sent = [pickle.dumps(with_value(self._stage, unit)) for unit in units]
             futures = self._link.submit(sent, keys, self._resources, job, news.topic)
@@ -144,6 +146,7 @@ class Flight:
             self._flying[future] = self._by_key[key] = Flown(unit, key, self._count)
             self._count += 1
             future.add_done_callback(self._landed.put)
+        self._link.sharing.tell(self._link, len(self._flying))
 
     def _land(self) -> list[tuple[Unit, Finished | Failed]]:
         """Units that have finished or failed, in any order; an empty list if none has after a while."""
@@ -207,11 +210,13 @@ class Flight:
         logger.debug("%s: %s begins on %s", self._stage.name, one.unit.name, one.process)
 
     def _left(self, event: Left) -> None:
-        """A worker has left. What had begun on it, or else must have been about to, was lost with it."""
+        """A worker has left. What had begun on it, or else must have been about to, was lost with it. One that also
+        held tasks of others may have been at those."""
         held = sorted((self._by_key[key] for key in event.keys if key in self._by_key), key=lambda task: task.order)
         begun = [task for task in held if task.worker == event.worker]
+        next_ones = held[: self._threads.get(event.worker, 1)] if len(held) == len(event.keys) else []
         why = self._why.pop(event.worker, "its worker was lost")
-        for task in begun or held[: self._threads.get(event.worker, 1)]:
+        for task in begun or next_ones:
             self._tell_loss(task)
             worker = task.process or event.worker
             logger.info("%s: %s was running on %s when that was lost", self._stage.name, task.unit.name, worker)

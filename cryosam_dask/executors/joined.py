@@ -68,7 +68,7 @@ class JoinedScheduler(Cluster):
         reconnect: float = RECONNECT,
     ) -> None:
         self.device = None
-        self.reconnect = reconnect
+        self.reconnect = self._patience = reconnect
         self._address, self._security = address, security
         with contextlib.ExitStack() as opening:
             opening.enter_context(quiet_dask())
@@ -96,6 +96,9 @@ class JoinedScheduler(Cluster):
             self._client, self.reconnect = client, patience
             logger.warning("connected to the scheduler at %s again; going on with what had not landed", self._address)
         return client
+
+    def again(self) -> JoinedScheduler:
+        return JoinedScheduler(self._address, security=self._security, reconnect=self._patience)
 
     def _search(self, patience: float) -> Client | None:
         """Try to connect for so long, with longer and longer pauses."""

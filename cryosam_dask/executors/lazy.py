@@ -74,12 +74,14 @@ def packed(stage: Stage, unit: Unit) -> tuple[bytes, list[bytes]] | None:
     return (graph, [bytes(memoryview(buffer)) for buffer in buffers]) if size <= MOST_ASKED else None
 
 
-def submit(client: Client, stage: Stage, tasks: Mapping[str, tuple[Unit, Task]]) -> list[Future[Any]]:
+def submit(
+    client: Client, stage: Stage, tasks: Mapping[str, tuple[Unit, Task]], priority: int = 0
+) -> list[Future[Any]]:
     """Send units, and all that computes their values, as one graph; Dask begins no chunk before there is room for
     it."""
     assert stage.inputs is not None
     check_held([stage.inputs.collection], client)
-    futures: list[Future[Any]] = client.get(graph_with(stage, tasks), list(tasks), sync=False)
+    futures: list[Future[Any]] = client.get(graph_with(stage, tasks), list(tasks), sync=False, priority=priority)
     return futures
 
 

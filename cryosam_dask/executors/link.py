@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ from cryosam_dask.errors import ExecutionError
 from cryosam_dask.executors.cluster import GPU, UNITS_PER_GPU, Cluster
 from cryosam_dask.executors.connection import ConnectionLostError, News, talking
 from cryosam_dask.executors.outcomes import Finished
+from cryosam_dask.executors.sharing import Sharing
 from cryosam_dask.executors.worker_calls import run_sent
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ _LOOK = 1.0
 
 _RESTART = 30.0
 
+_sending = threading.Lock()
+"""Dask's configuration, which a message is sent under, is the whole process's."""
+
 T = TypeVar("T")
 
 
@@ -38,10 +43,23 @@ class Link:
     ----------
     address : of the scheduler
     fruitless : how many connections were lost since the last unit landed
+    sharing : what links to the same workers know of each other
+    priority : workers begin units of a higher one first
+    stop : once it is set, by whichever thread, all that is waited for ends as Ctrl-C ends it
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        sharing: Sharing | None = None,
+        priority: int = 0,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.cluster = cluster
+        self.sharing = sharing or Sharing()
+        self.priority = priority
+        self.stop = stop or threading.Event()
         self.fruitless = 0
         self.address = "an unknown address"
         self._client: Client | None = None
@@ -60,10 +78,16 @@ class Link:
                 self.address = str(scheduler.address)
         return self._client
 
+    def check(self) -> None:
+        """`KeyboardInterrupt` once this is to stop."""
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+
     def kept(self, call: Callable[[], T]) -> T:
         """Return the result of a call over the connection; if the connection is lost, connect again and repeat the
         call."""
         while True:
+            self.check()
             try:
                 with talking():
                     return call()
@@ -112,6 +136,7 @@ class Link:
             probe = self.client.submit(int, pure=False, resources=needs)
             try:
                 while not self._is_there(resource):
+                    self.check()
                     if deadline is not None and time.monotonic() > deadline:
                         option = f" --resources {resource}=1" if resource else ""
                         raise ExecutionError(
@@ -144,9 +169,15 @@ class Link:
         import dask
 
         # voxels that travel with units make it long, which is meant, and of which there is a bounded number
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
+        with _sending, dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
             futures: list[Future[Finished]] = self.client.map(
-                run_sent, list(units), key=list(keys), pure=False, resources=resources, job=job, topic=topic
+                *(run_sent, list(units)),
+                key=list(keys),
+                pure=False,
+                resources=resources,
+                priority=self.priority,
+                job=job,
+                topic=topic,
             )
         return futures
 

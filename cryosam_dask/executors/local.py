@@ -60,6 +60,7 @@ class LocalWorkers(Cluster):
         self._client: Client | None = None
         self._opened = contextlib.ExitStack()
         self._starts = 0
+        self._tending = threading.Lock()
 
     def connect(self) -> Client:
         if self._client is None:
@@ -73,8 +74,12 @@ class LocalWorkers(Cluster):
     def tend(self, present: int) -> bool:
         """Start lost workers again that no nanny starts, a few times.
 
-        `ExecutionError` if none is left and none can be started.
+        `ExecutionError` if none is left and none can be started. Any thread may call this.
         """
+        with self._tending:
+            return self._tend(present)
+
+    def _tend(self, present: int) -> bool:
         client = self.connect()
         lost = given_up(client) if present < self._count else []
         if not lost or (self._starts == _STARTS and present):

@@ -57,20 +57,21 @@ class StageProgress:
 
 
 class Progress:
-    """Lines of the stages of one run; stages follow each other, one at a time."""
+    """Lines of the stages of one run; stages follow each other, one at a time. For several: `progress_lines`."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = Console(stderr=True) if console is None else console
 
     def stage(self, name: str, total: int, done: int, device: str) -> StageProgress:
         """Begin a stage of `total` units, `done` of them from an earlier run, with models on `device`."""
-        return StageProgress(name, total, done, device, self._bars())
+        return StageProgress(name, total, done, device, self.bars())
 
     def interleaved(self) -> Interleaved:
         """For stages that take turns: each keeps one line, however often it comes back, until `close`."""
-        return Interleaved(self._console, self._bars())
+        return Interleaved(self._console, self.bars())
 
-    def _bars(self) -> Bars | None:
+    def bars(self) -> Bars | None:
+        """What lines are drawn on; None where they are not."""
         if not self._console.is_terminal:
             return None
         return Bars(
@@ -106,10 +107,13 @@ class Interleaved(Progress):
     def stage(self, name: str, total: int, done: int, device: str) -> StageProgress:
         """Begin a stage, or go on with it: `total` − `done` units are then yet to do."""
         if name not in self._lines:
-            self._lines[name] = _Turn(name, total, done, device, self._shared)
+            self._lines[name] = self._begin(name, total, done, device)
         else:
             self._lines[name].extend(total - done)
         return self._lines[name]
+
+    def _begin(self, name: str, total: int, done: int, device: str) -> StageProgress:
+        return _Turn(name, total, done, device, self._shared)
 
     def close(self) -> None:
         """End all lines."""
@@ -126,5 +130,5 @@ class _Turn(StageProgress):
 class NullProgress(Progress):
     """Draws nothing, wherever it runs; the log lines stay."""
 
-    def _bars(self) -> Bars | None:
+    def bars(self) -> Bars | None:
         return None

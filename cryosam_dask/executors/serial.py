@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ class SerialExecutor:
     name = "serial"
     units_per_worker = 1
     slots = 1
+    shares = False
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -51,6 +53,10 @@ class SerialExecutor:
                 report(unit, Failed(error, process_name()))
             else:
                 report(unit, finished)
+
+    def sibling(self, priority: int = 0, stop: threading.Event | None = None) -> Self:
+        """This one: there is nothing to share."""
+        return self
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

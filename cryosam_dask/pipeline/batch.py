@@ -1,33 +1,38 @@
 """Runs many tomograms with the query that is clicked in one of them.
 
-First the query is made in the tomogram with the click, the reference. Then one tomogram after the other is run to its
-end, on one executor. A tomogram that fails gets a row with its error and does not stop the others. The same command,
-given again, goes on with the tomograms that are not complete.
+First the query is made in the tomogram with the click, the reference. Then all tomograms are run to their ends, as many
+at once as keep the workers busy. A tomogram that fails gets a row with its error and does not stop the others. The same
+command, given again, goes on with the tomograms that are not complete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cryosam_dask.errors import CryosamError, DeviceError, ExecutionError, InputError, ModelError, StoreError
+from cryosam_dask.errors import CryosamError, InputError, SettingsError, StoreError
 from cryosam_dask.executors.base import Executor, one_line
-from cryosam_dask.executors.connection import ConnectionLostError
-from cryosam_dask.executors.progress import Progress
+from cryosam_dask.executors.progress import NullProgress, Progress
+from cryosam_dask.executors.progress_lines import Lines
 from cryosam_dask.io.listing import find_tomograms, is_many, run_names
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models.registry import ensure_weights
 from cryosam_dask.pipeline import Driver, Kinds, chosen_settings, kinds_of, uses_torch_of
+from cryosam_dask.pipeline.at_once import AtOnce, Crowd
 from cryosam_dask.pipeline.kinds import Points, Source
+from cryosam_dask.pipeline.stopping import BROKEN, Failures, why_stop
 from cryosam_dask.pipeline.summary import Row, Summary, join_picks, put_text
+from cryosam_dask.planning.costs import MACHINES
+from cryosam_dask.planning.estimate import Bulk
+from cryosam_dask.planning.plan import Options, plan_run
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import borrow, ingest, label, negative
 from cryosam_dask.stages.base import fingerprint
@@ -35,17 +40,12 @@ from cryosam_dask.storage.address import is_local, local_path, public
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
 
-__all__ = ["Row", "Summary", "find_tomograms", "is_many", "run_many"]
+__all__ = ["BROKEN", "Row", "Summary", "find_tomograms", "is_many", "run_many", "why_stop"]
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
 """Attribute of a complete query: fingerprint of the tomogram, the settings and the queries it was run with."""
-
-BROKEN = 3
-"""How many tomograms in a row units or workers may fail on before the rest is not tried."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Report = Callable[[Row, int, int], None]
 """A function (row, number from 1, number of tomograms), called when a tomogram begins ("pending") and ends."""
@@ -66,6 +66,7 @@ def run_many(
     voxel_size: float | Sequence[float] | None = None,
     unsigned: bool | None = None,
     overwrite: bool = False,
+    at_once: int | None = None,
     fail_fast: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
@@ -88,12 +89,14 @@ def run_many(
     where : instead of an executor, what `executors.choice.make_executor` makes one from (`workers`, `scheduler`, …); it
         is made when there is something to run, and closed
     voxel_size, unsigned : how to read all tomograms, see `open_tomogram`
-    fail_fast : stop at the first tomogram that fails
-    report : called when a tomogram begins and when it ends
+    at_once : how many tomograms go on at once, on a Dask cluster; None: as many as keep its workers busy, by plan.
+        Results do not depend on it, nor does the memory of a worker
+    fail_fast : stop at the first tomogram that fails, those that go on besides included
+    report : called when a tomogram begins and when it ends, in this thread
 
     Returns the summary, which is also written to `out_folder/summary.csv` after each tomogram. The run ends early
     (`Summary.stopped`) for a reason that the next tomogram would share: a full disk, a missing model or device, or
-    `BROKEN` tomograms in a row that workers failed on.
+    `BROKEN` tomograms in a row that workers failed on. Those that go on then stop, and stay "pending".
 
     Errors in the arguments are raised before anything is run. Errors that keep the reference from having a query are
     raised, too, and a `KeyboardInterrupt` passes through. In each case the same command, given again, goes on.
@@ -104,6 +107,8 @@ def run_many(
         raise ValueError(f"give an executor or {', '.join(where)}, not both")
     if reference is not None and points is None:
         raise InputError("a reference is the tomogram that the points are in; give points in it")
+    if at_once is not None and at_once < 1:
+        raise SettingsError(f"{at_once} tomograms at once: expected 1 or more")
     if negatives is not None and points is None:
         raise InputError("negative points lie in the tomogram with the points; a borrowed query brings its own along")
     kinds = kinds_of(points, negatives, query_from, name, "reference")
@@ -123,16 +128,16 @@ def run_many(
     rows = _rows(paths, str(out_folder).rstrip("/"))
     with contextlib.ExitStack() as opened:
 
-        def drive(url: str) -> Driver:
+        def place() -> Executor:
             nonlocal executor
             if executor is None:
                 executor = opened.enter_context(make_executor(**where, uses_torch=uses_torch_of(chosen)))
-            return Driver(url, executor, progress, overwrite=overwrite)
+            return executor
 
-        batch = _Batch(str(out_folder).rstrip("/"), rows, drive, chosen, reading, report)
+        batch = _Batch(str(out_folder).rstrip("/"), rows, place, chosen, reading, report, progress, overwrite)
         if points is not None:
             kinds = batch.prompt(kinds)
-        return batch.run(kinds, fail_fast=fail_fast)
+        return batch.run(kinds, fail_fast=fail_fast, at_once=at_once)
 
 
 def _rows(paths: Sequence[str], folder: str) -> list[Row]:
@@ -149,6 +154,10 @@ def _rows(paths: Sequence[str], folder: str) -> list[Row]:
     return rows
 
 
+Ended = tuple[Row, Exception | None]
+"""What became of a tomogram, and why it failed, if it did."""
+
+
 class _Batch:
     """The tomograms of one command, what became of them, and how each is run. The first one is the reference."""
 
@@ -156,14 +165,16 @@ class _Batch:
         self,
         folder: str,
         rows: Sequence[Row],
-        drive: Callable[[str], Driver],
+        place: Callable[[], Executor],
         settings: Settings,
         reading: dict[str, Any],
         report: Report | None,
+        progress: Progress | None,
+        overwrite: bool,
     ) -> None:
         self._folder, self._rows = folder, list(rows)
-        self._drive, self._settings, self._reading = drive, settings, reading
-        self._report = report
+        self._place, self._settings, self._reading = place, settings, reading
+        self._report, self._progress, self._overwrite = report, progress, overwrite
         self._prompted = False
 
     def prompt(self, kinds: Kinds) -> Kinds:
@@ -174,7 +185,7 @@ class _Batch:
             before = self._queries_of(row, kinds)
             if before is None or self._instances(row, kinds.lent(before)) is None:
                 self._tell(row, 1)
-                driver = self._drive(row.run)
+                driver = Driver(row.run, self._place(), self._progress, overwrite=self._overwrite)
                 with driver.command(f"query {', '.join(kinds.names)}"):
                     driver.ingest(row.tomogram, **self._reading)
                     driver.features(self._settings)
@@ -187,28 +198,56 @@ class _Batch:
             self._settle(0, self._failed(row, error, start))
             raise
 
-    def run(self, kinds: Kinds, *, fail_fast: bool) -> Summary:
+    def run(self, kinds: Kinds, *, fail_fast: bool, at_once: int | None) -> Summary:
         """Run every tomogram to its end. Those that are complete already are passed over."""
         todo = [index for index in range(len(self._rows)) if not self._pass_over(index, kinds)]
         self._write()
-        if todo:
-            self._drive(self._rows[todo[0]].run)  # that there is nowhere to run is no tomogram's fault
-        stopped, broken = "", 0
-        for index in todo:
-            row, start = self._rows[index], time.perf_counter()
-            try:
-                done = self._one(index, row, kinds, start)
-                broken = 0
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this tomogram's, and written down
-                done = self._failed(row, error, start)
-                # an input is at fault alone; what was thrown by workers or by a defect may be thrown again
-                broken = broken + 1 if isinstance(error, ExecutionError) or not isinstance(error, CryosamError) else 0
-                stopped = why_stop(error, broken, fail_fast)
-            self._settle(index, done)
-            if stopped:
-                break
+        stopped = self._run(todo, kinds, fail_fast, at_once) if todo else ""
         summary = Summary(self._folder, tuple(self._rows), stopped)
         return replace(summary, notes=tuple(join_picks(summary, kinds.names)))
+
+    def _run(self, todo: Sequence[int], kinds: Kinds, fail_fast: bool, at_once: int | None) -> str:
+        """Run tomograms; why those that are left were not, in words."""
+        executor = self._place()  # that there is nowhere to run is no tomogram's fault
+        crowd = Crowd(executor, at_once, lambda: self._bulks(todo, kinds)) if len(todo) > 1 else None
+        failures, stopped = Failures(todo), ""
+        lines = Lines((self._progress or NullProgress()).bars())
+
+        def run(index: int, executor: Executor) -> Ended:
+            row, start = self._rows[index], time.perf_counter()
+            begins = functools.partial(jobs.tell, functools.partial(self._tell, row, index + 1))
+            with lines.line(row.name) if jobs.threads else contextlib.nullcontext(self._progress) as progress:
+                driver = Driver(row.run, executor, progress, overwrite=self._overwrite)
+                try:
+                    return self._one(index, driver, kinds, begins, start), None
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this tomogram's, and written down
+                    return self._failed(row, error, start), error
+
+        jobs = AtOnce(executor, run, crowd, lambda index: self._rows[index].name)
+        if jobs.threads:
+            lines.start()
+        with contextlib.closing(lines), contextlib.closing(jobs.ends(todo)) as ends:
+            for index, end in ends:
+                row, error = end if isinstance(end, tuple) else (self._failed(self._rows[index], end), end)
+                self._settle(index, row)
+                if error is not None and not stopped:
+                    stopped = why_stop(error, failures.add(index, error), fail_fast)
+                if stopped:
+                    jobs.stop()
+        return stopped
+
+    def _bulks(self, todo: Sequence[int], kinds: Kinds) -> Sequence[Bulk]:
+        """The units of a tomogram, as planned for the first one that can be read; empty where none can be planned."""
+        for index in todo:
+            with contextlib.suppress(CryosamError, OSError):
+                source = open_tomogram(self._rows[index].tomogram, **self._reading)
+                options = Options(
+                    workers=(1,),
+                    machine=MACHINES["a100" if self._place().device.startswith("cuda") else "cpu"],
+                    kinds=len(kinds.names),
+                )
+                return plan_run(source, self._settings, options).bulks
+        return ()
 
     def _pass_over(self, index: int, kinds: Kinds) -> bool:
         """Whether a tomogram is complete; its row then says so."""
@@ -222,13 +261,12 @@ class _Batch:
                 return True
         return False
 
-    def _one(self, index: int, row: Row, kinds: Kinds, start: float) -> Row:
+    def _one(self, index: int, driver: Driver, kinds: Kinds, begins: Callable[[], object], start: float) -> Row:
         """Run one tomogram."""
-        prompted = index == 0 and self._prompted
+        row, prompted = self._rows[index], index == 0 and self._prompted
         requests = self._requests(row, kinds)
         if not prompted:  # the reference was said to begin when it was prompted
-            self._tell(row, index + 1)
-        driver = self._drive(row.run)
+            begins()
         with driver.command(f"run {', '.join(kinds.names)}"):
             elsewhere = {name: loan for name, loan in kinds.loans.items() if not _same(row.run, loan.url)}
             for name in kinds.loans.keys() - elsewhere.keys():  # what is lent to the others goes on as it was made
@@ -291,7 +329,7 @@ class _Batch:
             count += int(str(store.group(layout.picks(name)).attrs["kept"]))
         return count
 
-    def _failed(self, row: Row, error: Exception, start: float) -> Row:
+    def _failed(self, row: Row, error: Exception, start: float | None = None) -> Row:
         """The row of a tomogram that failed. The traceback of what is not an error for users is kept in a file."""
         text = " ".join(str(error).split()) if isinstance(error, CryosamError) else one_line(error)
         if not isinstance(error, CryosamError | OSError):
@@ -300,7 +338,7 @@ class _Batch:
             with contextlib.suppress(OSError, CryosamError):
                 put_text(self._folder, file, "".join(traceback.format_exception(error)))
                 text += f" (a defect of the program; see {file})"
-        seconds = row.seconds + time.perf_counter() - start
+        seconds = row.seconds + (0.0 if start is None else time.perf_counter() - start)
         return replace(row, status="failed", seconds=seconds, error=text)
 
     def _settle(self, index: int, row: Row) -> None:
@@ -316,37 +354,6 @@ class _Batch:
     def _tell(self, row: Row, number: int) -> None:
         if self._report is not None:
             self._report(row, number, len(self._rows))
-
-
-def why_stop(error: Exception, broken: int, fail_fast: bool) -> str:
-    """Why the tomograms after one that failed are not tried; empty if they are."""
-    if fail_fast:
-        return "the first failure ends it, as asked"
-    if isinstance(error, DeviceError | ModelError):
-        return "the models can't run, and so on no other tomogram"
-    if any(isinstance(cause, ConnectionLostError) for cause in _chain(error)):
-        return "the scheduler is gone"
-    if any(_is_full(cause) for cause in _chain(error)):
-        return "results can't be written, and so of no other tomogram"
-    if broken >= BROKEN:
-        return f"{broken} tomograms in a row failed on the workers"
-    return ""
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether the disk is full or read-only. What a worker raised has lost its cause on the way, but not its words."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    return isinstance(error, StoreError) and any(os.strerror(number) in str(error) for number in _FULL)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and all that led to it."""
-    if error is not None:
-        yield error
-        yield from _chain(error.__cause__)
-        if error.__context__ is not error.__cause__:
-            yield from _chain(error.__context__)
 
 
 def _same(address: str, other: str) -> bool:

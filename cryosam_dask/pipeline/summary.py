@@ -28,7 +28,7 @@ from cryosam_dask.store.run_store import RunStore
 Status = Literal["done", "skipped", "failed", "pending"]
 
 COLUMNS = ("tomogram", "name", "status", "instances", "seconds", "error", "run")
-_WORDS = {"done": "done", "skipped": "complete before", "failed": "failed", "pending": "not come to"}
+_WORDS = {"done": "done", "skipped": "complete before", "failed": "failed", "pending": "not finished"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
     Attributes
     ----------
     tomogram : its path or URL; name : what it is called among the others; run : its store
-    status : "done" now, "skipped" since it was complete before, "failed", or "pending": not come to
+    status : "done" now, "skipped" since it was complete before, "failed", or "pending": not come to, or stopped
     instances : how many were found, None where that is not known; seconds : that it took now
     error : one line; notes : what a user should know besides
     """

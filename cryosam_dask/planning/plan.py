@@ -15,6 +15,7 @@ from cryosam_dask.errors import SettingsError
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.planning import costs
 from cryosam_dask.planning.estimate import Bulk, Cluster, Limit, estimate
+from cryosam_dask.planning.many import ManyRuns, estimate_many
 from cryosam_dask.planning.stages import Planner, StageCost, names_of, planes_of
 from cryosam_dask.planning.waves import Reach, Wave, plane_reach, play, spread, walk_length
 from cryosam_dask.settings import Settings
@@ -59,6 +60,7 @@ class Options:
     bandwidth : bytes per second of the storage that all workers share
     like : an earlier run to go by
     kinds : number of kinds that are clicked; negatives : number of negative points besides the clicks on other kinds
+    tomograms : number of tomograms like this one; at_once : how many of them go on at once, None: as `run` chooses
     """
 
     workers: tuple[int, ...] = WORKERS
@@ -69,12 +71,16 @@ class Options:
     like: Measured | None = None
     kinds: int = 1
     negatives: int = 0
+    tomograms: int = 1
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.kinds <= layout.MOST_KINDS or self.negatives < 0:
             raise SettingsError(
                 f"{self.kinds} kinds and {self.negatives} negatives: expected 1 to {layout.MOST_KINDS}, and 0 or more"
             )
+        if self.tomograms < 1 or (self.at_once is not None and self.at_once < 1):
+            raise SettingsError(f"{self.tomograms} tomograms, {self.at_once or 0} at once: expected 1 or more")
         if not self.workers or min(self.workers) < 1:
             raise SettingsError(f"workers {','.join(map(str, self.workers))}: expected numbers from 1, as 1,8,64")
         for name, value, least in (
@@ -117,7 +123,8 @@ class Time:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `estimate`."""
+    """What a run will cost. `notes` say what was assumed; `bulks` are its units in their order, for `estimate`; `many`
+    is the time of all tomograms, where there are several."""
 
     shape: tuple[int, int, int]
     dtype: str
@@ -132,6 +139,7 @@ class Plan:
     times: tuple[Time, ...]
     notes: tuple[str, ...]
     bulks: tuple[Bulk, ...]
+    many: tuple[ManyRuns, ...] = ()
 
 
 def plan_run(source: TomogramSource, settings: Settings, options: Options | None = None) -> Plan:
@@ -176,6 +184,7 @@ def plan_run(source: TomogramSource, settings: Settings, options: Options | None
         tuple(_time(planner.bulks, n, chosen) for n in chosen.workers),
         tuple(_notes(settings, chosen, diameter, len(points) // chosen.kinds - 1)),
         tuple(planner.bulks),
+        tuple(_many(planner.bulks, n, chosen) for n in chosen.workers) if chosen.tomograms > 1 else (),
     )
 
 
@@ -267,8 +276,16 @@ def _kind(path: str) -> str:
     return owner[1].holds if owner is not None and owner[1].holds else "other"
 
 
+def _cluster(workers: int, options: Options) -> Cluster:
+    return Cluster(workers, options.driver_seconds, options.bandwidth)
+
+
+def _many(order: list[Bulk], workers: int, options: Options) -> ManyRuns:
+    return estimate_many(order, _cluster(workers, options), options.tomograms, options.at_once)
+
+
 def _time(order: list[Bulk], workers: int, options: Options) -> Time:
-    cluster = Cluster(workers, options.driver_seconds, options.bandwidth)
+    cluster = _cluster(workers, options)
     seconds: dict[str, float] = defaultdict(float)
     by_limit: dict[tuple[str, Limit], float] = defaultdict(float)
     for bulk in order:

@@ -24,6 +24,7 @@ def in_words(plan: Plan) -> str:
     parts = [
         f"{shape} voxels (z, y, x), {plan.dtype}, {size} Å; models: {plan.models}",
         *(_text(table) for table in (_stages(plan), _stored(plan), _times(plan))),
+        *([_text(_many(plan)), _all_stored(plan)] if plan.many else []),
         *(
             [
                 f"planes to embed: about {reach.expected} of {reach.all} in {plan.waves} waves ({reach.least} if all "
@@ -79,6 +80,22 @@ def _times(plan: Plan) -> Table:
         share = f"{time.stage}, {100 * time.stage_seconds / time.seconds:.0f} %"
         table.add_row(str(time.workers), duration(time.seconds), share, LIMITS[time.limit])
     return table
+
+
+def _many(plan: Plan) -> Table:
+    table = _table("workers", "at once", f"{plan.options.tomograms} tomograms", "one by one", "workers busy")
+    table.add_column("limited by", no_wrap=True)
+    for time in plan.many:
+        table.add_row(
+            *(str(time.workers), str(time.at_once), duration(time.seconds), duration(time.in_turn)),
+            *(f"{100 * time.busy:.0f} %", LIMITS[time.limit]),
+        )
+    return table
+
+
+def _all_stored(plan: Plan) -> str:
+    count, each = plan.options.tomograms, sum(array.compressed for array in plan.stored)
+    return f"{count} tomograms, as if all were like this one: about {decimal(count * each)} on disk, compressed"
 
 
 def duration(seconds: float) -> str:

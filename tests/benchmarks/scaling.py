@@ -1,8 +1,8 @@
 """What more workers bring: two against one, measured here, and 1 to 256, simulated from measured units.
 
-    python tests/benchmarks/scaling.py [--measure] [--simulate] [--driver-ms 2] [--planes 4] [--repeats 2]
+    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--driver-ms 2] [--planes 4] [--repeats 2]
 
-Prints one JSON line; without `--measure` and `--simulate` it does both.
+Prints one JSON line; without `--measure`, `--simulate` and `--many` it does the first two.
 
 `measured`: seconds of the feature and the embedding stage on one and on two local workers of one thread each, run in
 turn (the best of each counts), and their ratio, with the built-in models and with random weights of DINOv2 ViT-S and of
@@ -15,6 +15,9 @@ storage and each number of workers: makespan in seconds, speed-up, busy shares o
 limits. Then seconds on 1, 2, 4 … 256 workers without limit of bandwidth under other rules (`Rules`): `waves` as it is,
 `spread`: bundles of planes no larger than leaves one for every worker, `chained`: a group of prompts goes on as soon as
 its own planes are embedded.
+
+`many`: 100 such tomograms on 1, 2, 4 … 256 workers, storage without limit, one after the other and as many at once as
+`planning.at_once` says: seconds, busy shares of workers and driver, and what `cryosam plan` gives for the same.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, UserC
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import get_encoder, get_segmenter
 from cryosam_dask.pipeline import Driver, settings_for
-from cryosam_dask.planning import Cluster, Options, machine, plan_run
+from cryosam_dask.planning import Cluster, Options, estimate_many, machine, plan_run
 from cryosam_dask.planning.plan import plan_stages
 from cryosam_dask.planning.stages import Planner, Round
 from cryosam_dask.planning.waves import Wave
@@ -57,6 +60,7 @@ WORKERS = tuple(1 << i for i in range(9))
 BANDWIDTHS = (200.0, 1000.0, 5000.0, math.inf)
 TARGET: Shape3 = (200, 928, 960)
 DIAMETER = 250.0
+RUNS = 100
 
 
 @dataclass(frozen=True)
@@ -258,20 +262,26 @@ class Jobs:
         """What a unit takes here."""
         return work._replace(seconds=work.seconds * self._factors.get(stage, 1.0))
 
-    def job(self, rules: Rules, workers: int) -> Job:
-        """The tasks of a run on so many workers."""
-        job, number = Job(), 0
-        before: tuple[int, ...] = ()
-        turns = _Turns(job, self, rules, workers)
+    def job(self, rules: Rules, workers: int, runs: int = 1, at_once: int = 1) -> Job:
+        """The tasks of so many runs on so many workers; a run begins when that ends which began `at_once` before it."""
+        job, ends = Job(), list[tuple[int, ...]]()
+        for job.run in range(runs):
+            before = ends[job.run - at_once] if job.run >= at_once else ()
+            ends.append(self._add(job, rules, workers, before))
+        return job
+
+    def _add(self, job: Job, rules: Rules, workers: int, before: tuple[int, ...]) -> tuple[int, ...]:
+        """Add a run; its last task."""
+        number, turns = 0, _Turns(job, self, rules, workers)
         for bulk in self.planner.bulks:
-            if bulk.stage == "segment":
+            if bulk.stage == "segment" and self.planner.whole is None:
                 turns.add(self.planner.rounds[number], before)
                 number += 1
             elif bulk.stage != "embeddings":
                 works = [self.scaled(bulk.stage, bulk.work)] * bulk.count
                 seconds = self.turn if bulk.count else bulk.driver
                 before = (job.stage(bulk.stage, works, turns.end() or before, seconds),)
-        return job
+        return before
 
     def bundles(self, wave: Wave, most: int) -> Iterator[tuple[list[embed.Plane], Cost]]:
         """A wave's planes, at most so many together, and what embedding them takes."""
@@ -347,6 +357,28 @@ def simulated(factors: dict[str, float], driver_seconds: float, turn: float) -> 
     return out
 
 
+def many(driver_seconds: float, turn: float) -> dict[str, Any]:
+    """`RUNS` tomograms, in turn and at once."""
+    out: dict[str, Any] = {}
+    for models, speed in (("builtin", "cpu"), ("paper", "h100")):
+        jobs, rows = Jobs(models, speed, {}, turn), []
+        for workers in WORKERS:
+            cluster = Cluster(workers, driver_seconds)
+            planned = estimate_many(jobs.planner.bulks, cluster, RUNS)
+            row: dict[str, Any] = {"workers": workers, "at_once": planned.at_once}
+            for name, count in (("in_turn", 1), ("together", planned.at_once)):
+                found = simulate(jobs.job(Rules(spread=True), workers, RUNS, count).tasks, cluster)
+                row[name] = {
+                    "seconds": round(found.makespan),
+                    "busy": round(found.workers, 3),
+                    "driver": round(found.driver, 3),
+                }
+            row["ratio"] = round(row["in_turn"]["seconds"] / row["together"]["seconds"], 2)
+            rows.append(row | {"planned": {"seconds": round(planned.seconds), "busy": round(planned.busy, 3)}})
+        out[f"{models}, {speed}"] = rows
+    return out
+
+
 def table(jobs: Jobs, rules: Rules, driver_seconds: float, bandwidth: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for workers in WORKERS:
@@ -370,13 +402,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--many", action="store_true")
     parser.add_argument("--driver-ms", default=2.0, type=float)
     parser.add_argument("--turn-ms", default=50.0, type=float, help="where it is not measured")
     parser.add_argument("--planes", default=4, type=int)
     parser.add_argument("--repeats", default=3, type=int)
     options = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    both = options.measure == options.simulate
+    both = options.measure == options.simulate and not options.many
     row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -387,6 +420,8 @@ def main() -> None:
             row["taken_over_planned"] = {stage: round(factor, 2) for stage, factor in factors.items()}
             turn = row.get("measured", {}).get("turn", options.turn_ms / 1000)
             row["simulated"] = simulated(factors, options.driver_ms / 1000, turn)
+        if options.many:
+            row["many"] = many(options.driver_ms / 1000, options.turn_ms / 1000)
     print(json.dumps(row))
 
 

@@ -1,9 +1,12 @@
 """How long a job takes on N workers: a simulation of the driver, the workers and the storage they share.
 
 A job is a list of tasks, each after the tasks it needs, which stand before it in the list. A unit runs on a worker: it
-reads, computes, writes, one after the other. The driver is one server: it hands units out, at most `window` for each
-worker in flight, and takes their results; both together take it `driver_seconds` for each unit. Units that read or
-write at the same time share the storage's bandwidth evenly, each up to what one worker can move.
+reads, computes, writes, one after the other. The driver is one processor: it hands units out, at most `window` for each
+worker in flight, and takes their results, one by one; both together take it `driver_seconds` for each unit. What it
+does itself for a run goes on beside that, in a thread of the run, and all that goes on shares the processor evenly.
+Units that read or write at the same time share the storage's bandwidth evenly, each up to what one worker can move.
+
+Of several runs, units of the earlier one go first, on the driver and on the workers.
 
     job = Job()
     tiles = job.stage("features", [Cost(seconds=40, read=3e8, write=2e8)] * 131)
@@ -39,12 +42,14 @@ class Task(NamedTuple):
     """A unit of a stage, or with `on_driver` a step that the driver does itself (a barrier, if it takes no time).
 
     after : the tasks, by their number, that must be through (for units: taken back by the driver) before it
+    run : the number of the run that it is of
     """
 
     stage: str
     work: Cost
     after: tuple[int, ...] = ()
     on_driver: bool = False
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,17 @@ class Outcome:
 
 @dataclass
 class Job:
-    """A list of tasks, stage by stage."""
+    """A list of tasks, stage by stage; what is added is of the run `run`."""
 
     tasks: list[Task] = field(default_factory=list)
+    run: int = 0
 
     def add(self, stage: str, work: Cost, after: Iterable[int] = (), *, on_driver: bool = False) -> int:
         """Add one task; its number."""
         needed = tuple(after)
         if any(not 0 <= index < len(self.tasks) for index in needed):
             raise ValueError(f"{stage}: a task can only come after tasks that were added before it, got {needed}")
-        self.tasks.append(Task(stage, work, needed, on_driver))
+        self.tasks.append(Task(stage, work, needed, on_driver, self.run))
         return len(self.tasks) - 1
 
     def stage(
@@ -89,11 +95,14 @@ class Job:
         return self.add(name, Cost(seconds), members or before, on_driver=True)
 
 
-def job_of(bulks: Iterable[Bulk]) -> Job:
-    """The tasks of one bulk after the other."""
-    job, barrier = Job(), None
-    for bulk in bulks:
-        barrier = job.stage(bulk.stage, [bulk.work] * bulk.count, barrier, bulk.driver)
+def job_of(bulks: Sequence[Bulk], runs: int = 1, at_once: int = 1) -> Job:
+    """The tasks of one bulk after the other, of so many equal runs, of which so many go on at once."""
+    job, ends = Job(), list[int]()
+    for job.run in range(runs):
+        barrier = ends[job.run - at_once] if job.run >= at_once else None
+        for bulk in bulks:
+            barrier = job.stage(bulk.stage, [bulk.work] * bulk.count, barrier, bulk.driver)
+        ends += [] if barrier is None else [barrier]
     return job
 
 
@@ -141,16 +150,17 @@ def _driver_seconds(task: Task, cluster: Cluster) -> float:
 
 
 class _Pipe:
-    """Storage that flows share evenly. All flows gain position at the same rate, so that each ends at a fixed one."""
+    """What flows share evenly, each up to `most`: storage, or the driver's processor. All flows gain position at the
+    same rate, so that each ends at a fixed one."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, bandwidth: float, most: float) -> None:
+        self._bandwidth, self._most = bandwidth, most
         self._flows: list[tuple[float, int, Phase]] = []
         self._position = self._clock = 0.0
         self.moved = 0.0
 
     def _rate(self) -> float:
-        return min(self._cluster.worker_bandwidth, self._cluster.bandwidth / max(1, len(self._flows)))
+        return min(self._most, self._bandwidth / max(1, len(self._flows)))
 
     def _advance(self, now: float) -> None:
         if self._flows:
@@ -182,8 +192,9 @@ class _Simulation:
 
     def __init__(self, tasks: Sequence[Task], cluster: Cluster) -> None:
         self._tasks, self._cluster = tasks, cluster
-        self._now = self._busy = self._driver = 0.0
-        self._pipe = _Pipe(cluster)
+        self._now = self._busy = 0.0
+        self._pipe = _Pipe(cluster.bandwidth, cluster.worker_bandwidth)
+        self._driver = _Pipe(1.0, 1.0)
         self._instant = math.isinf(cluster.bandwidth) and math.isinf(cluster.worker_bandwidth)
         self._events: list[tuple[float, int, Phase]] = []
         self._lacks = [len(task.after) for task in tasks]
@@ -191,59 +202,64 @@ class _Simulation:
         for index, task in enumerate(tasks):
             for needed in task.after:
                 self._children[needed].append(index)
-        self._ready = [index for index, lacks in enumerate(self._lacks) if not lacks]
-        self._handed: deque[int] = deque()
+        self._ready: list[int] = []
+        self._handed: list[tuple[int, int, int]] = []
         self._landed: deque[int] = deque()
-        self._idle, self._flying, self._driver_busy = cluster.workers, 0, False
+        self._idle, self._flying, self._handing, self._count = cluster.workers, 0, False, 0
         self._began = [0.0] * len(tasks)
         self._ends: dict[str, float] = {}
+        for index, lacks in enumerate(self._lacks):
+            if not lacks:
+                self._may_run(index)
 
     def run(self) -> Outcome:
         while True:
             self._occupy_driver()
             self._occupy_workers()
-            flow = self._pipe.next_end
-            if self._events and self._events[0][0] <= flow:
-                self._now, index, phase = heapq.heappop(self._events)
-            elif flow < math.inf:
-                self._now = flow
-                index, phase = self._pipe.end(flow)
-            else:
+            ends = [self._events[0][0] if self._events else math.inf, self._driver.next_end, self._pipe.next_end]
+            first = min(ends)
+            if math.isinf(first):
                 break
+            self._now = first
+            if first == ends[0]:
+                _, index, phase = heapq.heappop(self._events)
+            else:
+                index, phase = (self._driver if first == ends[1] else self._pipe).end(first)
             self._enter(index, phase)
         span = self._now or 1.0
         return Outcome(
             self._now,
             self._busy / span / self._cluster.workers,
-            self._driver / span,
+            self._driver.moved / span,
             self._pipe.moved / self._cluster.bandwidth / span,
             self._ends,
         )
 
+    def _may_run(self, index: int) -> None:
+        """A task waits for no other any more."""
+        if self._tasks[index].on_driver:
+            self._driver.begin(self._now, self._tasks[index].work.seconds, index, Phase.THROUGH)
+        else:
+            heapq.heappush(self._ready, index)
+
     def _occupy_driver(self) -> None:
-        """The driver hands units out while there is room, else takes results back; its own steps go in their turn."""
-        if self._driver_busy:
+        """The driver hands units out while there is room, else takes results back."""
+        if self._handing:
             return
-        seconds, phase = self._cluster.driver_seconds / 2, Phase.HANDED
-        room = self._flying < self._cluster.workers * self._cluster.window
-        if self._ready and (room or self._tasks[self._ready[0]].on_driver):
-            index = heapq.heappop(self._ready)
-            if self._tasks[index].on_driver:
-                seconds, phase = self._tasks[index].work.seconds, Phase.THROUGH
-            else:
-                self._flying += 1
+        if self._ready and self._flying < self._cluster.workers * self._cluster.window:
+            index, phase = heapq.heappop(self._ready), Phase.HANDED
+            self._flying += 1
         elif self._landed:
             index, phase = self._landed.popleft(), Phase.THROUGH
         else:
             return
-        self._driver_busy = True
-        self._driver += seconds
-        self._later(seconds, index, phase)
+        self._handing = True
+        self._driver.begin(self._now, self._cluster.driver_seconds / 2, index, phase)
 
     def _occupy_workers(self) -> None:
         while self._idle and self._handed:
             self._idle -= 1
-            index = self._handed.popleft()
+            _, _, index = heapq.heappop(self._handed)
             self._began[index] = self._now
             self._move(index, self._tasks[index].work.read, Phase.READ)
 
@@ -260,8 +276,9 @@ class _Simulation:
         """A task has come to a phase: begin what comes next."""
         task = self._tasks[index]
         if phase is Phase.HANDED:
-            self._driver_busy = False
-            self._handed.append(index)
+            self._handing = False
+            self._count += 1
+            heapq.heappush(self._handed, (task.run, self._count, index))
         elif phase is Phase.READ:
             self._later(task.work.seconds, index, Phase.COMPUTED)
         elif phase is Phase.COMPUTED:
@@ -271,10 +288,10 @@ class _Simulation:
             self._idle += 1
             self._landed.append(index)
         else:
-            self._driver_busy = False
+            self._handing = self._handing and task.on_driver
             self._flying -= not task.on_driver
             self._ends[task.stage] = self._now
             for child in self._children[index]:
                 self._lacks[child] -= 1
                 if not self._lacks[child]:
-                    heapq.heappush(self._ready, child)
+                    self._may_run(child)

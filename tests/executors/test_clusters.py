@@ -30,7 +30,7 @@ from cryosam_dask.executors import (
     slurm,
 )
 from cryosam_dask.executors.cluster_file import parse_walltime, read_cluster_file
-from cryosam_dask.executors.flight import UNITS_PER_SLOT
+from cryosam_dask.executors.sharing import UNITS_PER_SLOT
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore

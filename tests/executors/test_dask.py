@@ -25,10 +25,10 @@ from cryosam_dask.executors import (
 from cryosam_dask.executors import dask as dask_executor
 from cryosam_dask.executors.cluster import UNITS_PER_GPU
 from cryosam_dask.executors.connection import connect
-from cryosam_dask.executors.flight import UNITS_PER_SLOT
 from cryosam_dask.executors.landing import landed_outcomes
 from cryosam_dask.executors.link import Link
 from cryosam_dask.executors.local import close_local
+from cryosam_dask.executors.sharing import UNITS_PER_SLOT
 from cryosam_dask.stages.base import Context
 from cryosam_dask.store import marks
 
