@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cryosam_dask.models.particle_net import to_cells, to_voxels
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.report.scores import scores, unsure
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
-from cryosam_dask.stages import propose, query_file, structure
+from cryosam_dask.stages import propose, query_file, sight, structure
 from cryosam_dask.stages.boxes import Boxes, levels_of
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -107,6 +108,20 @@ def test_a_query_in_a_file_finds_what_it_finds_in_its_own_tomogram(
             query_file.read(file)
 
 
+@pytest.mark.parametrize(("seen", "form"), [(1, "particle"), (2, "extended"), (4, "extended"), (5, "particle")])
+def test_what_has_a_size_is_a_particle(
+    seen: int, form: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense particle in clear ice may look like a bead of gold."""
+    shutil.copytree(run / "queries", tmp_path / "r.zarr" / "queries")
+    shutil.copy(run / "zarr.json", tmp_path / "r.zarr" / "zarr.json")
+    monkeypatch.setattr(sight, "class_of", lambda *_: seen)
+    store = RunStore.open(tmp_path / "r.zarr", "r+")
+    notes = structure.settle(store, "ribosome", settings_for("builtin").match, 1)
+    assert store.group(layout.query("ribosome")).attrs[structure.STRUCTURE] == form
+    assert [sight.WORDS[seen] in note for note in notes] == ([True] if form == "extended" else [])
+
+
 def test_a_report_shows_the_probabilities_and_their_cut(run: Path) -> None:
     store = RunStore.open(run)
     settings = structure.effective(store, "ribosome", settings_for("builtin"))
@@ -186,6 +201,8 @@ def test_the_clearest_hypothesis_is_chosen_and_rivals_are_doubts() -> None:
     larger = [_seen(0, 0.7, 12), _seen(1, 0.85, 14)]
     assert hypotheses.doubts(larger, 0) == ["a body of 2 times the diameter fits about as well"]
     assert hypotheses.best([_seen(0, 0.8, 60), _seen(1, 0.7, 20)]) == 1  # too large to be seen whole at level 0
+    assert hypotheses.best([_seen(0, 0.8, 60, kind=5), _seen(1, 0.7, 20, kind=5)]) == 1  # gold has a size, too
+    assert hypotheses.best([_seen(0, 0.8, 60, kind=2), _seen(1, 0.7, 20, kind=2)]) == 0  # a membrane has none
 
 
 def test_the_contrast_is_that_in_which_more_is_clear() -> None:

@@ -27,7 +27,10 @@ BORDERLESS = "it has no clear border"
 """What is said of a mask whose quality is doubtful."""
 
 PARTICLE = 1
-"""The class of particles; classes from 2 on have no size."""
+"""The class of particles."""
+
+BODIES = (PARTICLE, 5)
+"""Classes of what has a size: particles, and beads of gold, which a dense particle in clear ice may be taken for."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Hypothesis:
         A finer level is believed more: what is a body at a coarse one may be several.
         """
         something = (1 - self.classes[0]) * self.likely * FINER**self.level
-        if self.kind != PARTICLE or SMALLEST <= self.diameter <= LARGEST:
+        if self.kind not in BODIES or SMALLEST <= self.diameter <= LARGEST:
             return float(self.quality * something)
         off = max(SMALLEST / max(self.diameter, 1e-3), self.diameter / LARGEST)
         return float(self.quality * something / off**2)
@@ -92,7 +95,7 @@ def doubts(hypotheses: Sequence[Hypothesis], chosen: int) -> list[str]:
     said = []
     if own.quality * (1 - own.classes[0]) < UNSURE:
         said.append(BORDERLESS)
-    rivals = [h for h in hypotheses if h.score > RIVAL * own.score and h.kind == own.kind == PARTICLE]
+    rivals = [h for h in hypotheses if h.score > RIVAL * own.score and h.kind in BODIES and own.kind in BODIES]
     sizes = [h.size for h in rivals if not 2 / 3 < h.size / max(own.size, 1e-3) < 3 / 2]
     if sizes:
         said.append(f"a body of {sizes[0] / max(own.size, 1e-3):.1g} times the diameter fits about as well")

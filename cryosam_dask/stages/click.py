@@ -114,7 +114,7 @@ class Looker:
         instance = segment_volume.of_click(self._store, best, 0)
         structure = self._settings.match.structure
         kind = 1 + int(np.argmax(best.hypothesis.classes[1:]))
-        particle = structure == "particle" or (structure == "auto" and kind < sight.EXTENDED)
+        particle = structure == "particle" or (structure == "auto" and kind not in sight.EXTENDED)
         more = self._doubts(instance, particle)
         yield Mask(instance, (*said, *(text for text in more if text not in said)))
 

@@ -37,8 +37,8 @@ DOUBTS = "doubts"
 WORDS = ("solvent", "particle", "membrane", "filament", "microtubule", "bead of gold")
 """What a segmenter's classes are called."""
 
-EXTENDED = 2
-"""The first class of structures without a size."""
+EXTENDED = (2, 3, 4)
+"""The classes of structures without a size."""
 
 BETTER = 0.05
 """By how much the mask of a click may be better than that of its own middle to be kept instead."""

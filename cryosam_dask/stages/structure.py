@@ -80,7 +80,7 @@ def settle(store: RunStore, name: str, settings: MatchSettings, groups: int) -> 
 def _seen(store: RunStore, name: str, settings: MatchSettings, groups: int) -> list[str]:
     """`settle` where a segmenter of volumes says what each click is on."""
     seen = sight.class_of(store, name, groups)
-    extended = settings.structure == "extended" or seen >= sight.EXTENDED
+    extended = settings.structure == "extended" or seen in sight.EXTENDED
     store.group(layout.query(name)).attrs[STRUCTURE] = "extended" if extended else "particle"
     if not extended or settings.structure != "auto":
         return []
