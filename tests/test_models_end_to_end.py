@@ -182,13 +182,13 @@ def test_tiled_slices_give_the_same_grid_and_much_the_same_tokens(
 ) -> None:
     """12 × 12 tokens in tiles of 8 with a halo of 3; what a tile sees is its own pixels and no more."""
     seen: list[tuple[int, ...]] = []
-    encode = vit.TimmEncoder.encode
+    encode = vit.TimmEncoder.encode_tensor
 
-    def spy(self: Any, slices: np.ndarray) -> np.ndarray:
+    def spy(self: Any, slices: np.ndarray) -> Any:
         seen.append(slices.shape[1:])
         return encode(self, slices)
 
-    monkeypatch.setattr(vit.TimmEncoder, "encode", spy)
+    monkeypatch.setattr(vit.TimmEncoder, "encode_tensor", spy)
     common = {"features__slice_size": 192, "features__ratios": [4], "features__dense_ratios": []}
     tiled = transformer(weights, **common, features__tile=8, features__halo=3)
     store = features_only(small, tmp_path / "run.zarr", tiled)
