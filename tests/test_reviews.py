@@ -16,11 +16,12 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.kernels.decisions import agreed, corrected
 from cryosam_dask.kernels.discriminant import discriminant
+from cryosam_dask.kernels.peaks import Cut
 from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.pipeline import Driver, recut, refine, settings_for
 from cryosam_dask.pipeline.integrity import verify
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
-from cryosam_dask.stages import borrow, chain, learned, query_file, segment, segment_volume
+from cryosam_dask.stages import borrow, chain, learned, propose, query_file, segment, segment_volume
 from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import PAGE, Decision, ReviewLog
@@ -116,6 +117,17 @@ def test_decisions_raise_what_is_like_accepted_places_and_lower_the_rest() -> No
         prior, np.concatenate([descriptors, _unit(rng.normal(size=(1, 64)))])[100:], descriptors[:3], truth[:3]
     )
     assert abs(far[0] - 0.4) < 0.05
+
+
+def test_the_more_was_decided_the_likelier_a_proposal_must_be() -> None:
+    scores = np.array([0.9, 0.6, 0.45, 0.3, 0.2])
+    cut = Cut(0.25, 4, "the highest expected F1")
+    assert propose._likely(cut, scores, 0) is cut
+    assert propose._likely(cut, scores, 10) is cut
+    assert propose._likely(cut, scores, 14)[:2] == (pytest.approx(0.35), 3)
+    assert propose._likely(cut, scores, 20)[:2] == propose._likely(cut, scores, 400)[:2] == (0.5, 2)
+    assert "after 20 decisions" in propose._likely(cut, scores, 20).reason
+    assert propose._likely(Cut(0.7, 1, ""), scores, 40).threshold == 0.7
 
 
 def test_a_discriminant_sees_what_the_means_hide() -> None:

@@ -17,6 +17,10 @@ _REACH = 0.05
 _SPREAD = 3.0
 """Variance of what decisions may add to a logit: with more the first few promise too much, and too much is found."""
 
+_MORE_LIKELY_THAN_NOT = 0.5
+_MANY = 20
+"""Decisions after which nothing is proposed that is less likely than that."""
+
 _LEAST = 1e-4
 _STEPS = 50
 _ENOUGH = 1e-6
@@ -57,6 +61,15 @@ def agreed(threshold: float, scores: Float64, accepted: NDArray[np.bool_]) -> fl
     candidates = np.concatenate([[threshold], scores[accepted], np.nextafter(scores[~accepted], np.inf)])
     wrong = [int((scores[accepted] < t).sum() + (scores[~accepted] >= t).sum()) for t in candidates]
     return float(min(zip(wrong, np.abs(candidates - threshold), candidates, strict=True))[2])
+
+
+def least_likely(count: int) -> float:
+    """The probability that a place must have at least to be proposed after so many decisions.
+
+    A cut at the highest expected F1 takes places of lower probability, too, where few are to be lost. It is lowest for
+    a query that was wrong, whose probabilities can be believed least, and it would add to what was corrected.
+    """
+    return min(_MORE_LIKELY_THAN_NOT, _MORE_LIKELY_THAN_NOT * count / _MANY)
 
 
 def _most_likely(logits: Float64, covariance: Float64, truth: Float64) -> Float64:

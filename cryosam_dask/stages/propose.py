@@ -191,6 +191,8 @@ def choose(store: RunStore, name: str, settings: MatchSettings, among: Candidate
         chosen = cut.find(scores if cut.counts_clicked(settings) else scores[new], settings, among.standing)
         if settings.rank == "similarity":  # probabilities were corrected by the decisions already
             chosen = _agreed(chosen, points, scores, (accepted, rejected), radius)
+        elif settings.rank == "descriptor" and settings.structure != "extended":
+            chosen = _likely(chosen, scores, len(accepted) + len(rejected))
         notes.append(f"{name}: K = {chosen.kept}; {chosen.reason}")
         new &= scores >= chosen.threshold
         clear = chosen.clear and bool(new.any() or settings.structure == "extended")
@@ -236,6 +238,16 @@ def _agreed(
         return chosen
     kept = int((scores >= threshold).sum())
     return peaks.Cut(threshold, kept, f"{kept} of {len(scores)} places are left as people decided", True)
+
+
+def _likely(chosen: peaks.Cut, scores: Float64, decided: int) -> peaks.Cut:
+    """A cut of probabilities that is not too low for what was decided."""
+    least = decisions.least_likely(decided)
+    if chosen.threshold >= least:
+        return chosen
+    kept = int((scores >= least).sum())
+    reason = f"{kept} of {len(scores)} places are of the kind with a probability of {least:.2f} or more"
+    return peaks.Cut(least, kept, f"{reason}, after {decided} decisions", chosen.clear)
 
 
 def _keep_candidates(store: RunStore, name: str, points: Float64, scores: Float64) -> None:
