@@ -134,6 +134,11 @@ def test_chunks_are_what_the_library_reads(server: Server, session: StandInSessi
     assert ask(server.url, "data/labels-ball-p1/mesh/3.all").status == 404
     assert ask(server.url, "gallery/ball/p1/1.png?size=64").body.startswith(b"\x89PNG")
     assert ask(server.url, "gallery/ball/p1/1.png?size=-1").status == 400
+    assert ask(server.url, "gallery/ball/p0/1.png").status == 404
+    passing = ask(server.url, "gallery/ball/p0.3/1.png")  # there were fewer picks a moment ago
+    assert passing.status == 200
+    assert passing.body.startswith(b"\x89PNG")
+    assert passing.headers["cache-control"] == "no-store"
 
 
 def test_what_has_its_version_in_its_address_is_kept_by_the_browser(server: Server, session: StandInSession) -> None:

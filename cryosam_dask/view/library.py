@@ -69,6 +69,11 @@ class Library:
         match = _IMAGE.fullmatch(volume)
         return match is None or match["version"] is not None
 
+    @staticmethod
+    def is_passing(version: str) -> bool:
+        """Whether a version is one of picks that are being segmented, which is soon followed by another."""
+        return "." in version
+
     def version(self) -> str:
         """The tomogram's version."""
         return str(self._tomogram()["version"])
