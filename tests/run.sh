@@ -24,5 +24,5 @@ install '.[test,s3]' "boto3<=$botocore" > "$work/all"
 "$environment/bin/mypy" &
 types=$!
 # As many processes as cores, so one thread each: more would wait for each other.
-OMP_NUM_THREADS=1 "$environment/bin/pytest" -q -n 2 --dist loadfile
+OMP_NUM_THREADS=1 "$environment/bin/pytest" -q -n 3 --dist loadfile
 wait "$types"
