@@ -57,6 +57,8 @@ class SamSegmenter:
     """
 
     decoder: type[MaskDecoder] = MaskDecoder
+    parts = 1
+    """How many times the prompt encoder's channels an embedding has."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class SamSegmenter:
         self._size = int(model.image_encoder.img_size)
         self._threshold = float(model.mask_threshold)
         rows, columns = model.prompt_encoder.image_embedding_size
-        self._embedding_shape = (int(model.prompt_encoder.embed_dim), int(rows), int(columns))
+        self._embedding_shape = (self.parts * int(model.prompt_encoder.embed_dim), int(rows), int(columns))
         self._logits_shape = (4 * int(rows), 4 * int(columns))
 
     def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:

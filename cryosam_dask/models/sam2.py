@@ -57,19 +57,7 @@ class Sam2Segmenter(SamSegmenter):
     """
 
     decoder = Sam2MaskDecoder
-
-    def __init__(
-        self,
-        model: Any,
-        name: str,
-        identity: str,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, name, identity, device, dtype, batch)
-        channels, *grid = self._embedding_shape
-        self._embedding_shape = (4 * channels, grid[0], grid[1])
+    parts = 4
 
     def frame(self, plane: tuple[int, ...]) -> tuple[int, int]:
         """(S, S): a plane is stretched to the whole image."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from cryosam_dask.models import sam, sam2, weights
 from cryosam_dask.models.info import About, Cost
-from cryosam_dask.models.sam_catalog import DECODE, PUBLISHED
+from cryosam_dask.models.sam_catalog import PUBLISHED, SamDecoded
 from cryosam_dask.models.vit_catalog import TORCH_BYTES
 from cryosam_dask.models.weights import Source
 from cryosam_dask.types import PromptedSegmenter
@@ -22,7 +19,7 @@ _ABOUT = About(
 
 
 @dataclass(frozen=True)
-class Sam2:
+class Sam2(SamDecoded):
     """A SAM 2.1; a `SegmenterInfo`.
 
     Attributes
@@ -44,14 +41,6 @@ class Sam2:
     candidates: int = sam.CANDIDATES
     embedding_share: float = 0.92
 
-    @property
-    def weights_bytes(self) -> int:
-        return 4 * self.parameters
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float16)
-
     def source(self) -> Source:
         return self.address
 
@@ -63,9 +52,6 @@ class Sam2:
     def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
         return 1024, 64, 64
 
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return 256, 256
-
     def embed_bytes(self, plane: tuple[int, int]) -> int:
         # At its widest the first stage holds 256 × 256 tokens with their hidden layer of 4 × width, before and after
         # its activation; the allocator keeps more. Measured with width 96 and 112.
@@ -76,15 +62,8 @@ class Sam2:
         pixels = plane[0] * plane[1]
         return min(prompts, sam.BATCH["cpu"]) * (28 << 20) + (32 << 20) + 6 * pixels + TORCH_BYTES // 3
 
-    def walker_bytes(self, plane: tuple[int, int]) -> int:
-        return 4 * 256**2
-
     def embed_cost(self, plane: tuple[int, int]) -> Cost:
         return Cost(operations=self.operations)
-
-    def predict_cost(self, first: int, further: int) -> Cost:
-        # The decoder always computes in float32.
-        return Cost(float32_operations=(first + further) * DECODE)
 
 
 def _sam2(size: str, width: int, parameters: int, giga: float, sha256: str) -> Sam2:

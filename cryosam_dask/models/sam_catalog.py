@@ -60,8 +60,35 @@ class TinyVit:
         return 77.5e9 * tokens / _TOKENS
 
 
+class SamDecoded:
+    """What segmenters with SAM's prompt encoder and mask decoder have in common, whatever their image encoder.
+
+    parameters : of the model that single images need
+    """
+
+    parameters: int
+
+    @property
+    def weights_bytes(self) -> int:
+        return 4 * self.parameters
+
+    @property
+    def embedding_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float16)
+
+    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
+        return 256, 256
+
+    def walker_bytes(self, plane: tuple[int, int]) -> int:
+        return 4 * 256**2
+
+    def predict_cost(self, first: int, further: int) -> Cost:
+        # The decoder always computes in float32.
+        return Cost(float32_operations=(first + further) * DECODE)
+
+
 @dataclass(frozen=True)
-class Sam:
+class Sam(SamDecoded):
     """A SAM; a `SegmenterInfo`.
 
     Attributes
@@ -81,14 +108,6 @@ class Sam:
     candidates: int = sam.CANDIDATES
     embedding_share: float = 0.92
 
-    @property
-    def weights_bytes(self) -> int:
-        return 4 * self.parameters
-
-    @property
-    def embedding_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float16)
-
     def source(self) -> Source | None:
         """A file that holds the image encoder, too."""
         return self.address or self.encoder.source()
@@ -104,9 +123,6 @@ class Sam:
     def embedding_shape(self, plane: tuple[int, int]) -> tuple[int, ...]:
         return 256, 64, 64
 
-    def logits_shape(self, plane: tuple[int, int]) -> tuple[int, int]:
-        return 256, 256
-
     def embed_bytes(self, plane: tuple[int, int]) -> int:
         return self.encoder.activation_bytes(_TOKENS) + 3 * 4 * 1024**2
 
@@ -116,15 +132,8 @@ class Sam:
         pixels = plane[0] * plane[1]
         return min(prompts, sam.BATCH["cpu"]) * (28 << 20) + 6 * pixels + TORCH_BYTES // 3
 
-    def walker_bytes(self, plane: tuple[int, int]) -> int:
-        return 4 * 256**2
-
     def embed_cost(self, plane: tuple[int, int]) -> Cost:
         return Cost(operations=self.encoder.operations(_TOKENS))
-
-    def predict_cost(self, first: int, further: int) -> Cost:
-        # The decoder always computes in float32.
-        return Cost(float32_operations=(first + further) * DECODE)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sam import sam_with  # the benchmark beside this one
 
 from cryosam_dask.kernels.propagation import Propagation
 from cryosam_dask.models.sam import SamSegmenter, resized_shape
@@ -31,25 +32,6 @@ BOUND = 0.3
 
 RADII = (6.0, 12.0, 60.0)
 """Radii in pixels of what a prompt's candidates show; the second scores best."""
-
-
-def hollow_sam() -> Any:
-    """A Sam of the published shapes, whose image encoder is a stand-in that costs nothing."""
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    return Sam(
-        image_encoder=FreeEncoder(),
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    )
 
 
 class FreeEncoder(torch.nn.Module):
@@ -110,7 +92,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     edges = np.linspace(40, options.plane[1] - 40, options.prompts)
     points = np.stack([rng.uniform(40, options.plane[0] - 40, options.prompts), edges], 1).round()
-    segmenter = SamSegmenter(hollow_sam(), "sam", "none", options.device, batch=options.batch)
+    segmenter = SamSegmenter(sam_with(FreeEncoder()), "sam", "none", options.device, batch=options.batch)
     segmenter._decoder = FreeDecoder(points, options.plane, options.device)  # type: ignore[assignment]
     embedding = rng.standard_normal((256, 64, 64)).astype(np.float16)
     image = rng.integers(0, 256, options.plane, np.uint8)
@@ -134,7 +116,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
 
 def embed(options: argparse.Namespace) -> dict[str, Any]:
     """Planes, one after the other, through an encoder that costs nothing."""
-    segmenter = SamSegmenter(hollow_sam(), "sam", "none", options.device)
+    segmenter = SamSegmenter(sam_with(FreeEncoder()), "sam", "none", options.device)
     planes = np.random.default_rng(0).integers(0, 256, (4, *options.plane), np.uint8)
     each = 1e3 * processor_seconds(options.device, options.repeats, partial(segmenter.embed, planes)) / len(planes)
     return {"processor_ms": round(each, 3)}

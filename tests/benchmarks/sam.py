@@ -31,17 +31,31 @@ TINY = "tiny"
 """A kind with two narrow blocks in the encoder, to see that all of this runs."""
 
 
-def tiny() -> Any:
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+def sam_with(encoder: Any) -> Any:
+    """A Sam of the published shapes around an image encoder."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-    encoder = ImageEncoderViT(
-        depth=2, embed_dim=32, num_heads=2, use_rel_pos=True, window_size=14, global_attn_indexes=(1,)
+    return Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+        ),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
     )
-    prompts = PromptEncoder(
-        embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
+
+
+def tiny() -> Any:
+    from segment_anything.modeling import ImageEncoderViT
+
+    return sam_with(
+        ImageEncoderViT(depth=2, embed_dim=32, num_heads=2, use_rel_pos=True, window_size=14, global_attn_indexes=(1,))
     )
-    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
-    return Sam(encoder, prompts, MaskDecoder(transformer_dim=256, transformer=transformer))
 
 
 def published(kind: str, device: str) -> Any:
