@@ -12,17 +12,24 @@ import pytest
 
 import cryosam_dask as cs
 from cryosam_dask.errors import InputError
+from cryosam_dask.executors.base import process_name
+from cryosam_dask.executors.dask import DaskExecutor
+from cryosam_dask.executors.local import LocalWorkers
 from cryosam_dask.kernels import descriptors, hypotheses
 from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.kernels.hypotheses import Hypothesis
 from cryosam_dask.kernels.peaks import likely_cut
 from cryosam_dask.models import load_segmenter
 from cryosam_dask.models.particle_net import to_cells, to_voxels
-from cryosam_dask.pipeline import settings_for
+from cryosam_dask.models.registry import preferred_precision
+from cryosam_dask.pipeline import Driver, settings_for
+from cryosam_dask.pipeline.integrity import METADATA
 from cryosam_dask.report.scores import scores, unsure
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
 from cryosam_dask.stages import propose, query_file, sight, structure
-from cryosam_dask.stages.boxes import Boxes, levels_of
+from cryosam_dask.stages.boxes import DEVIATIONS, Boxes, levels_of
+from cryosam_dask.stages.click import Looker
+from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 
@@ -171,6 +178,42 @@ def test_a_level_is_the_mean_of_the_finer_voxels_whether_it_is_stored_or_not(run
     assert abs(whole.mean()) < 0.05
     assert 0.8 < whole.std() < 1.2
     np.testing.assert_array_equal(Boxes(store, 1, bright=False).read(((2, 10), (3, 20), (0, 56))), -values)
+
+
+def test_the_deviations_of_levels_are_taken_once_for_all_workers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore.open(str(run))
+    written = store.info[DEVIATIONS]
+    assert len(written) == 2
+    monkeypatch.setattr(Boxes, "_sampled", lambda self: pytest.fail("a level's deviation is in the run"))
+    assert [Boxes(store, level).deviation for level in levels_of(store.shape)] == written
+    monkeypatch.undo()
+    assert Boxes(store, 1)._sampled() == written[1]
+
+
+def test_a_click_that_was_looked_at_is_not_looked_at_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.zarr"
+    shutil.copytree(run, out)
+    store = RunStore.open(str(out))
+    z, y, x = store.read(layout.query_array("ribosome", "points"))[0].tolist()
+    settings = settings_for("builtin").replace({"propagation.precision": preferred_precision("cpu")})
+    looker = Looker(store, settings, "cpu")
+    *_, mask = looker.masks((z, y, x), lambda: None)
+    looker.close()
+    monkeypatch.setattr(sight, "clicked", lambda *_: pytest.fail("it was looked at before"))
+    monkeypatch.chdir(tmp_path)
+    with DaskExecutor(LocalWorkers(2, "cpu")) as executor:
+        driver = Driver("run.zarr", executor)
+        driver.query("again", [[z, y, x]], settings)
+        assert [timing.worker for timing in driver.timings["segment/queries/again"]] == [process_name()]
+    there, again = (layout.group(layout.query(name), 0) for name in ("ribosome", "again"))
+    arrays = [array for array in store.names(there) if array != METADATA]
+    assert {sight.SCORES, sight.DESCRIPTORS, "bits", "box"} <= set(arrays)
+    for array in arrays:
+        np.testing.assert_array_equal(store.read(layout.member(again, array)), store.read(layout.member(there, array)))
+    assert mask.instance is not None
+    np.testing.assert_array_equal(mask.instance.mask, stored.read(store, again).mask(0))
 
 
 def test_masks_and_points_of_a_level_go_back_to_voxels(run: Path) -> None:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from cryosam_dask.errors import StoreError
@@ -27,6 +26,7 @@ from cryosam_dask.executors.outcomes import Failed, Failure, Finished, Observer,
 from cryosam_dask.executors.progress import NullProgress, Progress
 from cryosam_dask.executors.threads import one_blas_thread
 from cryosam_dask.stages.base import Context, Stage, Unit, UnitResult, Work
+from cryosam_dask.storage.address import absolute
 from cryosam_dask.storage.filesystem import expect
 from cryosam_dask.store import marks
 from cryosam_dask.store.arrays import guarded
@@ -220,7 +220,7 @@ def execute(
     if not todo:
         return Execution({}, (), skipped)
     device = executor.device if stage.uses_model else "cpu"
-    context = Context(_absolute(store.url), device, stage.fingerprint)
+    context = Context(absolute(store.url), device, stage.fingerprint)
     sink = NullProgress() if progress is None else progress
     with contextlib.closing(sink.stage(stage.name, len(wanted), skipped, device)) as bar:
         ledger = Ledger(stage.name, todo, bar, executor.describe(), observer)
@@ -260,8 +260,3 @@ def _begin(stage: Stage, store: RunStore, units: Sequence[Unit], executor: Execu
     if fresh:
         begin()
     return todo
-
-
-def _absolute(url: str) -> str:
-    """A path that means the same in a worker with another working directory."""
-    return url if "://" in url else str(Path(url).absolute())

@@ -15,12 +15,13 @@ from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import presets, registry
-from cryosam_dask.models.catalog import encoder_info, segmenter_entry
+from cryosam_dask.models.catalog import encoder_info, segmenter_entry, volume_info
 from cryosam_dask.pipeline import checks, recut
 from cryosam_dask.pipeline.runner import Runner, command, stage_fingerprint
 from cryosam_dask.settings import Precision, Settings
 from cryosam_dask.stages import (
     borrow,
+    boxes,
     chain,
     doubts,
     embed,
@@ -448,6 +449,8 @@ class Driver(Runner):
         presets.check(settings)
         settings = self._with_precision(settings)
         registry.ensure_weights(settings.propagation.segmenter)
+        if volume_info(settings.propagation.segmenter) is not None:
+            boxes.write_deviations(store)
         return store, settings
 
     def _queried(self, name: str) -> tuple[RunStore, Settings]:

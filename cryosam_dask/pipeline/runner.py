@@ -19,10 +19,11 @@ from cryosam_dask.errors import CryosamError, StoreError
 from cryosam_dask.executors.base import Execution, Executor, Timing, execute, one_line, unfinished
 from cryosam_dask.executors.outcomes import Failure
 from cryosam_dask.executors.progress import NullProgress, Progress
+from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.pipeline.integrity import check_complete
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import chain, embed, ingest, segment
+from cryosam_dask.stages import chain, embed, ingest, looked_at, segment
 from cryosam_dask.stages.base import Stage, Unit
 from cryosam_dask.stages.declaration import Command
 from cryosam_dask.store import layout, marks
@@ -132,7 +133,10 @@ class Runner:
         """Run all groups of a segmentation to their end, and embed the planes that they wait for."""
         store = self.store
         if volume_info(settings.propagation.segmenter) is not None:
-            self._execute(stage, store)
+            device = self._executor.device
+            # what this process has looked at is known here alone, and nothing is left to compute
+            known = "sight" not in stage.settings and looked_at.all_seen(store, settings.propagation, device, points)
+            self._execute(stage, store, executor=SerialExecutor(device) if known else None)
             return
         embedded = self._embedding(store, settings)
         shape = store.shape
@@ -196,7 +200,12 @@ class Runner:
                 self._named(stage, lay_out)
 
     def _execute(
-        self, stage: Stage, store: RunStore, units: Iterable[Unit] | None = None, progress: Progress | None = None
+        self,
+        stage: Stage,
+        store: RunStore,
+        units: Iterable[Unit] | None = None,
+        progress: Progress | None = None,
+        executor: Executor | None = None,
     ) -> dict[str, dict[str, Any]]:
         wanted = list(stage.units if units is None else units)
         if not wanted:
@@ -211,7 +220,9 @@ class Runner:
                 entry().add_failure(outcome.unit, outcome.worker, outcome.error, given_up=outcome.given_up)
 
         try:
-            done = execute(stage, store, self._executor, progress or self._progress, units=wanted, observer=observe)
+            done = execute(
+                *(stage, store, executor or self._executor, progress or self._progress), units=wanted, observer=observe
+            )
         finally:
             if self._journal is not None and stage.name in self._journal:
                 entry().seconds += time.perf_counter() - start

@@ -7,6 +7,7 @@ the coarsest of them. Densities have zero mean and unit deviation over the level
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,6 +37,9 @@ def levels_of(shape: Shape3) -> range:
     return range(count)
 
 
+DEVIATIONS = "deviations"
+"""In the run's description: of the levels that are looked at."""
+
 _deviations: dict[tuple[str, int, float, float], float] = {}
 """By run, level, and the mean and deviation that the run's tomogram has."""
 
@@ -57,7 +61,7 @@ class Boxes:
 
     def read(self, box: Box) -> Float32:
         """The density (z, y, x) in a box within the level."""
-        values = (self._means(box) - self._mean) / self._deviation
+        values = (self._means(box) - self._mean) / self.deviation
         return np.asarray(values if self.bright else -values, np.float32)
 
     def around(self, point: Array, margin: int, multiple: int) -> Box:
@@ -90,23 +94,27 @@ class Boxes:
         room = np.array(self.store.shape) - low
         return low, mask[: room[0], : room[1], : room[2]]
 
-    @property
-    def _mean(self) -> float:
-        return float(self.store.info["statistics"]["mean"])
-
     @cached_property
-    def _deviation(self) -> float:
+    def deviation(self) -> float:
         """Of level 0 from the ingest; of others from boxes all over the tomogram, since noise is what averages away.
 
-        It is kept, as one click is looked at on every level twice, and many clicks follow.
+        It is kept, as one click is looked at on every level twice, and many clicks follow: in the run, or else in this
+        process.
         """
-        std = float(self.store.info["statistics"]["std"])
+        info = self.store.info
+        std = float(info["statistics"]["std"])
         if self.level == 0:
             return std
+        if (written := info.get(DEVIATIONS)) is not None:
+            return float(written[self.level])
         key = (self.store.url, self.level, self._mean, std)
         if key not in _deviations:
             _deviations[key] = self._sampled()
         return _deviations[key]
+
+    @property
+    def _mean(self) -> float:
+        return float(self.store.info["statistics"]["mean"])
 
     def _sampled(self) -> float:
         variances = []
@@ -127,6 +135,18 @@ class Boxes:
         fine = tuple(slice(a * step, min(b * step, n)) for (a, b), n in zip(box, shape, strict=True))
         values = np.asarray(self.store.array(layout.tomogram(there))[fine], np.float32)
         return _averaged(values, step) if step > 1 else values
+
+
+def write_deviations(store: RunStore) -> None:
+    """Write the deviations of all levels into the run, unless they are there: else each worker would find them itself.
+
+    Only the driver does that.
+    """
+    if DEVIATIONS in store.info:
+        return
+    levels = [Boxes(store, level) for level in levels_of(store.shape)]
+    with ThreadPoolExecutor(len(levels)) as pool:
+        store.update_info(**{DEVIATIONS: list(pool.map(lambda boxes: boxes.deviation, levels))})
 
 
 def _averaged(values: Float32, step: int) -> Float32:

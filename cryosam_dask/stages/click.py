@@ -23,7 +23,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info, volume_info
 from cryosam_dask.models.threads import compute_alone
 from cryosam_dask.settings import PropagationSettings, Settings
-from cryosam_dask.stages import doubts, segment_volume, sight
+from cryosam_dask.stages import doubts, looked_at, segment_volume, sight
 from cryosam_dask.stages.embed import Plane
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout
@@ -110,7 +110,9 @@ class Looker:
             if len(seen) == len(ways) // 2:
                 first, _ = sight.best(sight.weighed([seen[i] for i in sorted(seen)]))
                 yield Mask(segment_volume.of_click(self._store, first, 0), final=False)
-        best, said = sight.best(sight.weighed([seen[i] for i in sorted(seen)]))
+        every = sight.weighed([seen[i] for i in sorted(seen)])
+        looked_at.keep(self._store, chosen, self._device, point, every)
+        best, said = sight.best(every)
         instance = segment_volume.of_click(self._store, best, 0)
         structure = self._settings.match.structure
         kind = 1 + int(np.argmax(best.hypothesis.classes[1:]))

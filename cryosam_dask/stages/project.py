@@ -26,8 +26,8 @@ from cryosam_dask.store.feature_volume import PIECE_BYTES, FeatureVolume
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Axis, Bool, Json, Shape3
 
-UNIT_BYTES = 128 << 20
-"""Latents in a unit, where a single slab has not more: units of a second or so."""
+UNIT_BYTES = 64 << 20
+"""Latents in a unit, where a single slab has not more: units of half a second or so."""
 
 
 PRODUCT = 1.5e-9

@@ -13,6 +13,7 @@ from cryosam_dask import geometry
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.models.info import VolumeInfo
 from cryosam_dask.settings import PropagationSettings
+from cryosam_dask.stages import looked_at
 from cryosam_dask.stages.base import BESIDES
 from cryosam_dask.stages.boxes import Boxes, levels_of
 from cryosam_dask.stages.cost import Bench, Cost, cost
@@ -88,12 +89,18 @@ def _pieces(
 def prompted(
     store: RunStore, settings: PropagationSettings, device: str, points: list[Point]
 ) -> tuple[list[Instance | None], list[list[str]], list[list[Clicked]]]:
-    """The instance at each of a user's points, the doubts about it, and what was seen there in every way."""
-    model, info = model_of(settings.segmenter, device, settings.precision)
+    """The instance at each of a user's points, the doubts about it, and what was seen there in every way.
+
+    A point that this process has looked at before is not looked at again.
+    """
     instances: list[Instance | None] = []
     doubted, seen = [], []
     for i, point in enumerate(points):
-        tried = every_hypothesis(model, info, store, np.asarray(point, float))
+        tried = looked_at.seen(store, settings, device, point)
+        if tried is None:
+            tried = every_hypothesis(
+                *model_of(settings.segmenter, device, settings.precision), store, np.asarray(point)
+            )
         chosen, doubts = best(tried)
         instances.append(of_click(store, chosen, i))
         doubted.append(doubts)

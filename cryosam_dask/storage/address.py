@@ -88,6 +88,11 @@ def _secrets() -> list[str]:
     return sorted((value for value in secrets if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
+def absolute(url: str) -> str:
+    """An address that means the same in a process with another working directory."""
+    return url if "://" in url else str(Path(url).absolute())
+
+
 def local_path(url: str | Path) -> str:
     """A local address as a path: `file://` is taken off."""
     text = str(url)

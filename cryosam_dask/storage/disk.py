@@ -11,17 +11,25 @@ from pathlib import Path
 
 def walk(folder: Path, path: str) -> Iterator[tuple[str, int]]:
     """Files under a path in a folder, by their path in it, with their bytes; links are neither listed nor followed."""
-    try:
-        with os.scandir(folder / path) as entries:
-            children = sorted(entries, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in children:
-        here = f"{path}/{entry.name}" if path else entry.name
+    root = os.fspath(folder)
+    # the entries of the folders that are open, the next one last: a run may have a hundred thousand files
+    stack = [(path, entry) for entry in _entries(f"{root}/{path}")]
+    while stack:
+        parent, entry = stack.pop()
+        here = f"{parent}/{entry.name}" if parent else entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from walk(folder, here)
+            stack += [(here, child) for child in _entries(entry.path)]
         elif entry.is_file(follow_symlinks=False):
             yield here, entry.stat(follow_symlinks=False).st_size
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, the last name first; nothing where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove_tree(path: Path) -> None:
