@@ -8,14 +8,19 @@ groups.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cryosam_dask.errors import StoreError
+from cryosam_dask.geometry import Box
 from cryosam_dask.kernels.instance import Instance
+from cryosam_dask.kernels.merging import center_of_mass
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.stages.base import Unit, fingerprint
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Json
+from cryosam_dask.types import Bool, Json
 
 KNOWN = "known"
 """Parameter of a unit: (prompt, group, instance in that group of former masks) of what it need not segment, −1 for the
@@ -49,4 +54,24 @@ def masks(store: RunStore, name: str, unit: Unit) -> dict[int, Instance | None]:
             out[prompt] = Instance(prompt, (z0, y0, x0, z1, y1, x1), mask, quality, {})
     except StoreError:
         return {}
+    return out
+
+
+def at(store: RunStore, name: str, points: NDArray[np.float64], near: float) -> dict[int, tuple[Bool, Box]]:
+    """The mask, and its box, that was segmented at each of some points (n, 3), by the number of the point.
+
+    near : voxels that its centre of mass may be from the point
+    """
+    where = layout.former(name)
+    masks, nearest = stored.Masks(store, where), np.full(len(points), near)
+    out: dict[int, tuple[Bool, Box]] = {}
+    for group in range(len(store.groups(where)) if where in store else 0):
+        if layout.instance_array(where, group, "bits") not in store:
+            continue
+        low, high = np.split(store.read(layout.instance_array(where, group, "box")), 2, axis=1)
+        for index, number in np.argwhere(((points >= low[:, None]) & (points < high[:, None])).all(axis=2)).tolist():
+            mask, box = masks.mask(group, index), masks.box(group, index)
+            away = float(np.linalg.norm(center_of_mass(np.array([a for a, _ in box]), mask) - points[number]))
+            if away <= nearest[number]:
+                nearest[number], out[number] = away, (mask, box)
     return out

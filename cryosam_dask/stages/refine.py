@@ -3,8 +3,8 @@
 Decisions are in the run's reviews (`store.reviews`). A decided place is described as candidates are: by the features
 around it, by its descriptor, or by its profiles. From then on
 
-- features: the query is moved into the direction in which accepted and rejected places differ most
-  (`kernels.discriminant`); its products with F cost what the query's did
+- features: what was segmented is described by its mask, as the query is. The query is moved into the direction in which
+  accepted and rejected places differ most (`kernels.discriminant`); its products with F cost what the query's did
 - descriptors: probabilities of all places are corrected by the decisions (`kernels.decisions`)
 - profiles: rejected places are negatives
 
@@ -13,6 +13,7 @@ and what was decided stays decided: accepted places are prompts, rejected ones a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,19 +24,23 @@ from cryosam_dask.geometry import Box
 from cryosam_dask.kernels.discriminant import discriminant
 from cryosam_dask.models.catalog import volume_info
 from cryosam_dask.settings import Settings
-from cryosam_dask.stages import learned, negative, recognize, segment_volume, sight
+from cryosam_dask.stages import former, learned, negative, query, recognize, segment_volume, sight
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, by_one_unit
 from cryosam_dask.store import layout, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Float32, Json
+from cryosam_dask.types import Bool, Float32, Json
 
 Float64 = NDArray[np.float64]
 
 BALL = 0.5
-"""Radius of the ball of features that stands for a place, of that of a sphere of the prompted size."""
+"""Radius of the ball of features that stands for a place, of that of a sphere of the prompted size. Where a mask was
+segmented, it stands for the place instead: in the middle of what is hollow there are the solvent's features."""
+
+LEAK = 4
+"""A mask of more than so many times the prompted size does not stand for its place."""
 
 BELIEF = 4.0
 """So many decisions weigh as much as the query alone: with fewer the direction is nearer to the query's."""
@@ -65,7 +70,7 @@ def plan(store: RunStore, name: str, settings: Settings, decided: Sequence[Decis
         marks=(0,),
         params={},
         writes=(Region(layout.refined_array(name, "points"), (0, 0), (len(points), 3)),),
-        memory=BESIDES + unit_memory(store, settings),
+        memory=BESIDES + unit_memory(store, name, settings),
     )
     described: Json = {"name": name, "rank": settings.match.rank, "points": points, "accepted": accepted}
     described |= {"ratios": list(settings.match.ratios), "center": settings.match.center}
@@ -77,14 +82,17 @@ def plan(store: RunStore, name: str, settings: Settings, decided: Sequence[Decis
     return Stage(STAGE.stage_name(name), work, described, upstream, (unit,), 1, True, whole.weights_bytes)
 
 
-def unit_memory(store: RunStore, settings: Settings) -> int:
+def unit_memory(store: RunStore, name: str, settings: Settings) -> int:
     """Bytes of describing places one by one, and of the covariance of features."""
     if settings.match.rank == "descriptor":
         whole = volume_info(settings.propagation.segmenter)
         assert whole is not None
         return segment_volume.unit_memory(whole, 1)
     channels = FeatureVolume(store).channels
-    return 3 * 8 * channels**2 + 2 * 4 * SAMPLES * SIDE**3 * channels
+    side = math.ceil(2 * geometry.equivalent_radius(LEAK * _size(store, name)))
+    z, y, x = ((0, min(side, n)) for n in store.shape)
+    pooled = query.unit_memory(store, (z, y, x), settings.match)
+    return pooled + 3 * 8 * channels**2 + 2 * 4 * SAMPLES * SIDE**3 * channels
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
@@ -129,10 +137,13 @@ def _describe_features(
     store: RunStore, name: str, settings: Json, points: Float64, accepted: NDArray[np.bool_]
 ) -> None:
     volume = FeatureVolume(store)
-    size = float(np.median(store.read(layout.query_array(name, "sizes"))))
+    size = _size(store, name)
     radius = max(1.0, BALL * geometry.equivalent_radius(size))
-    features = np.asarray([_feature(volume, point, radius) for point in points], np.float32)
-    features = features.reshape(-1, volume.channels)
+    masks = former.at(store, name, points, reviews.radius(store, name))
+    masks = {i: (mask, box) for i, (mask, box) in masks.items() if mask.sum() <= LEAK * size}
+    features = np.empty((len(points), volume.channels), np.float32)
+    for i, point in enumerate(points):
+        features[i] = _of_mask(volume, *masks[i]) if i in masks else _of_ball(volume, point, radius)
     store.put(layout.refined_array(name, "features"), features, ("decision", "channel"))
     query = np.asarray(store.read(learned.before(store, name)), float)
     towards, scale, factor = _direction(volume, query, features.astype(float), accepted, settings)
@@ -140,7 +151,12 @@ def _describe_features(
     store.put(layout.refined_array(name, "direction"), towards, ("channel",), said)
 
 
-def _feature(volume: FeatureVolume, point: Float64, radius: float) -> Float64:
+def _size(store: RunStore, name: str) -> float:
+    """Voxels of a prompted instance."""
+    return float(np.median(store.read(layout.query_array(name, "sizes"))))
+
+
+def _of_ball(volume: FeatureVolume, point: Float64, radius: float) -> Float64:
     """Mean feature (3C,) in a ball."""
     low = [max(0, int(np.floor(p - radius))) for p in point]
     high = [min(n, int(np.ceil(p + radius)) + 1) for p, n in zip(point, volume.shape, strict=True)]
@@ -149,6 +165,11 @@ def _feature(volume: FeatureVolume, point: Float64, radius: float) -> Float64:
     axes = np.ogrid[tuple(slice(a, b) for a, b in box)]
     ball = sum((a - p) ** 2 for a, p in zip(axes, point, strict=True)) <= radius**2
     mask = ball if ball.any() else np.ones_like(ball)
+    return _of_mask(volume, mask, box)
+
+
+def _of_mask(volume: FeatureVolume, mask: Bool, box: Box) -> Float64:
+    """Mean feature (3C,) in a mask, as of the query."""
     return np.asarray(volume.pool_block(mask, box) / np.count_nonzero(mask), float)
 
 

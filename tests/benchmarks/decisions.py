@@ -8,9 +8,9 @@
 One click finds a kind in a simulated tomogram (`click_conditions`). Then the reviewer decides on 5, 10, 20 and 40
 places, the next ones each time by their score, or by doubt: those nearest to the cut, above it and below; or by doubt,
 and one in five is a particle that no pick is at, which the reviewer clicks ("missing"). After each
-step the query is refined, matched and segmented. Beside it, from the same decisions by score: "alone", the first result
-with what was rejected taken out and what was accepted put in; and "averaged", the paper's way: what was accepted is
-prompted too, and the query is the mean; what was rejected is taken out.
+step the query is refined, matched and segmented ("refined"). Beside it stand, from the same decisions, "alone", the
+first result; and by score "averaged", the paper's way: what was accepted is prompted too, and the query is the mean. In
+each way what was rejected is taken out and what was accepted or added is in, as it is exported.
 
 `--models stand-in` has no weights: the encoder and the segmenter know the kind of each voxel, with noise (`stand_in`).
 One JSON line for each step is appended to FILE (FOLDER/decisions.jsonl); what is in it already is not run again.
@@ -38,6 +38,7 @@ from cryosam_dask.errors import CryosamError, InputError
 from cryosam_dask.evaluate import evaluate_picks
 from cryosam_dask.executors.choice import make_executor
 from cryosam_dask.kernels import peaks
+from cryosam_dask.outputs.reviewed import chosen_picks
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import chain, propose, segment
@@ -160,7 +161,7 @@ class Trial:
             row = {"order": order, "decisions": step, "seconds": round(time.perf_counter() - begun, 1)}
             decided = reviews.standing(driver.store, name)
             row |= {"accepted": sum(d.verdict != "rejected" for d in decided), "decided": len(decided)}
-            write(row | {"way": "refined", **self.reviewer.figures(*self._picks(name))})
+            write(row | {"way": "refined", **self.reviewer.figures(*self._exported(name))})
             write(row | {"way": "alone", **self.reviewer.figures(*self._corrected(first, decided))})
             if order == "score":
                 accepted = [list(d.position) for d in decided if d.verdict != "rejected"]
@@ -176,6 +177,11 @@ class Trial:
 
     def _picks(self, name: str) -> tuple[Float64, Float64]:
         table = picks.read(self.driver.store, name)
+        return table[["z", "y", "x"]].to_numpy(float), table["score"].to_numpy(float)
+
+    def _exported(self, name: str) -> tuple[Float64, Float64]:
+        """What a person has in the end: picks that were not rejected, and accepted or added particles without one."""
+        table = chosen_picks(self.driver.store, name, "not-rejected", added=True)
         return table[["z", "y", "x"]].to_numpy(float), table["score"].to_numpy(float)
 
     def _corrected(self, found: tuple[Float64, Float64], decided: list[Decision]) -> tuple[Float64, Float64]:
