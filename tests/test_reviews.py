@@ -22,6 +22,7 @@ from cryosam_dask.pipeline import Driver, recut, refine, settings_for
 from cryosam_dask.pipeline.integrity import verify
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
 from cryosam_dask.stages import borrow, chain, learned, propose, query_file, segment, segment_volume
+from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.feature_volume import FeatureVolume
 from cryosam_dask.store.reviews import PAGE, Decision, ReviewLog
@@ -246,6 +247,11 @@ def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
     driver.review("r", decided, by="ada")
     before_places = {tuple(point) for point in driver.store.read(layout.proposal_array("r", "points")).tolist()}
     driver.refine("r")
+    if (described := layout.refined_array("r", "features")) in driver.store:
+        masks, volume = stored.Masks(RunStore.open(run[1]), layout.instances("r")), FeatureVolume(driver.store)
+        outlined = [(masks.mask(*place), masks.box(*place)) for place in shown[["group", "member"]].to_numpy().tolist()]
+        means = [volume.pool_block(mask, box) / mask.sum() for mask, box in outlined]
+        np.testing.assert_allclose(driver.store.read(described), means, rtol=1e-5)
     driver.match("r")
     anew = shutil.copytree(out, tmp_path / "anew.zarr")
     driver.segment("r")
