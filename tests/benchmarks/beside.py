@@ -167,20 +167,19 @@ def projected(few: Row, more: Row) -> Row:
     return {"each": round(each, 3), "projected": round(few["seconds"] + each * (few["all"] - few["orientations"]), 1)}
 
 
-def expected_cut(scores: Float32, orientations: int, false_positives: float) -> float:
-    """The score that so many of all correlations would pass if they were Gaussian noise of the scores' deviation.
+def expected_cut(mean_square: float, correlations: int, false_positives: float) -> float:
+    """The score that so many correlations would pass if all of them were Gaussian noise.
 
     pytme's `postprocess --n-false-positives` takes it, after Rickgauer, Grigorieff and Denk, eLife 6, e25648 (2017).
     """
-    return float(stats.norm.isf(false_positives / (scores.size * orientations)) * scores.std())
+    return float(stats.norm.isf(false_positives / correlations) * np.sqrt(mean_square))
 
 
-def judge(scores: Float32, orientations: int, centres: NDArray[np.float64], radius: float) -> Row:
-    """How good the maxima of template matching's scores are, at several cuts."""
+def judge(scores: Float32, cut: float, centres: NDArray[np.float64], radius: float) -> Row:
+    """How good the maxima of template matching's scores are, at pytme's `cut` and at others."""
     places, values = maxima(scores, radius, PEAKS)
     every = evaluate_picks(places, values, centres, radius)
     row: Row = {"best_f1": round(every.best_f1, 3), "average_precision": round(every.average_precision, 3)}
-    cut = expected_cut(scores, orientations, FALSE_POSITIVES)
     chosen = {"cut of pytme": values >= cut, "true number": np.arange(len(values)) < len(centres)}
     for name, these in chosen.items():
         result = evaluate_picks(places[these], values[these], centres, radius)
@@ -196,10 +195,12 @@ def pytme(duel: Duel, parts: list[Row]) -> Row:
         np.maximum(every, np.load(duel.scores(part)), out=every)
     matching, orientations = sum(p["seconds"] for p in parts), sum(p["orientations"] for p in parts)
     start = max(p["wall"] - p["seconds"] for p in parts)
+    square = sum(p["mean_square"] * p["orientations"] for p in parts) / orientations
+    cut = expected_cut(square, every.size * orientations, FALSE_POSITIVES)
     centres, radius = duel.tomogram.centres(duel.kind), duel.tomogram.radius(duel.kind)
     row: Row = {"wall": round(matching + start, 1), "processor": round(sum(p["processor"] for p in parts), 1)}
     row |= {"angle": duel.angle, "orientations": orientations, "jobs": duel.jobs, "parts": duel.parts}
-    return row | {"peak": max(p["peak"] for p in parts)} | judge(every, orientations, centres, radius)
+    return row | {"peak": max(p["peak"] for p in parts)} | judge(every, cut, centres, radius)
 
 
 def steps(duel: Duel, large: Shape3 | None) -> Iterator[tuple[str, Callable[[], Row]]]:

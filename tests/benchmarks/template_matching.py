@@ -89,7 +89,7 @@ def figures(tomogram: Case, kind: str, angle: float, jobs: int) -> Row:
     density, mask = template_of(species, tomogram.settings)
     start = time.perf_counter()
     passed = microscope(density.shape[0], tomogram.settings)
-    scores = best_scores(volume, density, mask, passed, orientations(angle), jobs)
+    scores, _ = best_scores(volume, density, mask, passed, orientations(angle), jobs)
     seconds, centres, radius = time.perf_counter() - start, tomogram.centres(kind), tomogram.radius(kind)
     places, values = maxima(scores, radius, MAXIMA * len(centres))
     result = evaluate_picks(places, values, centres, radius)

@@ -1,11 +1,11 @@
 """Scores of template matching by pytme. It needs numpy and pytme alone, so an environment of pytme's own runs it.
 
-    python tests/benchmarks/template_scores.py INPUTS.npz --angle 15 --out SCORES.npy [--part 0/1] [--first 20] [--jobs 2]
+    python tests/benchmarks/template_scores.py INPUTS.npz --angle 15 --out OUT.npy [--part 0/4] [--first 9] [--jobs 2]
 
 INPUTS.npz has `tomogram` (z, y, x), `density` and `mask` of the template, and `passed`, what the microscope passes of
-each frequency. SCORES.npy gets the largest score of each voxel over one of equal parts of the orientations, or over the
-first of these. Prints one JSON line: orientations of this part and of all, seconds of matching, and the memory of the
-largest process.
+each frequency. OUT.npy gets the largest score of each voxel over one of equal parts of the orientations, or over the
+first of these. Prints one JSON line: orientations of this part and of all, seconds of matching, the mean square of all
+correlations, and the memory of the largest process.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def orientations(angle: float, part: tuple[int, int] = (0, 1)) -> NDArray[np.flo
 
 def best_scores(
     tomogram: Float32, density: Float32, mask: Float32, passed: Float32, rotations: NDArray[np.float64], jobs: int
-) -> Float32:
-    """(z, y, x) the largest score of each voxel over all rotations: normalized correlation under a spherical mask."""
+) -> tuple[Float32, float]:
+    """(z, y, x) the largest score of each voxel over all rotations, and the mean square of all scores.
+
+    Scores are normalized correlations under a spherical mask.
+    """
     from tme.analyzer import MaxScoreOverRotations
     from tme.filters.compose import ComposableFilter, Compose
     from tme.matching_data import MatchingData
@@ -62,7 +65,7 @@ def best_scores(
             pad_target_edges=True,
         )
     scores: Float32 = np.asarray(result[0], dtype=np.float32)
-    return scores
+    return scores, float(np.asarray(result[4]).reshape(()))
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -88,11 +91,12 @@ def main() -> None:
         inputs = {name: file[name] for name in ("tomogram", "density", "mask", "passed")}
     rotations = orientations(options.angle, options.part)[: options.first]
     start = time.perf_counter()
-    scores = best_scores(**inputs, rotations=rotations, jobs=options.jobs)
+    scores, square = best_scores(**inputs, rotations=rotations, jobs=options.jobs)
     seconds = time.perf_counter() - start
     np.save(options.out, scores)
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     row = {"orientations": len(rotations), "all": len(orientations(options.angle)), "seconds": round(seconds, 2)}
+    row |= {"mean_square": square}
     print(json.dumps(row | {"peak": 1024 * max(resource.getrusage(w).ru_maxrss for w in who)}))
 
 
