@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parent / "benchmarks"))  # programs there imp
 import beside
 from beside import Duel, compare, expected_cut, judge, kept, projected
 from click_truth import Case
+from template_scores import seconds_each
 
 from cryosam_dask.simulate import SimulationSettings, Species
 
@@ -52,9 +53,11 @@ def test_scores_are_judged_at_the_cut_of_pytme_at_the_true_number_and_at_the_bes
     assert row["best_f1"] == 0.857
 
 
-def test_the_time_of_all_orientations_follows_from_few_and_more_of_them() -> None:
-    few, more = {"seconds": 10.0, "orientations": 2, "all": 102}, {"seconds": 16.0, "orientations": 6, "all": 102}
-    assert projected(few, more) == {"each": 1.5, "projected": 160.0}
+def test_the_time_of_all_orientations_follows_from_that_of_a_few() -> None:
+    # two processes, which begin with what takes 10 s and then take 3 s for each orientation
+    each = seconds_each([13.0, 16.0, 19.0, 13.1, 16.1, 19.1], 2)
+    assert each == pytest.approx(1.5, abs=0.03)
+    assert projected({"seconds": 19.1, "orientations": 6, "all": 106, "each": 1.5}) == 169.1
 
 
 def test_a_step_that_is_done_is_not_run_again(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from cryosam_dask.types import Float32, Shape3
 CRYOSAM = "import sys; from cryosam_dask.cli import main; sys.exit(main())"
 PEAKS = 1000  # that pytme's postprocessing looks for, unless it is told otherwise
 FALSE_POSITIVES = 5  # in the example of pytme's documentation
-FEW, MORE = 1, 3  # orientations for each process of the large one
+FEW = 4  # orientations for each process of the large one
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,17 @@ def match_large(duel: Duel, shape: Shape3) -> Row:
     inputs, scores = duel.folder / "large.npz", duel.folder / "large.npy"
     write_inputs(inputs, duel, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     try:
-        few, more = (match(duel, inputs, scores, "--first", str(n * duel.jobs)) for n in (FEW, MORE))
+        row = match(duel, inputs, scores, "--first", str(FEW * duel.jobs), "--each")
     finally:
         inputs.unlink()
         scores.unlink(missing_ok=True)
-    return {"shape": list(shape), "orientations timed": more["orientations"], "peak": more["peak"]} | projected(
-        few, more
-    )
+    of = {key: row[key] for key in ("orientations", "seconds", "each", "peak")}
+    return {"shape": list(shape), **of, "projected": projected(row)}
 
 
-def projected(few: Row, more: Row) -> Row:
-    """Seconds of an orientation, from matching with few and with more of them, and of all orientations."""
-    each = (more["seconds"] - few["seconds"]) / (more["orientations"] - few["orientations"])
-    return {"each": round(each, 3), "projected": round(few["seconds"] + each * (few["all"] - few["orientations"]), 1)}
+def projected(row: Row) -> float:
+    """Seconds of all orientations, from those of matching with a few of them, and of one."""
+    return round(float(row["seconds"] + row["each"] * (row["all"] - row["orientations"])), 1)
 
 
 def expected_cut(mean_square: float, correlations: int, false_positives: float) -> float:
