@@ -16,14 +16,10 @@ pytme is not among what this project needs: install it in an environment of its 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import Any
 
 import mrcfile
 import numpy as np
@@ -32,6 +28,7 @@ from click_report import TEMPLATES, append_row, read_rows
 from click_truth import Case, Row, case
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+from template_scores import best_scores, orientations
 
 from cryosam_dask.errors import CryosamError, InputError, SettingsError
 from cryosam_dask.evaluate import evaluate_picks
@@ -70,38 +67,6 @@ def template_of(species: Species, settings: SimulationSettings) -> tuple[Float32
     return density * np.float32(1 if settings.contrast == "bright" else -1), mask
 
 
-def best_scores(
-    tomogram: Float32, density: Float32, mask: Float32, passed: Float32, angle: float, jobs: int
-) -> Float32:
-    """(z, y, x) the largest score of each voxel over all orientations."""
-    from tme.analyzer import MaxScoreOverRotations
-    from tme.filters.compose import ComposableFilter, Compose
-    from tme.matching_data import MatchingData
-    from tme.matching_exhaustive import MATCHING_EXHAUSTIVE_REGISTER, match_exhaustive
-    from tme.rotations import get_rotation_matrices
-
-    class Microscope(ComposableFilter):  # type: ignore[misc]
-        def _evaluate(self, **_: Any) -> dict[str, Any]:
-            return {"data": passed.copy(), "shape": passed.shape}
-
-    data = MatchingData(target=tomogram, template=density, template_mask=mask)
-    data.template_filter = Compose((Microscope(),))
-    data.rotations = get_rotation_matrices(angle)
-    setup, score = MATCHING_EXHAUSTIVE_REGISTER["FLCSphericalMask"]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        result = match_exhaustive(
-            matching_data=data,
-            matching_score=score,
-            matching_setup=setup,
-            callback_class=MaxScoreOverRotations,
-            job_schedule=(1, jobs),
-            pad_target_edges=True,
-        )
-    scores: Float32 = np.asarray(result[0], dtype=np.float32)
-    return scores
-
-
 def maxima(scores: Float32, distance: float, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The `count` best local maxima (n, 3), no two of them nearer than `distance` voxels, and their scores (n,)."""
     side = max(3, 2 * int(distance / np.sqrt(3)) + 1)  # a box inside the ball
@@ -123,7 +88,8 @@ def figures(tomogram: Case, kind: str, angle: float, jobs: int) -> Row:
         volume = np.array(file.data, dtype=np.float32)
     density, mask = template_of(species, tomogram.settings)
     start = time.perf_counter()
-    scores = best_scores(volume, density, mask, microscope(density.shape[0], tomogram.settings), angle, jobs)
+    passed = microscope(density.shape[0], tomogram.settings)
+    scores, _ = best_scores(volume, density, mask, passed, orientations(angle), jobs)
     seconds, centres, radius = time.perf_counter() - start, tomogram.centres(kind), tomogram.radius(kind)
     places, values = maxima(scores, radius, MAXIMA * len(centres))
     result = evaluate_picks(places, values, centres, radius)
