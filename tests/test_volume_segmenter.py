@@ -17,7 +17,8 @@ from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.kernels.hypotheses import Hypothesis
 from cryosam_dask.kernels.peaks import likely_cut
 from cryosam_dask.models import load_segmenter
-from cryosam_dask.models.particle_net import to_cells, to_voxels
+from cryosam_dask.models.particle_heads import Heads
+from cryosam_dask.models.particle_net import ParticleNet, folded, to_cells, to_voxels
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.report.scores import scores, unsure
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
@@ -157,6 +158,36 @@ def test_voxels_and_cells_are_inverse() -> None:
 
     voxels = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
     torch.testing.assert_close(to_voxels(to_cells(voxels)), voxels)
+
+
+def test_what_is_answered_where_it_is_asked_is_what_the_network_says_of_all() -> None:
+    import torch
+
+    net = ParticleNet(widths=(8, 8, 16, 16))
+    generator = torch.Generator().manual_seed(0)
+    for value in net.state_dict().values():  # normalization that does something
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.2 if value.ndim == 1 else value)
+    box = torch.randn((1, 1, 16, 32, 32), generator=generator)
+    with torch.inference_mode():
+        whole = net.eval()(box)
+        heads = Heads(folded(net), net.trunk(box), (8, 15, 14))
+        cells = (torch.tensor([0, 7, 3]), torch.tensor([0, 14, 8]), torch.tensor([0, 13, 5]))
+        near = {"rtol": 1e-3, "atol": 1e-3}
+        torch.testing.assert_close(heads.features(cells), whole.features[0][:, *cells].T, **near)
+        torch.testing.assert_close(heads.descriptors(cells), whole.descriptors[0][:, *cells].T, **near)
+        centre = torch.sigmoid(whole.centre[0, 0, :8, :15, :14])
+        torch.testing.assert_close(torch.from_numpy(heads.centre()), centre, **near)
+        window = (slice(2, 6), slice(0, 9), slice(4, 14))
+        masks = whole.masks[0, :, 4:12, 0:18, 8:28].permute(1, 2, 3, 0)
+        torch.testing.assert_close(heads.masks(window, 1), masks, **near)
+        torch.testing.assert_close(heads.masks(window, 2), masks[::2, ::2, ::2], **near)
+        classes = torch.softmax(whole.classes[0], 0)
+        torch.testing.assert_close(heads.all_classes(), classes[:, :, :30, :28], **near)
+        torch.testing.assert_close(heads.classes_at(cells), classes[:, ::2, ::2, ::2][:, *cells].T, **near)
+        query = whole.descriptors[0, :, 3, 3, 3]
+        cosines = torch.einsum("czyx,c->zyx", whole.descriptors[0], query)[:8, :15, :14]
+        torch.testing.assert_close(heads.cosines(query), cosines, **near)
 
 
 def test_a_level_is_the_mean_of_the_finer_voxels_whether_it_is_stored_or_not(run: Path) -> None:

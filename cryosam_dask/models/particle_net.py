@@ -9,6 +9,7 @@ convolutions for instance segmentation, ECCV 2020, in three dimensions).
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STRIDE = 2
 """Voxels of a side of the features' cells."""
@@ -53,6 +55,16 @@ class Seen(NamedTuple):
     masks: Tensor
 
 
+class Trunk(NamedTuple):
+    """What all answers about N boxes (N, 1, z, y, x) are made from.
+
+    fine : (N, a, z / 2, y / 2, x / 2); coarse : (N, b, z / 4, y / 4, x / 4)
+    """
+
+    fine: Tensor
+    coarse: Tensor
+
+
 def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)
@@ -66,7 +78,7 @@ class _Residual(nn.Module):
         self.second = nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = functional.relu(x + self.second(self.first(x)))
+        out: Tensor = functional.relu_(x + self.second(self.first(x)))
         return out
 
 
@@ -121,7 +133,7 @@ class ParticleNet(nn.Module):
         self.controller = nn.Sequential(nn.Linear(wide, 96), nn.ReLU(inplace=True), nn.Linear(96, _FILTERS + 1))
         nn.init.constant_(self.centre.bias, -4.0)  # type: ignore[arg-type]
 
-    def forward(self, boxes: Tensor) -> Seen:
+    def trunk(self, boxes: Tensor) -> Trunk:
         """Look at boxes (N, 1, z, y, x) whose sides are multiples of `MULTIPLE`."""
         two = self.stem(to_cells(boxes))
         four = self.down4(two)
@@ -129,7 +141,11 @@ class ParticleNet(nn.Module):
         with torch.autocast(boxes.device.type, enabled=False):  # its gradients in bfloat16 are not finite on some CPUs
             deep = self.down16(eight.float())
         coarse = self.up4(self.up8(deep, eight), four)
-        fine = self.up2(coarse, two)
+        return Trunk(self.up2(coarse, two), coarse)
+
+    def forward(self, boxes: Tensor) -> Seen:
+        """All answers everywhere, of boxes as in `trunk`, as training needs them; `Heads` answers where it is asked."""
+        fine, coarse = self.trunk(boxes)
         features = torch.cat([fine, functional.interpolate(coarse, scale_factor=2, mode="nearest")], 1)
         voxels = to_voxels(self.voxels(fine))
         return Seen(
@@ -164,3 +180,13 @@ def load_weights(net: ParticleNet, path: Path) -> None:
     """Take weights of any precision from a safetensors file."""
     # counts of batches are not among them
     net.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+
+
+def folded(net: ParticleNet) -> ParticleNet:
+    """A network of trained weights for inference alone: normalization is part of the convolution before it."""
+    net = net.eval().requires_grad_(False)
+    for block in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
+        for i, (conv, norm) in enumerate(itertools.pairwise(block)):
+            if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return net

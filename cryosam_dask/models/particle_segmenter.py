@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
+from cryosam_dask.models.particle_heads import Cells, Heads
 from cryosam_dask.models.particle_net import (
     CLASSES,
     DESCRIPTOR,
     MULTIPLE,
     STRIDE,
     ParticleNet,
-    Seen,
+    Trunk,
+    folded,
     load_weights,
     mask_logits,
 )
@@ -50,7 +53,7 @@ class ParticleSegmenter:
         self._device, self._dtype = torch.device(device), _DTYPES[dtype]
         net = ParticleNet()
         load_weights(net, weights)
-        self._net = net.eval().to(self._device).to(memory_format=torch.channels_last_3d)
+        self._net = folded(net).to(self._device).to(memory_format=torch.channels_last_3d)
 
     def look(self, box: Float32) -> ParticleLook:
         """Look at a box (z, y, x) of standard density, particles bright; see `VolumeSegmenter.look`."""
@@ -62,25 +65,18 @@ class ParticleSegmenter:
             torch.inference_mode(),
             torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32),
         ):
-            seen = self._net(batch.to(memory_format=torch.channels_last_3d))
-        return ParticleLook(self._net, seen, box.shape)
+            trunk = self._net.trunk(batch.to(memory_format=torch.channels_last_3d))
+        return ParticleLook(self._net, trunk, box.shape)
 
 
 class ParticleLook:
     """What the network saw in a box; positions are voxels of the box."""
 
-    def __init__(self, net: ParticleNet, seen: Seen, shape: tuple[int, ...]) -> None:
+    def __init__(self, net: ParticleNet, trunk: Trunk, shape: tuple[int, ...]) -> None:
         self._net, self._shape = net, np.array(shape)
-        cells = [-(-n // STRIDE) for n in shape]
-        inside = tuple(slice(0, n) for n in cells)
-        self._features = seen.features[0][:, *inside].float()
-        self._descriptors = seen.descriptors[0][:, *inside].permute(1, 2, 3, 0).contiguous()
-        self._centre = torch.sigmoid(seen.centre[0, 0][inside].float()).cpu().numpy()
-        self._masks = seen.masks[0].float().permute(1, 2, 3, 0).contiguous()
-        self._coarse = self._masks[::STRIDE, ::STRIDE, ::STRIDE].contiguous()
-        voxels = tuple(slice(0, n) for n in shape)
-        self._classes = torch.softmax(seen.classes[0][:, *voxels].float(), 0)
-        self._kinds = self._classes[:, ::STRIDE, ::STRIDE, ::STRIDE].permute(1, 2, 3, 0).contiguous()
+        self._heads = Heads(net, trunk, tuple(-(-n // STRIDE) for n in shape))
+        with torch.inference_mode():
+            self._centre = self._heads.centre()
 
     def centres(self, least: float) -> tuple[NDArray[np.float64], Float32]:
         """Places (n, 3) where an instance seems to have its centre, and how much so (n,), 0 to 1, from `least` on."""
@@ -93,15 +89,16 @@ class ParticleLook:
         vectors, sizes, middles, kinds = [], [], [], []
         for point, (low, probability) in zip(points, self._probabilities(points, STRIDE), strict=True):
             inside = np.nonzero(probability > _POOLED)
-            cells = tuple(torch.from_numpy(i + int(a) // STRIDE) for i, a in zip(inside, low, strict=True))
-            here, weight = self._descriptors[cells], torch.from_numpy(probability[inside]).to(self._descriptors.device)
-            vectors.append(functional.normalize((weight @ here)[None], eps=1e-6)[0].cpu().numpy())
+            cells = self._cells(*(i + int(a) // STRIDE for i, a in zip(inside, low, strict=True)))
+            weight = torch.from_numpy(probability[inside]).to(self._heads.device)
+            pooled = weight @ self._heads.descriptors(cells)
+            vectors.append(functional.normalize(pooled[None], eps=1e-6)[0].cpu().numpy())
             mask = _connected(probability > 0.5, np.round((point - low) / STRIDE).astype(np.int64))
             sizes.append(int(mask.sum()) * STRIDE**3)
             where = np.argwhere(mask)
             middles.append(where.mean(0) * STRIDE + low + (STRIDE - 1) / 2 if len(where) else np.asarray(point, float))
-            share = self._kinds[cells] if len(where) else self._kinds[_cell(point, self._kinds.shape[:3])][None]
-            kinds.append(share.mean(0).cpu().numpy())
+            at = cells if len(where) else self._cells(*(np.array([n]) for n in _cell(point, self._heads.cells)))
+            kinds.append(self._heads.classes_at(at).mean(0).cpu().numpy())
         return Answers(
             np.asarray(vectors, np.float32).reshape(len(points), DESCRIPTOR),
             self._quality(points),
@@ -126,10 +123,16 @@ class ParticleLook:
         highest = np.sort(self._centre, axis=None)[-_CLEAREST:]
         return float(highest.mean()) / max(float((1 - self._classes[0]).mean()), 1e-3)
 
+    @cached_property
+    def _classes(self) -> torch.Tensor:
+        """(6, z, y, x) probabilities of the box's voxels."""
+        z, y, x = self._shape
+        return self._heads.all_classes()[:, :z, :y, :x]
+
     def likeness(self, descriptor: Float32, classes: Float32) -> Float32:
         """How like a structure each voxel is; see `Look.likeness`."""
-        query = torch.from_numpy(descriptor).to(self._descriptors.device)
-        cosine = (self._descriptors @ query)[None, None]
+        query = torch.from_numpy(descriptor).to(self._heads.device)
+        cosine = self._heads.cosines(query)[None, None]
         fine = functional.interpolate(cosine, scale_factor=STRIDE, mode="trilinear")[0, 0]
         fine = fine[: self._shape[0], : self._shape[1], : self._shape[2]]
         # a class that is half as probable as the best is as good: one click of a small vesicle looks like a tube's
@@ -138,12 +141,15 @@ class ParticleLook:
         kind = torch.tensordot(share, self._classes, 1)
         return np.asarray((kind * fine.clamp(0, 1)).cpu().numpy())
 
+    def _cells(self, z: Array, y: Array, x: Array) -> Cells:
+        device = self._heads.device
+        return torch.from_numpy(z).to(device), torch.from_numpy(y).to(device), torch.from_numpy(x).to(device)
+
     def _at(self, points: Array) -> torch.Tensor:
         cells = np.round(np.asarray(points)).astype(np.int64) // STRIDE
-        z, y, x = (
-            torch.from_numpy(np.clip(c, 0, n - 1)) for c, n in zip(cells.T, self._features.shape[1:], strict=True)
+        return self._heads.features(
+            self._cells(*(np.clip(c, 0, n - 1) for c, n in zip(cells.T, self._heads.cells, strict=True)))
         )
-        return self._features[:, z, y, x].T
 
     def _quality(self, points: Array) -> Float32:
         if not len(points):
@@ -167,9 +173,9 @@ class ParticleLook:
         low = np.maximum(point - REACH, 0) // STRIDE * STRIDE
         high = np.minimum(point + REACH, self._shape)
         axes = [torch.arange(int(a), int(b), step) for a, b in zip(low, high, strict=True)]
-        source = self._masks if step == 1 else self._coarse
-        window = tuple(slice(int(a) // step, -(-int(b) // step)) for a, b in zip(low, high, strict=True))
-        values = source[window].reshape(-1, source.shape[-1])
+        z, y, x = (slice(int(a) // STRIDE, -(-int(b) // STRIDE)) for a, b in zip(low, high, strict=True))
+        values = self._heads.masks((z, y, x), step)[: len(axes[0]), : len(axes[1]), : len(axes[2])]
+        values = values.reshape(-1, values.shape[-1])
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) - torch.from_numpy(point)
         logits = mask_logits(filters[None], values[None], places[None].float().to(values.device))[0]
         shape = tuple(len(a) for a in axes)
