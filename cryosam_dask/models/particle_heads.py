@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cryosam_dask.models.particle_net import CLASSES, STRIDE, ParticleNet, Trunk
@@ -59,7 +59,7 @@ class Heads:
         out = torch.empty(self.cells, device=self.device)
         for slab in self._slabs():
             here = self._fine[slab].float() @ weight[:a] + above[slab][:, : self.cells[1], : self.cells[2]]
-            out[slab] = torch.sigmoid(here + bias)
+            out[slab] = torch.sigmoid(here if bias is None else here + bias)
         return out.cpu().numpy()
 
     def masks(self, window: Window, step: int) -> Tensor:
@@ -90,8 +90,7 @@ class Heads:
 
     def _descriptors(self, features: Tensor) -> Tensor:
         first, _, second = self._net.descriptor
-        hidden = torch.relu_(functional.linear(features, first.weight.flatten(1), first.bias))
-        return functional.normalize(functional.linear(hidden, second.weight.flatten(1), second.bias), dim=1)
+        return functional.normalize(_linear(second, torch.relu_(_linear(first, features))), dim=1)
 
     def _voxels(self, fine: Tensor, head: tuple[Tensor, Tensor], step: int) -> Tensor:
         weight, bias = head
@@ -104,3 +103,9 @@ class Heads:
     def _slabs(self) -> Iterator[slice]:
         thick = max(1, _SLAB // (self.cells[1] * self.cells[2]))
         return (slice(z, min(z + thick, self.cells[0])) for z in range(0, self.cells[0], thick))
+
+
+def _linear(head: nn.Module, values: Tensor) -> Tensor:
+    """A convolution of single cells, of cells (P, C)."""
+    assert isinstance(head, nn.Conv3d)
+    return functional.linear(values, head.weight.flatten(1), head.bias)

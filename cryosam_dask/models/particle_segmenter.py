@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
+from cryosam_dask import geometry
 from cryosam_dask.models.particle_heads import Cells, Heads
 from cryosam_dask.models.particle_net import (
     CLASSES,
@@ -34,7 +35,9 @@ LIMIT = 8.0
 _POOLED = 0.1  # cells of a mask with a lower probability don't enter its descriptor
 _CLEAREST = 8  # cells whose centrality says how clear a look is
 _AS_GOOD = 0.5  # of the probability of the click's best class
+_BESIDE = 2  # cells beside a mask of cells in which its voxels are asked for
 _SOME = 64  # clicks that are answered at a time
+_Ends = tuple[NDArray[np.int64], NDArray[np.int64]]  # first voxel, and the one after the last
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -101,7 +104,7 @@ class ParticleLook:
             kinds.append(self._heads.classes_at(at).mean(0).cpu().numpy())
         return Answers(
             np.asarray(vectors, np.float32).reshape(len(points), DESCRIPTOR),
-            self._quality(points),
+            self.quality(points),
             np.asarray(sizes, np.int64),
             np.asarray(middles, np.float64).reshape(-1, 3),
             np.asarray(kinds, np.float32).reshape(-1, len(CLASSES)),
@@ -110,9 +113,27 @@ class ParticleLook:
     def masks(self, points: Array) -> list[tuple[NDArray[np.int64], Bool]]:
         """The masks of clicks; see `Look.masks`."""
         out: list[tuple[NDArray[np.int64], Bool]] = []
-        for low, probability in self._probabilities(points, 1):
-            out.append((low, _connected(probability > 0.5, np.round(points[len(out)]).astype(np.int64) - low)))
+        for some in range(0, len(points), _SOME):
+            with torch.inference_mode():
+                filters, _ = self._net.at(self._at(points[some : some + _SOME]))
+                for point, own in zip(points[some : some + _SOME], filters, strict=True):
+                    out.append(self._mask(np.round(point).astype(np.int64), own))
         return out
+
+    def _mask(self, point: NDArray[np.int64], filters: torch.Tensor) -> tuple[NDArray[np.int64], Bool]:
+        """The mask of a click: only around what the mask of cells has is it asked for at full resolution, but in the
+        whole window where it goes on beyond that."""
+        low, high = self._window(point)
+        cells = _connected(self._probability(point, filters, STRIDE, (low, high)) > 0.5, (point - low) // STRIDE)
+        if cells.any():
+            first, last = np.array(geometry.bounds(cells)).T
+            near = np.maximum(low, low + STRIDE * (first - _BESIDE)), np.minimum(high, low + STRIDE * (last + _BESIDE))
+            if ((point >= near[0]) & (point < near[1])).all():
+                mask = self._probability(point, filters, 1, near) > 0.5
+                own = _connected(mask, point - near[0])
+                if mask[tuple(point - near[0])] and not _goes_on(own, near[0] > low, near[1] < high):
+                    return near[0], own
+        return low, _connected(self._probability(point, filters, 1, (low, high)) > 0.5, point - low)
 
     @property
     def clarity(self) -> float:
@@ -151,7 +172,8 @@ class ParticleLook:
             self._cells(*(np.clip(c, 0, n - 1) for c, n in zip(cells.T, self._heads.cells, strict=True)))
         )
 
-    def _quality(self, points: Array) -> Float32:
+    def quality(self, points: Array) -> Float32:
+        """The estimates of the masks' IoU; see `Look.quality`."""
         if not len(points):
             return np.empty(0, np.float32)
         with torch.inference_mode():
@@ -164,14 +186,18 @@ class ParticleLook:
             with torch.inference_mode():
                 filters, _ = self._net.at(self._at(points[some : some + _SOME]))
                 for point, own in zip(points[some : some + _SOME], filters, strict=True):
-                    out.append(self._probability(np.round(point).astype(np.int64), own, step))
+                    click = np.round(point).astype(np.int64)
+                    window = self._window(click)
+                    out.append((window[0], self._probability(click, own, step, window)))
         return out
 
-    def _probability(
-        self, point: NDArray[np.int64], filters: torch.Tensor, step: int
-    ) -> tuple[NDArray[np.int64], Float32]:
-        low = np.maximum(point - REACH, 0) // STRIDE * STRIDE
-        high = np.minimum(point + REACH, self._shape)
+    def _window(self, point: NDArray[np.int64]) -> _Ends:
+        """Where the mask of a click may be."""
+        return np.maximum(point - REACH, 0) // STRIDE * STRIDE, np.minimum(point + REACH, self._shape)
+
+    def _probability(self, point: NDArray[np.int64], filters: torch.Tensor, step: int, window: _Ends) -> Float32:
+        """The probability of a click's mask at every `step`-th voxel of a window that begins at a cell's first one."""
+        low, high = window
         axes = [torch.arange(int(a), int(b), step) for a, b in zip(low, high, strict=True)]
         z, y, x = (slice(int(a) // STRIDE, -(-int(b) // STRIDE)) for a, b in zip(low, high, strict=True))
         values = self._heads.masks((z, y, x), step)[: len(axes[0]), : len(axes[1]), : len(axes[2])]
@@ -179,7 +205,16 @@ class ParticleLook:
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) - torch.from_numpy(point)
         logits = mask_logits(filters[None], values[None], places[None].float().to(values.device))[0]
         shape = tuple(len(a) for a in axes)
-        return low, torch.sigmoid(logits).reshape(shape).cpu().numpy()
+        return torch.sigmoid(logits).reshape(shape).cpu().numpy()
+
+
+def _goes_on(mask: Bool, before: Bool, after: Bool) -> bool:
+    """Whether a mask comes to its window's first voxels along an axis of `before`, or to its last ones of `after`."""
+    return any(
+        bool(mask.take(end, axis).any())
+        for end, sides in ((0, before), (-1, after))
+        for axis in np.flatnonzero(sides).tolist()
+    )
 
 
 def _cell(point: Array, grid: tuple[int, ...]) -> tuple[int, ...]:

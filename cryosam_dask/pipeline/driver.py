@@ -16,7 +16,7 @@ from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import presets, registry
 from cryosam_dask.models.catalog import encoder_info, segmenter_entry
-from cryosam_dask.pipeline import checks, recut
+from cryosam_dask.pipeline import checks, looked, recut
 from cryosam_dask.pipeline.runner import Runner, command, stage_fingerprint
 from cryosam_dask.settings import Precision, Settings
 from cryosam_dask.stages import (
@@ -38,6 +38,7 @@ from cryosam_dask.stages import (
     rank,
     recognize,
     refine,
+    seen_masks,
     segment,
     select,
     standardize,
@@ -302,7 +303,7 @@ class Driver(Runner):
         if settings.match.rank == "descriptor" and survey.reached:
             sight = Sight.of_query(store, name, settings.match.structure == "extended")
             looking = recognize.plan(store, name, settings.propagation, sight, upstream)
-            self._named(looking)
+            self._named(looking, lambda: looked.take_over(store, name, looking))
             among, upstream = propose.recognized(store, name, looking), looking.fingerprint
         return among, upstream
 
@@ -357,7 +358,8 @@ class Driver(Runner):
         elif recut.differs_in_points_alone(store, stage):
             recut.take_over(store, name, stage, recut.Segmented())
         if stage.units:
-            self._segment(recut.recalled(store, name, stage), settings, points)
+            stage_with_masks = seen_masks.told(store, name, recut.recalled(store, name, stage))
+            self._segment(stage_with_masks, settings, points)
             store.delete(layout.former(name))
         return stage
 

@@ -61,7 +61,7 @@ def instances_of(
         own = boxes.from_voxels(places[members]) - start
         answers = look.answer(own)
         for i, (low, mask), quality in zip(members, look.masks(own), answers.quality, strict=True):
-            out[i] = _instance(boxes, i, low + start, mask, float(quality))
+            out[i] = instance_of(boxes, i, low + start, mask, float(quality))
     return out
 
 
@@ -74,14 +74,14 @@ def _pieces(
 ) -> list[Instance | None]:
     """The piece at each point, found again in its tile."""
     own = boxes.from_voxels(points)
-    tiles = [tile_of(boxes.shape, point) for point in own]
+    tiles = [tile_of(boxes.shape, info.multiple, point) for point in own]
     out: list[Instance | None] = [None] * len(points)
     for tile in dict.fromkeys(tiles):
         there = pieces(model, info, boxes, tile, query)
         for i in (i for i, other in enumerate(tiles) if other == tile):
             low, mask = there.at(own[i])
             quality = float(there.likeness[mask].mean()) if mask.any() else 0.0
-            out[i] = _instance(boxes, i, low, mask, quality)
+            out[i] = instance_of(boxes, i, low, mask, quality)
     return out
 
 
@@ -104,10 +104,11 @@ def prompted(
 def of_click(store: RunStore, chosen: Clicked, prompt: int) -> Instance | None:
     """The mask of a click in voxels of the tomogram."""
     boxes = Boxes(store, chosen.hypothesis.level, chosen.hypothesis.bright)
-    return _instance(boxes, prompt, chosen.low, chosen.mask, chosen.hypothesis.quality)
+    return instance_of(boxes, prompt, chosen.low, chosen.mask, chosen.hypothesis.quality)
 
 
-def _instance(boxes: Boxes, prompt: int, low: NDArray[np.int64], mask: Bool, quality: float) -> Instance | None:
+def instance_of(boxes: Boxes, prompt: int, low: NDArray[np.int64], mask: Bool, quality: float) -> Instance | None:
+    """An instance of the tomogram from a mask in a window of a level that begins at `low`; None where it is empty."""
     if not mask.any():
         return None
     tight = geometry.bounds(mask)  # a window is mostly empty
