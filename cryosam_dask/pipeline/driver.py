@@ -295,16 +295,16 @@ class Driver(Runner):
         chosen = learned.searched(store, name, settings.match)
         if chosen.structure == "extended" and chosen.rank == "similarity":
             survey = structure.survey(store, this, chosen)
+        if settings.match.rank == "descriptor" and survey.reached:
+            sight = Sight.of_query(store, name, settings.match.structure == "extended")
+            looking = recognize.plan(store, name, settings.propagation, sight, upstream)
+            self._named(looking, lambda: looked.take_over(store, name, looking))
+            return propose.recognized(store, name, looking), looking.fingerprint
         among = propose.candidates(store, this, survey, chosen)
         if propose.ranks(settings.match) and survey.reached:
             ranking = rank.plan(store, name, among.points, upstream)
             self._named(ranking)
             among, upstream = propose.ranked(store, name, ranking), ranking.fingerprint
-        if settings.match.rank == "descriptor" and survey.reached:
-            sight = Sight.of_query(store, name, settings.match.structure == "extended")
-            looking = recognize.plan(store, name, settings.propagation, sight, upstream)
-            self._named(looking, lambda: looked.take_over(store, name, looking))
-            among, upstream = propose.recognized(store, name, looking), looking.fingerprint
         return among, upstream
 
     def _compare(self, name: str, settings: Settings) -> tuple[Pass, Survey, str]:

@@ -21,6 +21,9 @@ from cryosam_dask.stages.volume_pieces import pieces, query_of, tile_of
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Point, VolumeSegmenter
 
+AGAIN = 0.2
+"""About what share of the proposals is looked at again, because of its mask's place in a tile; for planning."""
+
 
 def unit_memory(info: VolumeInfo, prompts: int) -> int:
     """A look that the prompts of a unit share, at most."""
@@ -30,9 +33,13 @@ def unit_memory(info: VolumeInfo, prompts: int) -> int:
 
 
 def unit_cost(bench: Bench, info: VolumeInfo, prompts: int, own: bool, pooled: bool) -> Cost:
-    """The cost of a unit; own : whether its prompts are the user's, which are looked at in every way."""
+    """The cost of a unit.
+
+    own : whether its prompts are the user's, which are looked at in every way; pooled : whether they are proposals, of
+    which most masks were seen when they were recognized
+    """
     side = 2 * (info.reach + MARGIN) + info.multiple
-    ways = 2 * len(levels_of(bench.store.shape)) if own else 1
+    ways = 2 * len(levels_of(bench.store.shape)) if own else AGAIN if pooled else 1
     seconds = prompts * ways * bench.look_seconds((side, side, side), 2)
     read = prompts * ways * side**3 * bench.voxel_bytes + (prompts * bench.pool_bytes if pooled else 0)
     return cost(read, 0, seconds, "tomogram")

@@ -17,7 +17,7 @@ from cryosam_dask.stages.boxes import Boxes, grown
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Shape3, VolumeSegmenter
 
-TILE: Shape3 = (112, 128, 128)
+TILE: Shape3 = (112, 192, 192)
 """Voxels of a tile, of its level, at most."""
 
 LIKE = 0.5
