@@ -19,7 +19,8 @@ from cryosam_dask.kernels.hypotheses import Hypothesis
 from cryosam_dask.kernels.peaks import likely_cut
 from cryosam_dask.models import load_segmenter
 from cryosam_dask.models.particle_heads import Heads
-from cryosam_dask.models.particle_net import ParticleNet, folded, to_cells, to_voxels
+from cryosam_dask.models.particle_net import ParticleNet, to_cells, to_voxels
+from cryosam_dask.models.particle_trunk import folded
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.report.scores import scores, unsure
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate

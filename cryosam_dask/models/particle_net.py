@@ -9,7 +9,6 @@ convolutions for instance segmentation, ECCV 2020, in three dimensions).
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STRIDE = 2
 """Voxels of a side of the features' cells."""
@@ -90,7 +88,9 @@ class _Down(nn.Sequential):
         )
 
 
-class _Up(nn.Module):
+class Up(nn.Module):
+    """Cells of half the size, joined with what is known of them. See `particle_trunk` for how they are inferred."""
+
     def __init__(self, inputs: int, beside: int, outputs: int) -> None:
         super().__init__()
         self.reduce = nn.Conv3d(inputs, outputs, 1, bias=False)
@@ -126,7 +126,7 @@ class ParticleNet(nn.Module):
         wide = a + b
         self.stem = nn.Sequential(_conv(8, a), _Residual(a))
         self.down4, self.down8, self.down16 = _Down(a, b, 2), _Down(b, c, 2), _Down(c, d, 1)
-        self.up8, self.up4, self.up2 = _Up(d, c, c), _Up(c, b, b), _Up(b, a, a)
+        self.up8, self.up4, self.up2 = Up(d, c, c), Up(c, b, b), Up(b, a, a)
         self.descriptor = nn.Sequential(nn.Conv3d(wide, 96, 1), nn.ReLU(inplace=True), nn.Conv3d(96, DESCRIPTOR, 1))
         self.centre = nn.Conv3d(wide, 1, 1)
         self.voxels = nn.Conv3d(a, 8 * (len(CLASSES) + _MASK), 1)
@@ -180,13 +180,3 @@ def load_weights(net: ParticleNet, path: Path) -> None:
     """Take weights of any precision from a safetensors file."""
     # counts of batches are not among them
     net.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
-
-
-def folded(net: ParticleNet) -> ParticleNet:
-    """A network of trained weights for inference alone: normalization is part of the convolution before it."""
-    net = net.eval().requires_grad_(False)
-    for block in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
-        for i, (conv, norm) in enumerate(itertools.pairwise(block)):
-            if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
-                block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-    return net

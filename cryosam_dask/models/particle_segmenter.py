@@ -20,10 +20,10 @@ from cryosam_dask.models.particle_net import (
     STRIDE,
     ParticleNet,
     Trunk,
-    folded,
     load_weights,
     mask_logits,
 )
+from cryosam_dask.models.particle_trunk import folded
 from cryosam_dask.types import Answers, Array, Bool, Float32
 
 REACH = 22
