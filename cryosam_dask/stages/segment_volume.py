@@ -21,7 +21,7 @@ from cryosam_dask.stages.volume_pieces import pieces, query_of, tile_of
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Point, VolumeSegmenter
 
-AGAIN = 0.2
+AGAIN = 0.05
 """About what share of the proposals is looked at again, because of its mask's place in a tile; for planning."""
 
 
