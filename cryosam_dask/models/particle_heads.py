@@ -1,5 +1,5 @@
 """What `particle_net` answers at some cells of a box, from its trunk: the same as the network's own heads, but only
-where it is asked. Most cells of a box belong to no particle, and all answers are several times as large as the trunk."""
+where it is asked. Most cells of a box belong to no particle, and all answers take several times the trunk's memory."""
 
 from __future__ import annotations
 
