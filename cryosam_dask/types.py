@@ -318,6 +318,10 @@ class Look(Protocol):
         """For each click (n, 3) the first voxel of a window around it, and the mask in that window."""
         ...
 
+    def quality(self, points: Array) -> Float32:
+        """The estimates (n,) of the masks' IoU with what was clicked, as in `answer`."""
+        ...
+
     @property
     def clarity(self) -> float:
         """How clearly instances stand out from the solvent: less in the wrong contrast, bright for dark."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, rotate
 
-from cryosam_dask.kernels import likeness, radial_profiles
+from cryosam_dask.kernels import likeness, radial_profiles, texture
 from cryosam_dask.kernels.peaks import TYPICAL
 from cryosam_dask.kernels.texture import CHANNELS
 from cryosam_dask.models.texture import TextureEncoder
@@ -57,6 +57,12 @@ def test_inverted_contrast_flips_the_signed_channels_alone():
     plain, inverted = ENCODER.encode(slices), ENCODER.encode(-slices)
     assert np.allclose(inverted[..., SIGNED], -plain[..., SIGNED], atol=1e-5)
     assert np.allclose(inverted[..., UNSIGNED], plain[..., UNSIGNED], atol=1e-5)
+
+
+def test_gradients_and_spreads_are_lengths_of_vectors():
+    a, b = np.random.default_rng(0).normal(size=(2, 1, 40, 40)).astype(np.float32)
+    expected = np.hypot(a, b)
+    np.testing.assert_allclose(texture._length(a, b), expected, rtol=3e-7)
 
 
 def test_any_rotation_leaves_the_texture_of_an_object_nearly_the_same():

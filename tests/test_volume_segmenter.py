@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import cryosam_dask as cs
+from cryosam_dask import geometry
 from cryosam_dask.errors import InputError
 from cryosam_dask.executors.base import process_name
 from cryosam_dask.executors.dask import DaskExecutor
@@ -20,15 +21,18 @@ from cryosam_dask.kernels.descriptors import Places, Query
 from cryosam_dask.kernels.hypotheses import Hypothesis
 from cryosam_dask.kernels.peaks import likely_cut
 from cryosam_dask.models import load_segmenter
-from cryosam_dask.models.particle_net import to_cells, to_voxels
+from cryosam_dask.models.particle_heads import Heads
+from cryosam_dask.models.particle_net import ParticleNet, to_cells, to_voxels
+from cryosam_dask.models.particle_trunk import folded
 from cryosam_dask.models.registry import preferred_precision
 from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.pipeline.integrity import METADATA
 from cryosam_dask.report.scores import scores, unsure
 from cryosam_dask.simulate import SimulatedTomogram, SimulationSettings, Species, simulate
-from cryosam_dask.stages import propose, query_file, sight, structure
+from cryosam_dask.stages import propose, query_file, recognize, segment_volume, sight, structure, volume_pieces
 from cryosam_dask.stages.boxes import DEVIATIONS, Boxes, levels_of
 from cryosam_dask.stages.click import Looker
+from cryosam_dask.stages.seen_masks import Seen
 from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
@@ -115,6 +119,68 @@ def test_a_query_in_a_file_finds_what_it_finds_in_its_own_tomogram(
             query_file.read(file)
 
 
+def test_a_second_query_takes_over_the_tiles_and_the_masks_of_the_first(
+    simulated: SimulatedTomogram, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the click, which is no recognized place, has a look of its own."""
+    out = tmp_path / "r.zarr"
+    shutil.copytree(run, out)
+    looked_at: list[int] = []
+    looks = segment_volume.looks
+
+    def counted(model: Any, info: Any, boxes: Boxes, points: np.ndarray) -> Any:
+        looked_at.append(len(points))
+        return looks(model, info, boxes, points)
+
+    monkeypatch.setattr(segment_volume, "looks", counted)
+    points = simulated.centres("ribosome")[1:2]
+    driver = cs.run(simulated.tomogram, points, out, name="again", models="builtin", workers=0, voxel_size=10.0)
+    assert not driver.timings.get("recognize/again")
+    assert driver.timings["match/again/r4"]
+    assert looked_at == [1]
+    store = RunStore.open(str(out))
+    for array in recognize.ARRAYS:
+        ours, theirs = (store.read(layout.look_array(name, 0, array)) for name in ("again", "ribosome"))
+        np.testing.assert_array_equal(ours, theirs)
+    assert len(store.read(layout.pick_column("again", "score"))) == 7
+
+
+def test_a_mask_that_was_recognized_is_the_one_that_a_look_of_its_own_gives(run: Path) -> None:
+    store = RunStore.open(str(run))
+    settings = settings_for("builtin").propagation.model_copy(update={"precision": "float32"})
+    view = sight.Sight.of_query(store, "ribosome")
+    points = store.read(layout.look_array("ribosome", 0, "centres"))
+    kept = stored.read(store, layout.group(layout.seen_masks("ribosome"), 0))
+    large = [i for i in range(len(kept.prompt)) if kept.size[i] > 2000][:2]
+    for i in large:
+        place = tuple(points[kept.prompt[i]])
+        (own,) = segment_volume.instances_of(store, settings, "cpu", [place], view)
+        assert own is not None
+        both = [np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)]
+        for whole, box, mask in zip(both, (kept.box[i], own.box), (kept.mask(i), own.mask), strict=True):
+            whole[geometry.box_slices(stored.as_box(np.asarray(box)))] = mask
+        assert (both[0] & both[1]).sum() / (both[0] | both[1]).sum() > 0.95
+        assert abs(own.score - kept.quality[i]) < 0.05
+
+
+def test_a_mask_near_where_a_look_ends_is_not_kept() -> None:
+    seen = Seen(((0, 60), (20, 80), (40, 100)), (60, 200, 100))
+    assert seen.holds(((0, 60), (26, 74), (46, 100)))
+    assert not seen.holds(((0, 60), (25, 74), (46, 100)))
+    assert not seen.holds(((0, 60), (26, 75), (46, 100)))
+
+
+def test_a_point_lies_in_one_of_the_tiles() -> None:
+    shape = (60, 300, 210)
+    every = list(volume_pieces.tiles(shape, 16))
+    assert len(every) == 4
+    for point in ([0, 0, 0], [59.4, 299, 209], [20, 159.4, 111.6], [20, 159.6, 300]):
+        tile = volume_pieces.tile_of(shape, 16, np.array(point, float))
+        assert tile in every
+        inside = np.clip(np.round(point), 0, np.array(shape) - 1)
+        assert all(a <= p < b for p, (a, b) in zip(inside, tile, strict=True))
+
+
 @pytest.mark.parametrize(("seen", "form"), [(1, "particle"), (2, "extended"), (4, "extended"), (5, "particle")])
 def test_what_has_a_size_is_a_particle(
     seen: int, form: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +230,36 @@ def test_voxels_and_cells_are_inverse() -> None:
 
     voxels = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
     torch.testing.assert_close(to_voxels(to_cells(voxels)), voxels)
+
+
+def test_what_is_answered_where_it_is_asked_is_what_the_network_says_of_all() -> None:
+    import torch
+
+    net = ParticleNet(widths=(8, 8, 16, 16))
+    generator = torch.Generator().manual_seed(0)
+    for value in net.state_dict().values():  # normalization that does something
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.2 if value.ndim == 1 else value)
+    box = torch.randn((1, 1, 16, 32, 32), generator=generator)
+    with torch.inference_mode():
+        whole = net.eval()(box)
+        heads = Heads(folded(net), net.trunk(box), (8, 15, 14))
+        cells = (torch.tensor([0, 7, 3]), torch.tensor([0, 14, 8]), torch.tensor([0, 13, 5]))
+        near = {"rtol": 1e-3, "atol": 1e-3}
+        torch.testing.assert_close(heads.features(cells), whole.features[0][:, *cells].T, **near)
+        torch.testing.assert_close(heads.descriptors(cells), whole.descriptors[0][:, *cells].T, **near)
+        centre = torch.sigmoid(whole.centre[0, 0, :8, :15, :14])
+        torch.testing.assert_close(torch.from_numpy(heads.centre()), centre, **near)
+        window = (slice(2, 6), slice(0, 9), slice(4, 14))
+        masks = whole.masks[0, :, 4:12, 0:18, 8:28].permute(1, 2, 3, 0)
+        torch.testing.assert_close(heads.masks(window, 1), masks, **near)
+        torch.testing.assert_close(heads.masks(window, 2), masks[::2, ::2, ::2], **near)
+        classes = torch.softmax(whole.classes[0], 0)
+        torch.testing.assert_close(heads.all_classes(), classes[:, :, :30, :28], **near)
+        torch.testing.assert_close(heads.classes_at(cells), classes[:, ::2, ::2, ::2][:, *cells].T, **near)
+        query = whole.descriptors[0, :, 3, 3, 3]
+        cosines = torch.einsum("czyx,c->zyx", whole.descriptors[0], query)[:8, :15, :14]
+        torch.testing.assert_close(heads.cosines(query), cosines, **near)
 
 
 def test_a_level_is_the_mean_of_the_finer_voxels_whether_it_is_stored_or_not(run: Path) -> None:

@@ -17,6 +17,11 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+ALLOCATION = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""Memory that is free goes back to the system, so that units take what is projected. Blocks of up to 32 MiB, the most
+that glibc takes, are kept for the next of their kind as long as something lies above them: with a threshold for giving
+back, glibc would ask the system for each of 128 kB, and a third of a unit's time could go there."""
+
 MEMORY_SETTINGS = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
 """Units are known to fit, and leave nothing behind to spill. A worker that holds a large model must not be paused."""
 
@@ -62,14 +67,14 @@ def _cores(count: int) -> int:
 
 
 def spawn_environment(count: int) -> dict[str, str]:
-    """Threads of the numerical libraries, which read them when they are imported."""
-    return {"MALLOC_TRIM_THRESHOLD_": "65536"} | dict.fromkeys(THREAD_VARIABLES, str(_cores(count)))
+    """Threads of the numerical libraries, which read them when they are imported, and how memory is given back."""
+    return ALLOCATION | dict.fromkeys(THREAD_VARIABLES, str(_cores(count)))
 
 
 @contextlib.contextmanager
 def environment_kept() -> Iterator[None]:
     """Undo what Dask sets in this process's own environment to hand it down to its workers."""
-    names = (*THREAD_VARIABLES, "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")
+    names = (*THREAD_VARIABLES, *ALLOCATION, "PYTHONHASHSEED")
     before = {name: os.environ.get(name) for name in names}
     try:
         yield

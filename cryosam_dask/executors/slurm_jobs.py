@@ -19,7 +19,7 @@ from cryosam_dask.errors import ExecutionError, SettingsError
 from cryosam_dask.executors.base import one_line
 from cryosam_dask.executors.cluster import GPU
 from cryosam_dask.executors.cluster_file import SlurmFile
-from cryosam_dask.executors.machine import LOOPBACK, MEMORY_SETTINGS, NO_PAGES, THREAD_VARIABLES
+from cryosam_dask.executors.machine import ALLOCATION, LOOPBACK, MEMORY_SETTINGS, NO_PAGES, THREAD_VARIABLES
 from cryosam_dask.executors.security import TLS, write_private
 
 DEATH_TIMEOUT = 120
@@ -85,7 +85,7 @@ def log_path(file: SlurmFile, kind: str, job_id: str) -> Path:
 
 def _environment(cores: int) -> list[str]:
     """What a worker's process needs before it starts: see `local.local_client`."""
-    lines = ["export MALLOC_TRIM_THRESHOLD_=65536"]
+    lines = [f"export {name}={value}" for name, value in ALLOCATION.items()]
     lines += [f"export {name}={cores}" for name in THREAD_VARIABLES]
     lines += ["export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'"]
     return lines + [

@@ -108,6 +108,14 @@ def _derivatives(smooth: Float32) -> tuple[Float32, Float32]:
     """Gradient magnitude and spread of the Hessian's eigenvalues, by central differences."""
     e = np.pad(smooth, ((0, 0), (1, 1), (1, 1)), mode="edge")
     up, down, left, right = e[:, :-2, 1:-1], e[:, 2:, 1:-1], e[:, 1:-1, :-2], e[:, 1:-1, 2:]
-    gradient = np.hypot(down - up, right - left) * np.float32(0.5)
+    gradient = _length(down - up, right - left) * np.float32(0.5)
     mixed = (e[:, 2:, 2:] - e[:, 2:, :-2] - e[:, :-2, 2:] + e[:, :-2, :-2]) * np.float32(0.5)  # 2 Lxy
-    return gradient, np.hypot(down + up - left - right, mixed)
+    return gradient, _length(down + up - left - right, mixed)
+
+
+def _length(a: Float32, b: Float32) -> Float32:
+    """√(a² + b²), of arrays that are needed no more. `np.hypot`, which guards against squares beyond what a float32
+    holds, takes six times as long; densities are standard ones."""
+    np.multiply(a, a, out=a)
+    a += np.multiply(b, b, out=b)
+    return np.sqrt(a, out=a)

@@ -53,6 +53,16 @@ class Seen(NamedTuple):
     masks: Tensor
 
 
+class Trunk(NamedTuple):
+    """What all answers about N boxes (N, 1, z, y, x) are made from.
+
+    fine : (N, a, z / 2, y / 2, x / 2); coarse : (N, b, z / 4, y / 4, x / 4)
+    """
+
+    fine: Tensor
+    coarse: Tensor
+
+
 def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)
@@ -66,7 +76,7 @@ class _Residual(nn.Module):
         self.second = nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = functional.relu(x + self.second(self.first(x)))
+        out: Tensor = functional.relu_(x + self.second(self.first(x)))
         return out
 
 
@@ -78,7 +88,9 @@ class _Down(nn.Sequential):
         )
 
 
-class _Up(nn.Module):
+class Up(nn.Module):
+    """Cells of half the size, joined with what is known of them. See `particle_trunk` for how they are inferred."""
+
     def __init__(self, inputs: int, beside: int, outputs: int) -> None:
         super().__init__()
         self.reduce = nn.Conv3d(inputs, outputs, 1, bias=False)
@@ -114,14 +126,14 @@ class ParticleNet(nn.Module):
         wide = a + b
         self.stem = nn.Sequential(_conv(8, a), _Residual(a))
         self.down4, self.down8, self.down16 = _Down(a, b, 2), _Down(b, c, 2), _Down(c, d, 1)
-        self.up8, self.up4, self.up2 = _Up(d, c, c), _Up(c, b, b), _Up(b, a, a)
+        self.up8, self.up4, self.up2 = Up(d, c, c), Up(c, b, b), Up(b, a, a)
         self.descriptor = nn.Sequential(nn.Conv3d(wide, 96, 1), nn.ReLU(inplace=True), nn.Conv3d(96, DESCRIPTOR, 1))
         self.centre = nn.Conv3d(wide, 1, 1)
         self.voxels = nn.Conv3d(a, 8 * (len(CLASSES) + _MASK), 1)
         self.controller = nn.Sequential(nn.Linear(wide, 96), nn.ReLU(inplace=True), nn.Linear(96, _FILTERS + 1))
         nn.init.constant_(self.centre.bias, -4.0)  # type: ignore[arg-type]
 
-    def forward(self, boxes: Tensor) -> Seen:
+    def trunk(self, boxes: Tensor) -> Trunk:
         """Look at boxes (N, 1, z, y, x) whose sides are multiples of `MULTIPLE`."""
         two = self.stem(to_cells(boxes))
         four = self.down4(two)
@@ -129,7 +141,11 @@ class ParticleNet(nn.Module):
         with torch.autocast(boxes.device.type, enabled=False):  # its gradients in bfloat16 are not finite on some CPUs
             deep = self.down16(eight.float())
         coarse = self.up4(self.up8(deep, eight), four)
-        fine = self.up2(coarse, two)
+        return Trunk(self.up2(coarse, two), coarse)
+
+    def forward(self, boxes: Tensor) -> Seen:
+        """All answers everywhere, of boxes as in `trunk`, as training needs them; `Heads` answers where it is asked."""
+        fine, coarse = self.trunk(boxes)
         features = torch.cat([fine, functional.interpolate(coarse, scale_factor=2, mode="nearest")], 1)
         voxels = to_voxels(self.voxels(fine))
         return Seen(

@@ -16,7 +16,7 @@ from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import presets, registry
 from cryosam_dask.models.catalog import encoder_info, segmenter_entry, volume_info
-from cryosam_dask.pipeline import checks, recut
+from cryosam_dask.pipeline import checks, looked, recut
 from cryosam_dask.pipeline.runner import Runner, command, stage_fingerprint
 from cryosam_dask.settings import Precision, Settings
 from cryosam_dask.stages import (
@@ -39,6 +39,7 @@ from cryosam_dask.stages import (
     rank,
     recognize,
     refine,
+    seen_masks,
     segment,
     select,
     standardize,
@@ -295,16 +296,16 @@ class Driver(Runner):
         chosen = learned.searched(store, name, settings.match)
         if chosen.structure == "extended" and chosen.rank == "similarity":
             survey = structure.survey(store, this, chosen)
+        if settings.match.rank == "descriptor" and survey.reached:
+            sight = Sight.of_query(store, name, settings.match.structure == "extended")
+            looking = recognize.plan(store, name, settings.propagation, sight, upstream)
+            self._named(looking, lambda: looked.take_over(store, name, looking))
+            return propose.recognized(store, name, looking), looking.fingerprint
         among = propose.candidates(store, this, survey, chosen)
         if propose.ranks(settings.match) and survey.reached:
             ranking = rank.plan(store, name, among.points, upstream)
             self._named(ranking)
             among, upstream = propose.ranked(store, name, ranking), ranking.fingerprint
-        if settings.match.rank == "descriptor" and survey.reached:
-            sight = Sight.of_query(store, name, settings.match.structure == "extended")
-            looking = recognize.plan(store, name, settings.propagation, sight, upstream)
-            self._named(looking)
-            among, upstream = propose.recognized(store, name, looking), looking.fingerprint
         return among, upstream
 
     def _compare(self, name: str, settings: Settings) -> tuple[Pass, Survey, str]:
@@ -358,7 +359,8 @@ class Driver(Runner):
         elif recut.differs_in_points_alone(store, stage):
             recut.take_over(store, name, stage, recut.Segmented())
         if stage.units:
-            self._segment(recut.recalled(store, name, stage), settings, points)
+            stage_with_masks = seen_masks.told(store, name, recut.recalled(store, name, stage))
+            self._segment(stage_with_masks, settings, points)
             store.delete(layout.former(name))
         return stage
 

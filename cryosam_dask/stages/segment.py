@@ -26,7 +26,7 @@ from cryosam_dask.models.cache import get_segmenter
 from cryosam_dask.models.catalog import segmenter_info, volume_info
 from cryosam_dask.models.registry import weights_identity
 from cryosam_dask.settings import PropagationRules, PropagationSettings
-from cryosam_dask.stages import former, learned, segment_volume
+from cryosam_dask.stages import former, learned, seen_masks, segment_volume
 from cryosam_dask.stages.base import BESIDES, Context, Region, Stage, Unit, UnitResult
 from cryosam_dask.stages.cost import PLAIN_READ, Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Command, Declaration, Expected, Part, by_number
@@ -215,7 +215,8 @@ def work_in_volume(context: Context, settings: Json, unit: Unit) -> UnitResult |
 def _known(store: RunStore, settings: Json, unit: Unit) -> tuple[dict[int, Instance | None], list[Point]]:
     """The masks of a unit's prompts that are known, and the points of the others, which are to be segmented."""
     query = settings["query"]
-    known = former.masks(store, query.rpartition("/")[2], unit) if query else {}
+    name = query.rpartition("/")[2] if query else ""
+    known = {**seen_masks.masks(store, name, settings, unit), **former.masks(store, name, unit)} if query else {}
     prompted = zip(unit.params["prompts"], unit.params["points"], strict=True)
     return known, [_point(point) for prompt, point in prompted if prompt not in known]
 

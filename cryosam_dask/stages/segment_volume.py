@@ -22,6 +22,9 @@ from cryosam_dask.stages.volume_pieces import pieces, query_of, tile_of
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Point, VolumeSegmenter
 
+AGAIN = 0.05
+"""About what share of the proposals is looked at again, because of its mask's place in a tile; for planning."""
+
 
 def unit_memory(info: VolumeInfo, prompts: int) -> int:
     """A look that the prompts of a unit share, at most."""
@@ -31,9 +34,13 @@ def unit_memory(info: VolumeInfo, prompts: int) -> int:
 
 
 def unit_cost(bench: Bench, info: VolumeInfo, prompts: int, own: bool, pooled: bool) -> Cost:
-    """The cost of a unit; own : whether its prompts are the user's, which are looked at in every way."""
+    """The cost of a unit.
+
+    own : whether its prompts are the user's, which are looked at in every way; pooled : whether they are proposals, of
+    which most masks were seen when they were recognized
+    """
     side = 2 * (info.reach + MARGIN) + info.multiple
-    ways = 2 * len(levels_of(bench.store.shape)) if own else 1
+    ways = 2 * len(levels_of(bench.store.shape)) if own else AGAIN if pooled else 1
     seconds = prompts * ways * bench.look_seconds((side, side, side), 2)
     read = prompts * ways * side**3 * bench.voxel_bytes + (prompts * bench.pool_bytes if pooled else 0)
     return cost(read, 0, seconds, "tomogram")
@@ -62,7 +69,7 @@ def instances_of(
         own = boxes.from_voxels(places[members]) - start
         answers = look.answer(own)
         for i, (low, mask), quality in zip(members, look.masks(own), answers.quality, strict=True):
-            out[i] = _instance(boxes, i, low + start, mask, float(quality))
+            out[i] = instance_of(boxes, i, low + start, mask, float(quality))
     return out
 
 
@@ -75,14 +82,14 @@ def _pieces(
 ) -> list[Instance | None]:
     """The piece at each point, found again in its tile."""
     own = boxes.from_voxels(points)
-    tiles = [tile_of(boxes.shape, point) for point in own]
+    tiles = [tile_of(boxes.shape, info.multiple, point) for point in own]
     out: list[Instance | None] = [None] * len(points)
     for tile in dict.fromkeys(tiles):
         there = pieces(model, info, boxes, tile, query)
         for i in (i for i, other in enumerate(tiles) if other == tile):
             low, mask = there.at(own[i])
             quality = float(there.likeness[mask].mean()) if mask.any() else 0.0
-            out[i] = _instance(boxes, i, low, mask, quality)
+            out[i] = instance_of(boxes, i, low, mask, quality)
     return out
 
 
@@ -111,10 +118,11 @@ def prompted(
 def of_click(store: RunStore, chosen: Clicked, prompt: int) -> Instance | None:
     """The mask of a click in voxels of the tomogram."""
     boxes = Boxes(store, chosen.hypothesis.level, chosen.hypothesis.bright)
-    return _instance(boxes, prompt, chosen.low, chosen.mask, chosen.hypothesis.quality)
+    return instance_of(boxes, prompt, chosen.low, chosen.mask, chosen.hypothesis.quality)
 
 
-def _instance(boxes: Boxes, prompt: int, low: NDArray[np.int64], mask: Bool, quality: float) -> Instance | None:
+def instance_of(boxes: Boxes, prompt: int, low: NDArray[np.int64], mask: Bool, quality: float) -> Instance | None:
+    """An instance of the tomogram from a mask in a window of a level that begins at `low`; None where it is empty."""
     if not mask.any():
         return None
     tight = geometry.bounds(mask)  # a window is mostly empty

@@ -77,10 +77,16 @@ def _by_view(store: RunStore, match: re.Match[str]) -> MarkOf:
 
 def _cost(bench: Bench, unit: Unit) -> Cost:
     axis: Axis = unit.params["axis"]
-    low, high = [0, 0, 0], list(bench.store.shape)
-    index = geometry.axis_index(axis)
+    chosen, shape = bench.settings.features, bench.store.shape
+    info, index = encoder_info(chosen.encoder), geometry.axis_index(axis)
+    low, high, once = [0, 0, 0], list(shape), 0
     low[index], high[index] = high[index] // 2, high[index] // 2 + 1
-    read = SAMPLES * bench.touched(Region(layout.tomogram(), tuple(low), tuple(high)))
+    for piece in tiling.pieces(shape, axis, info.patch, chosen, info.channels):  # chunks between pieces are read again
+        for side, span in zip(geometry.plane_axes(axis), piece, strict=True):
+            low[side], high[side] = span.voxels.start, span.voxels.stop
+        once += bench.touched(Region(layout.tomogram(), tuple(low), tuple(high)))
+    beside = 1 + (chosen.thickness - 1) / layout.CHUNK[index]  # where the neighbours of a slice are in other chunks
+    read = min(SAMPLES, shape[index]) * once * beside
     return cost(read, 0, SAMPLES * features.seconds_of_slice(bench, axis), "tomogram")
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cryosam_dask import geometry
 from cryosam_dask.geometry import Box
 from cryosam_dask.models.info import VolumeInfo
 from cryosam_dask.stages.boxes import Boxes, grown
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Float32, Shape3, VolumeSegmenter
 
-TILE: Shape3 = (112, 128, 128)
+TILE: Shape3 = (112, 192, 192)
 """Voxels of a tile, of its level, at most."""
 
 LIKE = 0.5
@@ -69,13 +72,16 @@ def pieces(model: VolumeSegmenter, info: VolumeInfo, boxes: Boxes, tile: Box, qu
     return Pieces(tile, renumbered[numbers], own, len(kept))
 
 
-def tile_of(shape: Shape3, point: NDArray[np.float64]) -> Box:
+def tiles(shape: Shape3, multiple: int) -> Iterator[Box]:
+    """The tiles of a level; `multiple` : of the segmenter."""
+    return geometry.even_boxes(shape, TILE, multiple)
+
+
+def tile_of(shape: Shape3, multiple: int, point: NDArray[np.float64]) -> Box:
     """The tile of a level that a point lies in."""
-    sides = []
-    for p, size, n in zip(point.tolist(), TILE, shape, strict=True):
-        low = min(max(round(p), 0), n - 1) // size * size
-        sides.append((low, min(low + size, n)))
-    return sides[0], sides[1], sides[2]
+    place = np.clip(np.round(point), 0, np.array(shape) - 1)
+    inside = (all(a <= p < b for p, (a, b) in zip(place, tile, strict=True)) for tile in tiles(shape, multiple))
+    return next(itertools.compress(tiles(shape, multiple), inside))
 
 
 def query_of(store: RunStore, descriptors: str) -> tuple[Float32, Float32]:

@@ -253,6 +253,11 @@ def look_array(name: str, index: int, array: LookArray) -> str:
     return f"{looks(name, index)}/{array}"
 
 
+def seen_masks(name: str) -> str:
+    """Groups of masks of these places, one for each tile, in voxels of the level that was looked at."""
+    return f"{proposals(name)}/masks"
+
+
 def picks(name: str) -> str:
     return f"{PICKS}/{name}"
 
@@ -328,6 +333,7 @@ _LOG = re.compile(f"({CLICKS}|{REVIEWS}/[^/]+)/[^/]+_\\d{{4}}")
 _HIDDEN = re.compile(
     f"({MARKS}|{INSTANCES}|{FORMER}|{NEGATIVES}|{EMBEDDINGS}|{CLICKS}|{REVIEWS})"
     f"|({QUERIES}|{PROPOSALS})/[^/]+/(state|group|profiles|looks)\\d{{5}}"
+    f"|{PROPOSALS}/[^/]+/masks"
     f"|{PICKS}/[^/]+/pieces"
     f"|{SIMILARITY}/[^/]+/r\\d+/dots"
 )

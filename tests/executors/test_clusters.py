@@ -184,6 +184,7 @@ def test_scripts_are_made_without_starting_anything(write, tmp_path, monkeypatch
         "#SBATCH -t 04:00:00",
         "#SBATCH --gres=gpu:1",
         "export MALLOC_TRIM_THRESHOLD_=65536",
+        "export MALLOC_MMAP_THRESHOLD_=33554432",
         "export OMP_NUM_THREADS=8",
         "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False",
         "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
