@@ -29,9 +29,7 @@ MOST = (1 << 32) - 1
 """Bytes that such a frame can hold."""
 
 
-def frame(
-    values: Array, chunk: Sequence[int], room: int = 0, memory: Callable[[int], Bytes] | None = None
-) -> Bytes:
+def frame(values: Array, chunk: Sequence[int], room: int = 0, memory: Callable[[int], Bytes] | None = None) -> Bytes:
     """A frame of a chunk of four axes of which `values` are the first along each axis, and zeros the rest.
 
     `values` have all of the last axis. Behind the frame, `room` bytes are left. `memory` gives so many bytes to put it

@@ -44,10 +44,10 @@ _memory = _Memory()
 
 def memory(purpose: str, size: int) -> Bytes:
     """Memory of this thread, which it is given again when it asks for the same purpose."""
-    kept = _memory.kept.get(purpose)
-    if kept is None or len(kept) < size:
-        kept = _memory.kept[purpose] = np.empty(size, np.uint8)
-    return kept[:size]
+    if len(_memory.kept.get(purpose, ())) < size:
+        _memory.kept.pop(purpose, None)  # before there is more
+        _memory.kept[purpose] = np.empty(size + size // 16, np.uint8)  # chunks differ a little
+    return _memory.kept[purpose][:size]
 
 
 def read(array: zarr.Array[Any], selection: Any) -> Array | None:
@@ -127,8 +127,9 @@ def _decode(array: zarr.Array[Any], index: Sequence[int], inside: tuple[slice, .
     if stored is None or google_crc32c.value(stored[:-_CHECKSUM]) != int.from_bytes(stored[-_CHECKSUM:], "little"):
         return False
     content = memory("decoded", size)
+    decode: Any = imagecodecs.zstd_decode
     try:
-        if len(imagecodecs.zstd_decode(stored[:-_CHECKSUM], out=content)) != size:
+        if len(decode(stored[:-_CHECKSUM], out=content)) != size:
             return False
     except RuntimeError:  # of its own kind
         return False
@@ -139,14 +140,14 @@ def _decode(array: zarr.Array[Any], index: Sequence[int], inside: tuple[slice, .
 def _stored(path: Path, most: int) -> Bytes | None:
     """A file's bytes, in this thread's memory; None if it is not there, too short or too long for a chunk."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if not _CHECKSUM < size <= most:
                 return None
             content = memory("stored", size)
             done = 0
             while done < size:
-                count = file.readinto(content[done:])
+                count = file.readinto(content[done:].data)
                 if not count:
                     return None
                 done += count
@@ -156,7 +157,7 @@ def _stored(path: Path, most: int) -> Bytes | None:
 
 
 def _fill(path: Path, content: Bytes) -> None:
-    with open(path, "wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file:
         done = 0
         while done < len(content):
-            done += file.write(content[done:])
+            done += file.write(content[done:].data)

@@ -41,7 +41,7 @@ def written(array: zarr.Array[Any], selection: Any, values: Any) -> bool:
     indices = list(itertools.product(*spans))
     if isinstance(array.store, LocalStore):
         # a disk takes one after the other, from the same memory
-        memory = functools.partial(local_chunks.memory, "frame")
+        memory = functools.partial(local_chunks.memory, "stored")
         for index in indices:
             local_chunks.write(array.store, key_of(array, index), _encoded(array, part, index, values, memory))
         return True
