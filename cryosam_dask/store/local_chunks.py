@@ -53,7 +53,7 @@ def memory(purpose: str, size: int) -> Bytes:
 def read(array: zarr.Array[Any], selection: Any) -> Array | None:
     """A part of an array that slices select; None if that is not for here, or a chunk is missing or damaged."""
     part = sides(selection, array.shape)
-    if part is None or not _is_plain(array) or not all(map(len, part)):
+    if part is None or not _is_here(array) or not all(map(len, part)):
         return None
     out = np.empty([len(side) for side in part], array.dtype)
     chunks = array.chunks
@@ -99,16 +99,17 @@ def key_of(array: zarr.Array[Any], index: Sequence[int]) -> str:
     return f"{array.path}/{name}" if array.path else name
 
 
-def is_plain(array: zarr.Array[Any]) -> bool:
+def is_ours(array: zarr.Array[Any]) -> bool:
     """Whether chunks are little-endian numbers by Zstandard, with a checksum, as this program writes all of them."""
     codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
     little = array.dtype.newbyteorder("<") == array.dtype
     return little and [type(codec) for codec in codecs] == [BytesCodec, ZstdCodec, Crc32cCodec]
 
 
-def _is_plain(array: zarr.Array[Any]) -> bool:
+def _is_here(array: zarr.Array[Any]) -> bool:
+    """Whether its chunks are on the local disk, and of a size that memory is kept for."""
     small = math.prod(array.chunks) * array.dtype.itemsize <= MOST
-    return small and isinstance(array.store, LocalStore) and is_plain(array)
+    return small and isinstance(array.store, LocalStore) and is_ours(array)
 
 
 def _overlap(side: range, index: int, chunk: int) -> tuple[slice, slice]:

@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from cryosam_dask.store import frames, local_chunks
-from cryosam_dask.store.local_chunks import is_plain, key_of, sides
+from cryosam_dask.store.local_chunks import is_ours, key_of, sides
 from cryosam_dask.types import Array
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def written(array: zarr.Array[Any], selection: Any, values: Any) -> bool:
 def _uncompressed(array: zarr.Array[Any]) -> bool:
     """Whether chunks are four axes of numbers in a frame of Zstandard that is not to be compressed, and a checksum,
     and may be written."""
-    if array.ndim != 4 or array.store.read_only or not is_plain(array):
+    if array.ndim != 4 or array.store.read_only or not is_ours(array):
         return False
     codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
     return codecs[1].level == LEVEL and int(np.prod(array.chunks)) * array.dtype.itemsize <= frames.MOST
