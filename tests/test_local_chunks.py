@@ -140,6 +140,16 @@ def latents(folder: Path, mode: Any = "r+") -> RunArray:
     return RunStore.open(folder, mode).array("latents")
 
 
+def test_no_memory_is_kept_for_chunks_that_are_too_large(tmp_path: Path) -> None:
+    array, ones = latents(tmp_path / "run.zarr"), np.ones((4, 7, 8, 3), np.float16)
+    with (
+        mock.patch.object(local_chunks, "MOST", 4 * 4 * 4 * 3 * 2 - 1),
+        mock.patch.object(local_chunks, "memory", side_effect=AssertionError),
+    ):
+        array[:4] = ones
+        assert np.array_equal(array[:4], ones)
+
+
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     array, ones = latents(tmp_path / "run.zarr"), np.ones((4, 7, 8, 3), np.float16)
     array[:4] = ones

@@ -53,7 +53,7 @@ def memory(purpose: str, size: int) -> Bytes:
 def read(array: zarr.Array[Any], selection: Any) -> Array | None:
     """A part of an array that slices select; None if that is not for here, or a chunk is missing or damaged."""
     part = sides(selection, array.shape)
-    if part is None or not _is_here(array) or not all(map(len, part)):
+    if not part or not _is_here(array) or not all(map(len, part)):
         return None
     out = np.empty([len(side) for side in part], array.dtype)
     chunks = array.chunks
@@ -106,10 +106,14 @@ def is_ours(array: zarr.Array[Any]) -> bool:
     return little and [type(codec) for codec in codecs] == [BytesCodec, ZstdCodec, Crc32cCodec]
 
 
+def chunk_bytes(array: zarr.Array[Any]) -> int:
+    """Bytes of a decoded chunk."""
+    return math.prod(array.chunks) * array.dtype.itemsize
+
+
 def _is_here(array: zarr.Array[Any]) -> bool:
     """Whether its chunks are on the local disk, and of a size that memory is kept for."""
-    small = math.prod(array.chunks) * array.dtype.itemsize <= MOST
-    return small and isinstance(array.store, LocalStore) and is_ours(array)
+    return chunk_bytes(array) <= MOST and isinstance(array.store, LocalStore) and is_ours(array)
 
 
 def _overlap(side: range, index: int, chunk: int) -> tuple[slice, slice]:
@@ -121,8 +125,7 @@ def _overlap(side: range, index: int, chunk: int) -> tuple[slice, slice]:
 
 def _decode(array: zarr.Array[Any], index: Sequence[int], inside: tuple[slice, ...], out: Array) -> bool:
     """Put what is wanted of a chunk into `out`; False if it is missing or damaged."""
-    size = math.prod(array.chunks) * array.dtype.itemsize
-    store = array.store
+    size, store = chunk_bytes(array), array.store
     assert isinstance(store, LocalStore)
     stored = _stored(store.root / key_of(array, index), 2 * size + 1024)
     if stored is None or google_crc32c.value(stored[:-_CHECKSUM]) != int.from_bytes(stored[-_CHECKSUM:], "little"):

@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from cryosam_dask.store import frames, local_chunks
-from cryosam_dask.store.local_chunks import is_ours, key_of, sides
+from cryosam_dask.store.local_chunks import chunk_bytes, is_ours, key_of, sides
 from cryosam_dask.types import Array
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def written(array: zarr.Array[Any], selection: Any, values: Any) -> bool:
     indices = list(itertools.product(*spans))
     if isinstance(array.store, LocalStore):
         # a disk takes one after the other, from the same memory
-        memory = functools.partial(local_chunks.memory, "stored")
+        kept = functools.partial(local_chunks.memory, "stored")
+        memory = kept if chunk_bytes(array) <= local_chunks.MOST else None
         for index in indices:
             local_chunks.write(array.store, key_of(array, index), _encoded(array, part, index, values, memory))
         return True
@@ -58,7 +59,7 @@ def _uncompressed(array: zarr.Array[Any]) -> bool:
     if array.ndim != 4 or array.store.read_only or not is_ours(array):
         return False
     codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
-    return codecs[1].level == LEVEL and int(np.prod(array.chunks)) * array.dtype.itemsize <= frames.MOST
+    return codecs[1].level == LEVEL and chunk_bytes(array) <= frames.MOST
 
 
 def _whole(selection: Any, shape: Sequence[int], chunks: Sequence[int]) -> list[range] | None:
