@@ -192,9 +192,10 @@ class TensorEncoder(SliceEncoder, Protocol):
 
     device: str
 
-    def encode_tensor(self, slices: Float32) -> Any:
+    def encode_tensor(self, slices: Any) -> Any:
         """What `encode` gives, as a `torch.Tensor` (N, A / patch, B / patch, C), float32, on `device`.
 
+        `slices` may also be a tensor that is on `device` already, as they are where they were resized there.
         The caller may change it. It is not checked for values that are not finite, and on a GPU not waited for.
         """
         ...

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cryosam_dask import geometry
 from cryosam_dask.kernels import images
 from cryosam_dask.kernels import tokens as kernel
+from cryosam_dask.kernels.backend import NUMPY
 from cryosam_dask.kernels.standardization import fit_standardization
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import features, standardize, tiling
@@ -205,7 +206,7 @@ def test_spans_keep_each_token_once_and_see_what_the_whole_resized_slice_shows(
     other = tiling.Span((geometry.Tile(0, 2, 0, 2),), 2, 8, 4)
     for span in found:
         seen = slice(span.tiles[0].first * 4, span.tiles[-1].last * 4)
-        assert np.array_equal(tiling.resized(slices[:, span.voxels], (span, other)), whole[:, seen])
+        assert np.array_equal(tiling.resized(slices[:, span.voxels], NUMPY, (span, other)), whole[:, seen])
 
 
 @given(

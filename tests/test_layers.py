@@ -39,7 +39,7 @@ OWNERS = {
     "dask_jobqueue": {"executors"},
     "fsspec": {"storage"},
     "h5py": {"io"},
-    "imagecodecs": {"io"},
+    "imagecodecs": {"io", "store"},
     "imodmodel": {"io"},
     "jinja2": {"report"},
     "mrcfile": {"io", "demo"},

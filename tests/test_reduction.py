@@ -13,12 +13,17 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cryosam_dask.errors import ModelError
+from cryosam_dask.geometry import Interpolation, interpolation
+from cryosam_dask.kernels import images
 from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.kernels.backend import NUMPY, Backend
 from cryosam_dask.kernels.reduction import Reduction
-from cryosam_dask.models import torch_backend
+from cryosam_dask.models import resizing, torch_backend
+from cryosam_dask.models.devices import to_device
 from cryosam_dask.models.torch_backend import TorchBackend, backend_of
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import features, standardize
@@ -92,6 +97,72 @@ def test_tensors_become_what_arrays_become(tmp_path: Path, tile: int) -> None:
             )
         sums = layout.feature_sums(axis)
         np.testing.assert_allclose(tensors.read(sums), arrays.read(sums), rtol=1e-4, atol=0.05)
+
+
+class Resampling(TorchBackend):
+    """Slices are resized as they are on a GPU."""
+
+    def resample(self, slices: Float32, rows: Interpolation, columns: Interpolation) -> torch.Tensor:
+        return resizing.resample(self.place(slices), rows, columns)
+
+
+class TakingTensors(Tensors):
+    def encode_tensor(self, slices: Any) -> Any:
+        assert isinstance(slices, torch.Tensor)  # planes of 21, 37 and 90 pixels are no whole patches
+        return super().encode_tensor(slices.numpy())
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("tile", [96, 12])
+def test_slices_that_are_resized_on_the_device_become_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile: int
+) -> None:
+    chosen = FeatureSettings(encoder="texture", standardize="scale", tile=tile, halo=2, dense_ratios=())
+    expected = encoded(tmp_path / "host.zarr", Tensors(), chosen)
+    for stage in (features, standardize):
+        monkeypatch.setattr(stage, "backend_of", lambda _: Resampling("stand-in", "cpu"))
+    there = encoded(tmp_path / "device.zarr", TakingTensors(), chosen)
+    for axis in AXES:
+        for name in (layout.latents(1, axis), layout.latents(8, axis), layout.gram(1, axis)):
+            assert np.array_equal(there.read(name), expected.read(name))
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_device_resamples_as_the_host_bit_for_bit(data: st.DataObject) -> None:
+    sides = []
+    for axis in range(2):
+        length, size = (data.draw(st.integers(1, 90), f"{name} {axis}") for name in ("voxels", "pixels"))
+        first = data.draw(st.integers(0, size - 1))
+        positions = np.arange(first, data.draw(st.integers(first + 1, size)), dtype=float)
+        sides.append(interpolation(positions, size, length))
+    rows, columns = sides
+    shape = (3, rows.stop - rows.start, columns.stop - columns.start)
+    slices = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    there = resizing.resample(torch.from_numpy(slices), rows, columns)
+    assert np.array_equal(there.numpy(), images.resample(slices, rows, columns))
+
+
+def test_images_go_to_a_gpu_from_pinned_memory_and_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty, to, log = torch.empty, torch.Tensor.to, list[Any]()
+
+    def pinned(shape: Any, **options: Any) -> Any:
+        assert options.pop("pin_memory")
+        return empty(shape, **options)
+
+    def sent(self: Any, device: str, *dtype: Any, non_blocking: bool = False) -> Any:
+        log.append((device, non_blocking))
+        return to(self, "cpu", *dtype)
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", sent)
+    values = np.arange(6, dtype=np.int16).reshape(2, 3)
+    values.flags.writeable = False
+    there = to_device(values, "cuda:1")
+    assert there.dtype == torch.float32
+    assert np.array_equal(there.numpy(), values)
+    assert torch.equal(to_device(there, "cuda:1"), there)  # what is there stays
+    assert log == [("cuda:1", True)] * 2
 
 
 def reduced(tokens: Any, backend: Backend, finest: int | None = 4) -> dict[str, Array]:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cryosam_dask.geometry import Interpolation
+from cryosam_dask.kernels import images
 from cryosam_dask.types import Array, Float32
 
 CACHED_VALUES = 1 << 18
@@ -72,6 +74,10 @@ class Backend(Protocol):
         """An array in the host's memory."""
         ...
 
+    def resample(self, slices: Float32, rows: Interpolation, columns: Interpolation) -> Any:
+        """Slices of the host by `images.resample`, as an encoder of such arrays takes them."""
+        ...
+
     def at_work(self) -> contextlib.AbstractContextManager[Any]:
         """The context that arrays are computed with in."""
         ...
@@ -113,6 +119,9 @@ class NumpyBackend:
 
     def numpy(self, values: Array) -> Array:
         return values
+
+    def resample(self, slices: Float32, rows: Interpolation, columns: Interpolation) -> Float32:
+        return images.resample(slices, rows, columns)
 
     def at_work(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()

@@ -6,12 +6,11 @@ import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cryosam_dask.errors import MemoryLimitError
-from cryosam_dask.types import Array
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +37,16 @@ def device_memory(name: str, device: str) -> Iterator[None]:
         ) from error
 
 
-def to_device(values: Array, device: str) -> torch.Tensor:
-    """Values of the host as a tensor in single precision on a device. A copy to a GPU is queued, and not waited for."""
+def to_device(values: Any, device: str) -> torch.Tensor:
+    """Values as a tensor in single precision on a device, where a tensor may be already. A copy to a GPU is queued, and
+    not waited for."""
     import torch
 
-    tensor = torch.tensor(np.asarray(values, np.float32))  # a copy: from_numpy warns at read-only arrays
-    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    if isinstance(values, torch.Tensor):
+        return values.to(device, torch.float32, non_blocking=True)
+    host = np.asarray(values, np.float32)
+    if device == "cpu":
+        return torch.tensor(host)  # a copy: from_numpy warns at read-only arrays
+    pinned = torch.empty(host.shape, pin_memory=True)
+    pinned.numpy()[...] = host  # the only copy that the host makes
+    return pinned.to(device, non_blocking=True)

@@ -1,6 +1,7 @@
-"""Grey images resized on the device that they are on, equal in each pixel to what Pillow makes of them on the host.
+"""Images resized on the device that they are on, equal in each pixel to what the host makes of them.
 
-Models that were published with Pillow's resizing are fed what they were trained with, and no image is made on the host.
+Models that were published with Pillow's resizing are fed what they were trained with (`resize`), slices of a tomogram
+are what `kernels.images` makes of them (`resample`), and no image is made on the host.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cryosam_dask.geometry import Interpolation
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,24 @@ def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         if image.shape[axis] != size[axis]:
             image = _along(image, axis, size[axis])
     return image
+
+
+def resample(images: torch.Tensor, rows: Interpolation, columns: Interpolation) -> torch.Tensor:
+    """Bilinear (n, len(rows), len(columns)) of images (n, A, B) in single precision, as `kernels.images.resample`.
+
+    The same operations in the same order, each rounded on its own, so that every device gives the same.
+    """
+    import torch
+
+    for axis, side in ((1, rows), (2, columns)):
+        last = images.shape[axis] - 1
+        lower, upper, fraction = (
+            torch.from_numpy(values).to(images.device, non_blocking=True)  # no wait for what is queued before
+            for values in (side.lower, np.minimum(side.lower + 1, last), side.fraction.astype(np.float32))
+        )
+        near, far = images.index_select(axis, lower), images.index_select(axis, upper)
+        images = far.sub_(near).mul_(fraction[:, None] if axis == 1 else fraction).add_(near)
+    return images
 
 
 def _along(image: torch.Tensor, axis: int, length: int) -> torch.Tensor:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from cryosam_dask.geometry import Interpolation
 from cryosam_dask.kernels.backend import CACHED_VALUES, NUMPY, Backend, Landing
+from cryosam_dask.models import resizing
 from cryosam_dask.models.devices import device_memory, to_device
-from cryosam_dask.types import Array, SliceEncoder, TensorEncoder
+from cryosam_dask.types import Array, Float32, SliceEncoder, TensorEncoder
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +64,12 @@ class TorchBackend:
 
     def numpy(self, values: torch.Tensor) -> Array:
         return values.cpu().numpy()
+
+    def resample(self, slices: Float32, rows: Interpolation, columns: Interpolation) -> Float32 | torch.Tensor:
+        if self._device == "cpu":
+            return NUMPY.resample(slices, rows, columns)  # row by row in the cache, where torch goes over all each time
+        with self.at_work():
+            return resizing.resample(self.place(slices), rows, columns)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

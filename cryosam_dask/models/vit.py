@@ -73,7 +73,7 @@ class TimmEncoder:
             raise not_finite(self.name, self.dtype)
         return tokens
 
-    def encode_tensor(self, slices: Float32) -> torch.Tensor:
+    def encode_tensor(self, slices: Any) -> torch.Tensor:
         """The same on the device, see `TensorEncoder.encode_tensor`; ValueError as in `encode`."""
         import torch
 
@@ -90,7 +90,7 @@ class TimmEncoder:
                 tokens[start : start + step] = self._forward(slices[start : start + step], grid)
             return tokens
 
-    def _forward(self, slices: Float32, grid: tuple[int, int]) -> torch.Tensor:
+    def _forward(self, slices: Any, grid: tuple[int, int]) -> torch.Tensor:
         with autocast(self.device, self.dtype):
             images = to_device(slices, self.device)
             features = self._module.forward_features(images[:, None].expand(-1, self._inputs, -1, -1))

@@ -14,16 +14,16 @@ from cryosam_dask.stages.base import Region, Unit
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Axis, Shape3
 
-READ = 500e6
-"""Bytes per second that one core reads: zstd and crc32c, measured on noise in float16 and float32."""
+READ = 700e6
+"""Bytes per second that one core reads from a local disk: zstd and crc32c, measured on noise in float16 and float32."""
 
 WRITE = 250e6
 """Bytes per second that one core writes: zstd at level 1 and crc32c, measured likewise."""
 
-PLAIN_READ = 750e6
+PLAIN_READ = 1900e6
 """Bytes per second that one core reads of what is not compressed, latents and embeddings: measured likewise."""
 
-PLAIN_WRITE = 800e6
+PLAIN_WRITE = 1500e6
 """Bytes per second that one core writes of them."""
 
 COPY = 1.5e9

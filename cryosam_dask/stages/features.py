@@ -165,7 +165,7 @@ def encoded(
 ) -> Iterator[Any]:
     """A piece's tokens of slices, `settings.batch` slices at a time; the sample is of the piece's voxels."""
     for start in range(0, len(slices), settings.batch):
-        pixels = tiling.resized(sample.standard(slices[start : start + settings.batch]), piece)
+        pixels = tiling.resized(sample.standard(slices[start : start + settings.batch]), backend, piece)
         yield tiling.encode(encoder, backend, pixels, piece)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from cryosam_dask import geometry
 from cryosam_dask.geometry import Interpolation, Tile
-from cryosam_dask.kernels import images
 from cryosam_dask.kernels.backend import Backend
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.store import layout
@@ -119,15 +118,18 @@ def pieces(shape: Shape3, axis: Axis, patch: int, settings: FeatureSettings, cha
     return itertools.product(rows, columns)
 
 
-def resized(slices: Float32, piece: Piece) -> Float32:
-    """The pixels that a piece's tiles see, (n, A, B), from its voxels (n, rows, columns)."""
+def resized(slices: Float32, backend: Backend, piece: Piece) -> Any:
+    """The pixels that a piece's tiles see, (n, A, B), from its voxels (n, rows, columns).
+
+    They are `slices` where they need no resizing; else an array for an encoder whose tokens are the backend's.
+    """
     rows, columns = piece
     if not rows.resized and not columns.resized:
         return slices
-    return images.resample(slices, rows.interpolation, columns.interpolation)
+    return backend.resample(slices, rows.interpolation, columns.interpolation)
 
 
-def encode(encoder: SliceEncoder, backend: Backend, pixels: Float32, piece: Piece) -> Any:
+def encode(encoder: SliceEncoder, backend: Backend, pixels: Any, piece: Piece) -> Any:
     """Tokens (n, rows, columns, C) of a piece of n slices, from the pixels that its tiles see.
 
     They are an array of the backend's, which is that of the encoder's tokens (`models.torch_backend.backend_of`).
@@ -140,7 +142,8 @@ def encode(encoder: SliceEncoder, backend: Backend, pixels: Float32, piece: Piec
         out = backend.zeros((len(pixels), rows.size, columns.size, encoder.channels))
         for row, column in itertools.product(rows.tiles, columns.tiles):
             (a, keep_a), (b, keep_b) = rows.within(row), columns.within(column)
-            tokens = tokens_of(np.ascontiguousarray(pixels[:, a, b]))
+            tile = pixels[:, a, b]
+            tokens = tokens_of(np.ascontiguousarray(tile) if isinstance(tile, np.ndarray) else tile.contiguous())
             out[:, keep_a, keep_b] = tokens[:, row.crop, column.crop]
     return out
 

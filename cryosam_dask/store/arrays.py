@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import StorePath, WrapperStore
 
 from cryosam_dask.errors import StoreError
-from cryosam_dask.store import whole_chunks
+from cryosam_dask.store import local_chunks, whole_chunks
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -152,6 +152,10 @@ class RunArray(zarr.Array[Any]):
         return zarr.Array(self.async_array)
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) == 1 and not any(kwargs.values()):
+            part = local_chunks.read(self._plain, args[0])  # only slices, which mean the same to all of them
+            if part is not None:
+                return part
         try:
             return getattr(super(), name)(*args, **kwargs)
         except (ValueError, RuntimeError) as error:

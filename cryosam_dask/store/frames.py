@@ -8,7 +8,7 @@ and every decoder of Zstandard reads it. No library writes such frames; at its f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,35 +29,41 @@ MOST = (1 << 32) - 1
 """Bytes that such a frame can hold."""
 
 
-def frame(values: Array, chunk: Sequence[int], room: int = 0) -> Bytes:
+def frame(values: Array, chunk: Sequence[int], room: int = 0, memory: Callable[[int], Bytes] | None = None) -> Bytes:
     """A frame of a chunk of four axes of which `values` are the first along each axis, and zeros the rest.
 
-    `values` have all of the last axis. Behind the frame, `room` bytes are left.
+    `values` have all of the last axis. Behind the frame, `room` bytes are left. `memory` gives so many bytes to put it
+    into; without it, they are new ones.
     """
     length = math.prod(chunk) * values.itemsize
     assert length <= MOST
     row = chunk[2] * chunk[3] * values.itemsize
     slices, rows = values.shape[:2]
-    content = np.ascontiguousarray(values).view(np.uint8).reshape(slices, rows, -1)
+    content = _rows(values)
+    # each row is a record, and what a slice lacks of rows follows its last one
     beside, below = _zeros(row - content.shape[2]), _zeros((chunk[1] - rows) * row)
-    if not len(beside):  # rows follow each other, and so do slices if none lacks rows
-        content = content.reshape(slices, 1, -1) if len(below) else content.reshape(1, 1, -1)
     record = _raw_size(content.shape[2]) + len(beside)
-    part = content.shape[1] * record + len(below)
-    behind = _zeros((chunk[0] - slices) * chunk[1] * row)
+    part = rows * record + len(below)
     head = _number(_MAGIC, 4) + bytes([_SINGLE_SEGMENT]) + _number(length, 4)
-    tail = behind + _header(_LAST, _RAW, 0)
-    whole = np.empty(len(head) + len(content) * part + len(tail) + room, np.uint8)
+    tail = _zeros((chunk[0] - slices) * chunk[1] * row) + _header(_LAST, _RAW, 0)
+    size = len(head) + slices * part + len(tail) + room
+    whole = np.empty(size, np.uint8) if memory is None else memory(size)
     out = whole[: len(whole) - room]
     out[: len(head)] = np.frombuffer(head, np.uint8)
     out[len(out) - len(tail) :] = np.frombuffer(tail, np.uint8)
-    body = out[len(head) : len(out) - len(tail)].reshape(len(content), part)
+    body = out[len(head) : len(out) - len(tail)].reshape(slices, part)
     body[:, part - len(below) :] = np.frombuffer(below, np.uint8)
-    # rows of records within each part; a view, whatever follows them
-    records = np.lib.stride_tricks.as_strided(body, (*content.shape[:2], record), (part, record, 1))
+    records = body[:, : part - len(below)].reshape(slices, rows, record)  # a view
     _put_raw(records, content)
     records[..., record - len(beside) :] = np.frombuffer(beside, np.uint8)
     return whole
+
+
+def _rows(values: Array) -> Bytes:
+    """Bytes (slices, rows, n) of values of four axes: without a copy if each row lies in one piece."""
+    slices, rows = values.shape[:2]
+    flat = values.reshape(slices, rows, -1)
+    return (flat if flat.strides[2] == values.itemsize else np.ascontiguousarray(flat)).view(np.uint8)
 
 
 def _put_raw(records: Bytes, content: Bytes) -> None:

@@ -177,8 +177,9 @@ def figures(row: Row) -> str:
     if "tokens" in parts:
         busy = parts["tokens"]["device"]
         put(f"a device of {busy['microseconds_a_token']:g} µs a token is busy", f"{busy['busy']:.0%} of the time")
-        for axis, steps in parts["tokens"]["processor"].items():
-            put(f"processor time a token, {axis} view", f"{steps['total']} µs")
+        for axis, kinds in parts["tokens"]["processor"].items():
+            for kind, steps in kinds.items():
+                put(f"processor time a token, {axis} view, {kind}", f"{steps['total']} µs")
     for dtype, told in parts.get("planes", {}).get("embed", {}).items():
         put(
             f"SAM's planes a second, {dtype}: published code, ours",

@@ -18,7 +18,7 @@ from cryosam_dask.executors import base, serial
 from cryosam_dask.pipeline import integrity, settings_for
 from cryosam_dask.settings import Settings
 from cryosam_dask.stages import origin
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import layout, local_chunks, marks
 from cryosam_dask.store.arrays import chunk_of
 from cryosam_dask.store.run_store import RunStore
 
@@ -69,7 +69,7 @@ def traced(
     written: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
     current: list[tuple[str, tuple[int, ...]]] = []
     patch = pytest.MonkeyPatch()
-    original, set_ = base.run_unit, LocalStore.set
+    original, set_, write = base.run_unit, LocalStore.set, local_chunks.write
 
     def run_unit(stage: str, work: Any, settings: Any, context: Any, unit: Any) -> Any:
         current.append((stage, tuple(unit.marks)))
@@ -78,15 +78,23 @@ def traced(
         finally:
             current.pop()
 
-    async def spy(self: LocalStore, key: str, value: Any) -> None:
+    def note(key: str) -> None:
         if current and chunk_of(key):
             written.setdefault(key, set()).add(current[-1])
+
+    async def spy(self: LocalStore, key: str, value: Any) -> None:
+        note(key)
         await set_(self, key, value)
+
+    def spied(store: LocalStore, key: str, content: Any) -> None:
+        note(key)
+        write(store, key, content)
 
     patch.setattr(base, "run_unit", run_unit)
     if hasattr(serial, "run_unit"):
         patch.setattr(serial, "run_unit", run_unit)
     patch.setattr(LocalStore, "set", spy)
+    patch.setattr(local_chunks, "write", spied)
     # zarr has a shortcut in some versions
     try:
         run(two_balls, out, chosen)
