@@ -26,6 +26,7 @@ from cryosam_dask.stages import features, standardize, tiling
 from cryosam_dask.stages.base import Context
 from cryosam_dask.stages.sampling import Sample
 from cryosam_dask.store import layout, marks
+from cryosam_dask.store.journal import commands
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array, Axis, Float32, Shape3
 
@@ -234,6 +235,9 @@ def test_views_are_cut_where_they_do_not_share_out_evenly(tmp_path: Path, slots:
     driver.features(settings_for("builtin", {"features.dense_ratios": []}))
     assert len(driver.timings[standardize.NAME]) == units
     assert marks.all_done(driver.store, standardize.NAME)
+    (entry,) = (e["stages"][standardize.NAME] for e in commands(driver.store) if standardize.NAME in e["stages"])
+    assert entry["units"] == 3, "what a plan goes by"
+    assert entry["unit_seconds"] == pytest.approx(sum(t.seconds for t in driver.timings[standardize.NAME]))
     driver.features(settings_for("builtin", {"features.dense_ratios": []}))
     assert len(driver.timings[standardize.NAME]) == units
 

@@ -146,7 +146,7 @@ class Driver(Runner):
         units = {unit.name: unit for unit in unfinished(stage, store, stage.units)}
         if len(units) % self._executor.slots:
             slices = standardize.slices_of(replace(stage, units=tuple(units.values())), store.shape, settings.features)
-            results = self._execute(stage, store, slices)
+            results = self._execute(stage, store, slices, parts=True)
             units = {unit.name: standardize.with_slices(unit, results) for unit in units.values()}
         self._execute(stage, store, [units.get(unit.name, unit) for unit in stage.units])
 

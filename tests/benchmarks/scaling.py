@@ -379,6 +379,48 @@ def many(driver_seconds: float, turn: float) -> dict[str, Any]:
     return out
 
 
+def scale(driver_seconds: float, turn: float) -> list[dict[str, Any]]:
+    """A row for each preset, storage, number of workers, and for one tomogram and `MANY` of them."""
+    rows: list[dict[str, Any]] = []
+    for models in ("builtin", "paper"):
+        jobs = Jobs(models, "h100", {}, turn)
+        for bandwidth in SHARED:
+            for workers in WORKERS:
+                cluster = Cluster(workers, driver_seconds, 1e9 * bandwidth)
+                together = at_once(jobs.planner.bulks, cluster)
+                for runs, count in ((1, 1), (MANY, together)):
+                    row = {"models": models, "storage": f"{bandwidth:g} GB/s", "workers": workers}
+                    rows.append(row | {"tomograms": runs, "at_once": count} | _share(jobs, cluster, runs, count))
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def _share(jobs: Jobs, cluster: Cluster, runs: int, count: int) -> dict[str, Any]:
+    """Seconds, busy shares, and what limits: that without which the job would be fastest, "workers" where nearly all
+    of them are busy anyway. Of many runs the first and the last few are simulated, those in between go on alike."""
+    every = range(runs) if runs == 1 else range(2 * count, 4 * count + 1, 2 * count)
+    jobs_of = [jobs.job(Rules(spread=True), cluster.workers, n or 1, count).tasks for n in every]
+
+    def seconds(here: Cluster) -> tuple[float, float, float, float]:
+        ends = [simulate(tasks, here) for tasks in jobs_of]
+        if runs == 1:
+            return ends[0].makespan, ends[0].workers, ends[0].driver, ends[0].storage
+        each = (ends[1].makespan - ends[0].makespan) / (2 * count)
+        whole = ends[1].makespan + (runs - 4 * count) * each
+        work = [getattr(ends[1], name) * ends[1].makespan / (4 * count) for name in ("workers", "driver", "storage")]
+        return whole, *(runs * own / whole for own in work)
+
+    took, busy, driver, storage = seconds(cluster)
+    without = {
+        "driver": seconds(replace(cluster, driver_seconds=0.0))[0] - _own_steps(jobs, runs, count),
+        "storage": seconds(replace(cluster, bandwidth=math.inf))[0],
+        "order": runs * max(limits(jobs_of[0], cluster)[name] for name in LIMITS[:3]) / (len(every) and (every[0] or 1)),
+    }
+    limit = "workers" if busy > BUSY else min(without, key=lambda name: without[name])
+    shares = {"busy": round(busy, 3), "driver": round(driver, 3), "storage_busy": round(storage, 3)}
+    return {"seconds": round(took, 1), **shares, "limit": limit}
+
+
 def table(jobs: Jobs, rules: Rules, driver_seconds: float, bandwidth: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for workers in WORKERS:
