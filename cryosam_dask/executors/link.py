@@ -123,8 +123,11 @@ class Link:
         return self.wait_for_worker()
 
     def wait_for_worker(self, resource: str = "") -> dict[str, dict[str, Any]]:
-        """Wait until there is a worker (that declares a resource); all workers then. A cluster that starts workers on demand needs a task
-        to see the demand. Workers that were there before will come back, so for them there is no limit."""
+        """Wait until there is a worker (that declares a resource); all workers that are there then.
+
+        A cluster that starts workers on demand needs a task to see the demand. Workers that were there before will come
+        back, so for them there is no limit.
+        """
         if not _declares(workers := self.workers(), resource):
             kind = f" with a {resource}" if resource else ""
             awaited = self.cluster.awaited() or f"a worker{kind} to join the scheduler at {self.address}"

@@ -26,7 +26,7 @@ class Portion(NamedTuple):
 
 
 def portions(tokens: NDArray[np.floating], mixed: bool = True) -> Iterator[Portion]:
-    """The portions of tokens (..., C), in their order; see `Moments`. Raises ValueError for tokens that are not finite."""
+    """The portions of tokens (..., C), in their order. Raises ValueError for tokens that are not finite."""
     tokens = tokens.reshape(-1, tokens.shape[-1])
     step = max(1, PORTION_VALUES // tokens.shape[1])
     for start in range(0, len(tokens), step):

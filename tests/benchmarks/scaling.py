@@ -1,8 +1,8 @@
 """What more workers bring: two against one, measured here, and 1 to 256, simulated from measured units.
 
-    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--driver-ms 2] [--planes 4] [--repeats 2]
+    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--scale] [--driver-ms 2] [--planes 4] [--repeats 2]
 
-Prints one JSON line; without `--measure`, `--simulate` and `--many` it does the first two.
+Prints one JSON line; without `--measure`, `--simulate`, `--many` and `--scale` it does the first two.
 
 `measured`: seconds of the feature and the embedding stage on one and on two local workers of one thread each, run in
 turn (the best of each counts), and their ratio, with the built-in models and with random weights of DINOv2 ViT-S and of
@@ -18,6 +18,9 @@ its own planes are embedded.
 
 `many`: 100 such tomograms on 1, 2, 4 … 256 workers, storage without limit, one after the other and as many at once as
 `planning.at_once` says: seconds, busy shares of workers and driver, and what `cryosam plan` gives for the same.
+
+`scale`: one tomogram and 500 on 1, 2, 4 … 256 GPUs (`h100`), storage of 1, 10 and 100 GB/s: seconds, busy shares of workers,
+driver and storage, and what limits. Each row goes to stderr as well, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -43,7 +47,7 @@ from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, UserC
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import get_encoder, get_segmenter
 from cryosam_dask.pipeline import Driver, settings_for
-from cryosam_dask.planning import Cluster, Options, estimate_many, machine, plan_run
+from cryosam_dask.planning import Cluster, Options, at_once, estimate_many, machine, plan_run
 from cryosam_dask.planning.plan import plan_stages
 from cryosam_dask.planning.stages import Planner, Round
 from cryosam_dask.planning.waves import Wave
@@ -61,6 +65,9 @@ BANDWIDTHS = (200.0, 1000.0, 5000.0, math.inf)
 TARGET: Shape3 = (200, 928, 960)
 DIAMETER = 250.0
 RUNS = 100
+MANY = 500
+SHARED = (1.0, 10.0, 100.0)
+"""GB/s of storage that all workers share, for `--scale`."""
 
 
 @dataclass(frozen=True)
@@ -396,29 +403,21 @@ def scale(driver_seconds: float, turn: float) -> list[dict[str, Any]]:
 
 
 def _share(jobs: Jobs, cluster: Cluster, runs: int, count: int) -> dict[str, Any]:
-    """Seconds, busy shares, and what limits: that without which the job would be fastest, "workers" where nearly all
-    of them are busy anyway. Of many runs the first and the last few are simulated, those in between go on alike."""
-    every = range(runs) if runs == 1 else range(2 * count, 4 * count + 1, 2 * count)
-    jobs_of = [jobs.job(Rules(spread=True), cluster.workers, n or 1, count).tasks for n in every]
-
-    def seconds(here: Cluster) -> tuple[float, float, float, float]:
-        ends = [simulate(tasks, here) for tasks in jobs_of]
-        if runs == 1:
-            return ends[0].makespan, ends[0].workers, ends[0].driver, ends[0].storage
-        each = (ends[1].makespan - ends[0].makespan) / (2 * count)
-        whole = ends[1].makespan + (runs - 4 * count) * each
-        work = [getattr(ends[1], name) * ends[1].makespan / (4 * count) for name in ("workers", "driver", "storage")]
-        return whole, *(runs * own / whole for own in work)
-
-    took, busy, driver, storage = seconds(cluster)
-    without = {
-        "driver": seconds(replace(cluster, driver_seconds=0.0))[0] - _own_steps(jobs, runs, count),
-        "storage": seconds(replace(cluster, bandwidth=math.inf))[0],
-        "order": runs * max(limits(jobs_of[0], cluster)[name] for name in LIMITS[:3]) / (len(every) and (every[0] or 1)),
+    """Seconds of so many runs, `count` at once, shares of them that workers, driver and storage are busy, and what
+    limits. Of many runs the first and the last few are simulated; those in between go on alike."""
+    tasks = jobs.job(Rules(spread=True), cluster.workers, min(runs, 4 * count), count).tasks
+    outcome = simulate(tasks, cluster)
+    seconds, part = outcome.makespan, 1.0
+    if runs > 4 * count:
+        fewer = simulate(jobs.job(Rules(spread=True), cluster.workers, 2 * count, count).tasks, cluster)
+        seconds += (runs - 4 * count) * (outcome.makespan - fewer.makespan) / (2 * count)
+        part = runs / (4 * count)
+    shares = {"busy": outcome.workers, "driver": outcome.driver, "storage_busy": outcome.storage}
+    return {
+        "seconds": round(seconds, 1),
+        **{name: round(share * outcome.makespan * part / seconds, 3) for name, share in shares.items()},
+        "limit": limit(tasks, cluster),
     }
-    limit = "workers" if busy > BUSY else min(without, key=lambda name: without[name])
-    shares = {"busy": round(busy, 3), "driver": round(driver, 3), "storage_busy": round(storage, 3)}
-    return {"seconds": round(took, 1), **shares, "limit": limit}
 
 
 def table(jobs: Jobs, rules: Rules, driver_seconds: float, bandwidth: float) -> list[dict[str, Any]]:
@@ -445,13 +444,14 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--many", action="store_true")
+    parser.add_argument("--scale", action="store_true")
     parser.add_argument("--driver-ms", default=2.0, type=float)
-    parser.add_argument("--turn-ms", default=50.0, type=float, help="where it is not measured")
+    parser.add_argument("--turn-ms", default=30.0, type=float, help="where it is not measured")
     parser.add_argument("--planes", default=4, type=int)
     parser.add_argument("--repeats", default=3, type=int)
     options = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    both = options.measure == options.simulate and not options.many
+    both = options.measure == options.simulate and not options.many and not options.scale
     row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -464,6 +464,8 @@ def main() -> None:
             row["simulated"] = simulated(factors, options.driver_ms / 1000, turn)
         if options.many:
             row["many"] = many(options.driver_ms / 1000, options.turn_ms / 1000)
+        if options.scale:
+            row["scale"] = scale(options.driver_ms / 1000, options.turn_ms / 1000)
     print(json.dumps(row))
 
 
