@@ -203,7 +203,8 @@ def test_the_linear_map_is_the_same_bit_for_bit_slice_by_slice(
     results = {}
     for unit in reversed(slices):  # in whatever order they end
         result = stage.work(Context(store.url), stage.settings, unit)
-        assert result is not None and not result.done  # their view is what is marked
+        assert result is not None
+        assert not result.done  # their view is what is marked
         results[unit.name] = json.loads(json.dumps(result.value))
     assert len(results) == 31
     for units in (stage.units, [standardize.with_slices(unit, results) for unit in stage.units]):

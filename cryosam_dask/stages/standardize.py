@@ -86,10 +86,8 @@ def _returned(tokens: int, channels: int, settings: FeatureSettings) -> int:
 def sample_of(shape: Shape3, axis: Axis) -> list[int]:
     """The slices of a view that its map is fitted on, evenly spaced."""
     length = shape[geometry.axis_index(axis)]
-    where: list[int] = np.unique(
-        np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1]
-    ).tolist()
-    return where
+    where = np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1]
+    return [int(index) for index in np.unique(where)]
 
 
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:

@@ -1,6 +1,7 @@
 """What more workers bring: two against one, measured here, and 1 to 256, simulated from measured units.
 
-    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--scale] [--driver-ms 2] [--planes 4] [--repeats 2]
+    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--scale] [--driver-ms 2] [--planes 4]
+        [--repeats 2]
 
 Prints one JSON line; without `--measure`, `--simulate`, `--many` and `--scale` it does the first two.
 
@@ -19,8 +20,8 @@ its own planes are embedded.
 `many`: 100 such tomograms on 1, 2, 4 … 256 workers, storage without limit, one after the other and as many at once as
 `planning.at_once` says: seconds, busy shares of workers and driver, and what `cryosam plan` gives for the same.
 
-`scale`: one tomogram and 500 on 1, 2, 4 … 256 GPUs (`h100`), storage of 1, 10 and 100 GB/s: seconds, busy shares of workers,
-driver and storage, and what limits. Each row goes to stderr as well, as one line of JSON.
+`scale`: one tomogram and 500 on 1, 2, 4 … 256 GPUs (`h100`), storage of 1, 10 and 100 GB/s: seconds, busy shares of
+workers, driver and storage, and what limits. Each row goes to stderr as well, as one line of JSON.
 """
 
 from __future__ import annotations
