@@ -17,10 +17,10 @@ PORTION_VALUES = 1 << 18
 class Portion(NamedTuple):
     """Tokens as `Moments` takes them in.
 
-    count : how many; mean : (C,); products : (C, C) or (C,) sums of products of deviations from that mean
+    number : of tokens; mean : (C,); products : (C, C) or (C,) sums of products of deviations from that mean
     """
 
-    count: int
+    number: int
     mean: NDArray[np.float64]
     products: NDArray[np.float64]
 
@@ -65,10 +65,10 @@ class Moments:
 
     def merge(self, portion: Portion) -> None:
         """Add a portion of the tokens. Sums are rounded, so portions are to come in their tokens' order."""
-        off, total = portion.mean - self.mean, self.count + portion.count
-        share = self.count * portion.count / total
+        off, total = portion.mean - self.mean, self.count + portion.number
+        share = self.count * portion.number / total
         self.products += portion.products + share * (np.outer(off, off) if self.products.ndim == 2 else off * off)
-        self.mean += off * (portion.count / total)
+        self.mean += off * (portion.number / total)
         self.count = total
 
 
