@@ -41,7 +41,7 @@ from typing import Any
 
 import mrcfile
 import numpy as np
-from simulation import Job, limit, simulate
+from simulation import Job, limit, limits, simulate
 
 from cryosam_dask import demo
 from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, UserClient, execute
@@ -405,7 +405,8 @@ def scale(driver_seconds: float, turn: float) -> list[dict[str, Any]]:
 
 def _share(jobs: Jobs, cluster: Cluster, runs: int, count: int) -> dict[str, Any]:
     """Seconds of so many runs, `count` at once, shares of them that workers, driver and storage are busy, and what
-    limits. Of many runs the first and the last few are simulated; those in between go on alike."""
+    limits. A worker that waits for its share of the storage is not busy. Of many runs the first and the last few are
+    simulated; those in between go on alike."""
     tasks = jobs.job(Rules(spread=True), cluster.workers, min(runs, 4 * count), count).tasks
     outcome = simulate(tasks, cluster)
     seconds, part = outcome.makespan, 1.0
@@ -413,7 +414,8 @@ def _share(jobs: Jobs, cluster: Cluster, runs: int, count: int) -> dict[str, Any
         fewer = simulate(jobs.job(Rules(spread=True), cluster.workers, 2 * count, count).tasks, cluster)
         seconds += (runs - 4 * count) * (outcome.makespan - fewer.makespan) / (2 * count)
         part = runs / (4 * count)
-    shares = {"busy": outcome.workers, "driver": outcome.driver, "storage_busy": outcome.storage}
+    least = limits(tasks, cluster)
+    shares = {"busy": least["workers"] / outcome.makespan, "driver": outcome.driver, "storage_busy": outcome.storage}
     return {
         "seconds": round(seconds, 1),
         **{name: round(share * outcome.makespan * part / seconds, 3) for name, share in shares.items()},
