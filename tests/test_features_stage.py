@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import mrcfile
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels import images
+from cryosam_dask.executors import SerialExecutor
+from cryosam_dask.kernels import images, standardization
 from cryosam_dask.kernels import tokens as kernel
 from cryosam_dask.kernels.backend import NUMPY
 from cryosam_dask.kernels.standardization import fit_standardization
+from cryosam_dask.pipeline import Driver, settings_for
 from cryosam_dask.settings import FeatureSettings
 from cryosam_dask.stages import features, standardize, tiling
 from cryosam_dask.stages.base import Context
 from cryosam_dask.stages.sampling import Sample
-from cryosam_dask.store import layout
+from cryosam_dask.store import layout, marks
+from cryosam_dask.store.journal import commands
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Array, Axis, Float32, Shape3
 
@@ -182,6 +187,61 @@ def test_the_linear_map_is_that_of_all_tokens_at_once(tmp_path: Path, mode: Any)
         found = store.read(f"{layout.STANDARDIZATION}/{axis}")
         assert found[0] == pytest.approx(mean, rel=1e-4, abs=1e-4)
         assert found[1:] == pytest.approx(matrix, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("mode", ["whiten", "scale"])
+def test_the_linear_map_is_the_same_bit_for_bit_slice_by_slice(
+    tmp_path: Path, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standardization, "PORTION_VALUES", 6 * 100)  # several portions of a slice
+    chosen = FeatureSettings(encoder="texture", tile=20, halo=2, dense_ratios=(), standardize=mode)
+    store, _ = tomogram(tmp_path, (9, 120, 87))
+    features.prepare(store, chosen)
+    stage, maps = standardize.plan(store.shape, chosen, ""), list[Array]()
+    slices = standardize.slices_of(stage, store.shape, chosen)
+    assert [len(standardize.sample_of(store.shape, axis)) for axis in AXES] == [7, 12, 12]
+    results = {}
+    for unit in reversed(slices):  # in whatever order they end
+        result = stage.work(Context(store.url), stage.settings, unit)
+        assert result is not None
+        assert not result.done  # their view is what is marked
+        results[unit.name] = json.loads(json.dumps(result.value))
+    assert len(results) == 31
+    for units in (stage.units, [standardize.with_slices(unit, results) for unit in stage.units]):
+        for unit in units:
+            stage.work(Context(store.url), stage.settings, unit)
+        maps.append(np.stack([store.read(layout.standardization(axis)) for axis in AXES]))
+    assert np.array_equal(*maps)
+
+
+def test_slices_that_would_return_too_much_are_left_to_their_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = tomogram(tmp_path, (9, 12, 8))
+    stage = standardize.plan(store.shape, chosen := FeatureSettings(encoder="texture", standardize="whiten"), "")
+    assert standardize.slices_of(stage, store.shape, chosen)
+    monkeypatch.setattr(standardize, "_RETURNED", 300)  # 18 channels: 342 numbers
+    assert not standardize.slices_of(stage, store.shape, chosen)
+
+
+@pytest.mark.parametrize(("slots", "units"), [(1, 3), (2, 3 + 31), (3, 3), (64, 3 + 31)])
+def test_views_are_cut_where_they_do_not_share_out_evenly(tmp_path: Path, slots: int, units: int) -> None:
+    path = tmp_path / "noise.mrc"
+    with mrcfile.new(path, np.random.default_rng(0).normal(size=(9, 24, 32)).astype(np.float32)) as file:
+        file.voxel_size = 10
+    executor = SerialExecutor()
+    executor.slots = slots
+    driver = Driver(tmp_path / "run.zarr", executor)
+    driver.ingest(path)
+    driver.features(settings_for("builtin", {"features.dense_ratios": []}))
+    assert len(driver.timings[standardize.NAME]) == units
+    assert marks.all_done(driver.store, standardize.NAME)
+    (entry,) = (e["stages"][standardize.NAME] for e in commands(driver.store) if standardize.NAME in e["stages"])
+    assert entry["units"] == 3, "what a plan goes by"
+    assert entry["unit_seconds"] == pytest.approx(sum(t.seconds for t in driver.timings[standardize.NAME]))
+    driver.features(settings_for("builtin", {"features.dense_ratios": []}))
+    assert len(driver.timings[standardize.NAME]) == units
 
 
 @given(

@@ -176,6 +176,24 @@ def test_faster_workers_and_slower_storage_are_seen(ball_tomogram: Path) -> None
     assert narrow.seconds >= moved / 10e6
 
 
+def test_views_are_standardized_slice_by_slice_on_many_workers(ball_tomogram: Path) -> None:
+    made = plan(ball_tomogram)
+    (bulk,) = (bulk for bulk in made.bulks if bulk.stage == "features-standardization")
+    (stage,) = (stage for stage in made.stages if stage.name == bulk.stage)
+    assert stage.units == 3, "of which a journal tells"
+    assert bulk.count == 3 * 12
+    assert bulk.count * bulk.work.seconds == pytest.approx(stage.seconds)
+
+
+def test_planes_that_the_rule_does_not_look_at_are_not_read(ball_tomogram: Path) -> None:
+    """The published rule goes by embeddings alone; a group reads the tomogram's planes where another one is chosen."""
+    plain, guarded = (
+        sum(bulk.count * bulk.work.read for bulk in plan(ball_tomogram, "paper", rule).bulks if bulk.stage == "segment")
+        for rule in ({}, {"propagation.rule": "guarded"})
+    )
+    assert plain < guarded
+
+
 def test_a_slow_driver_is_seen(ball_tomogram: Path) -> None:
     made = plan(ball_tomogram, "texture+random-walker", workers=(256,), driver_seconds=1.0)
     assert made.times[0].limit == "driver"

@@ -120,13 +120,15 @@ class Link:
 
     def some_workers(self) -> dict[str, dict[str, Any]]:
         """`workers`, once there is at least one."""
-        self.wait_for_worker()
-        return self.workers()
+        return self.wait_for_worker()
 
-    def wait_for_worker(self, resource: str = "") -> None:
-        """Wait until there is a worker (that declares a resource). A cluster that starts workers on demand needs a task
-        to see the demand. Workers that were there before will come back, so for them there is no limit."""
-        if not self._is_there(resource):
+    def wait_for_worker(self, resource: str = "") -> dict[str, dict[str, Any]]:
+        """Wait until there is a worker (that declares a resource); all workers that are there then.
+
+        A cluster that starts workers on demand needs a task to see the demand. Workers that were there before will come
+        back, so for them there is no limit.
+        """
+        if not _declares(workers := self.workers(), resource):
             kind = f" with a {resource}" if resource else ""
             awaited = self.cluster.awaited() or f"a worker{kind} to join the scheduler at {self.address}"
             logger.warning("waiting for %s", awaited)
@@ -135,7 +137,7 @@ class Link:
             deadline = None if limit is None else time.monotonic() + limit
             probe = self.client.submit(int, pure=False, resources=needs)
             try:
-                while not self._is_there(resource):
+                while not _declares(workers := self.workers(), resource):
                     self.check()
                     if deadline is not None and time.monotonic() > deadline:
                         option = f" --resources {resource}=1" if resource else ""
@@ -148,9 +150,7 @@ class Link:
             finally:  # a worker that holds what is still wanted, be it this, can't be given back
                 probe.release()
         self._met |= {resource}
-
-    def _is_there(self, resource: str) -> bool:
-        return any(not resource or w["resources"].get(resource) for w in self.workers().values())
+        return workers
 
     def slots_of(
         self, workers: Mapping[str, Mapping[str, Any]], needs_gpu: bool
@@ -220,3 +220,8 @@ class Link:
         self._closed = True
         self._stop_listening()
         self.cluster.close()
+
+
+def _declares(workers: Mapping[str, Mapping[str, Any]], resource: str) -> bool:
+    """Whether there is a worker (that declares a resource)."""
+    return any(not resource or worker["resources"].get(resource) for worker in workers.values())

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryosam_dask.types import Float32
 
-_BLOCK_VALUES = 1 << 18
+PORTION_VALUES = 1 << 18
+"""Values of the tokens of a portion, at most."""
+
+
+class Portion(NamedTuple):
+    """Tokens as `Moments` takes them in.
+
+    number : of tokens; mean : (C,); products : (C, C) or (C,) sums of products of deviations from that mean
+    """
+
+    number: int
+    mean: NDArray[np.float64]
+    products: NDArray[np.float64]
+
+
+def portions(tokens: NDArray[np.floating], mixed: bool = True) -> Iterator[Portion]:
+    """The portions of tokens (..., C), in their order. Raises ValueError for tokens that are not finite."""
+    tokens = tokens.reshape(-1, tokens.shape[-1])
+    step = max(1, PORTION_VALUES // tokens.shape[1])
+    for start in range(0, len(tokens), step):
+        block = tokens[start : start + step].astype(np.float64)
+        if not np.isfinite(block).all():
+            raise ValueError("tokens to standardise are not all finite")
+        mean = block.mean(axis=0)
+        block -= mean
+        yield Portion(len(block), mean, block.T @ block if mixed else np.einsum("nc,nc->c", block, block))
 
 
 class Moments:
@@ -34,23 +60,15 @@ class Moments:
 
     def add(self, tokens: NDArray[np.floating]) -> None:
         """Tokens (..., C). Raises ValueError for tokens that are not finite."""
-        tokens = tokens.reshape(-1, tokens.shape[-1])
-        step = max(1, _BLOCK_VALUES // tokens.shape[1])
-        for start in range(0, len(tokens), step):
-            self._merge(tokens[start : start + step].astype(np.float64))
+        for portion in portions(tokens, self.products.ndim == 2):
+            self.merge(portion)
 
-    def _merge(self, block: NDArray[np.float64]) -> None:
-        if not np.isfinite(block).all():
-            raise ValueError("tokens to standardise are not all finite")
-        mean = block.mean(axis=0)
-        block -= mean
-        off, total = mean - self.mean, self.count + len(block)
-        share = self.count * len(block) / total
-        if self.products.ndim == 2:
-            self.products += block.T @ block + share * np.outer(off, off)
-        else:
-            self.products += np.einsum("nc,nc->c", block, block) + share * off * off
-        self.mean += off * (len(block) / total)
+    def merge(self, portion: Portion) -> None:
+        """Add a portion of the tokens. Sums are rounded, so portions are to come in their tokens' order."""
+        off, total = portion.mean - self.mean, self.count + portion.number
+        share = self.count * portion.number / total
+        self.products += portion.products + share * (np.outer(off, off) if self.products.ndim == 2 else off * off)
+        self.mean += off * (portion.number / total)
         self.count = total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cryosam_dask.errors import InputError, MemoryLimitError, StoreError
+from cryosam_dask.executors.base import unfinished
 from cryosam_dask.io.arrays import ArraySource
 from cryosam_dask.io.frame import TomogramSource
 from cryosam_dask.io.points.plausible import check_points
@@ -135,11 +137,20 @@ class Driver(Runner):
         if marks.found_stage(store, stage.name) is None and begun.get("fingerprint") != fitting.fingerprint:
             chain.forget_features(store)
             features.prepare(store, chosen.features)
-        if fitting.units:
-            self._execute(fitting, store)
+        self._standardize(fitting, chosen)
         self._execute(stage, store)
         features.finish(store, chosen.features)
         self._make_declared("features", chosen)
+
+    def _standardize(self, stage: Stage, settings: Settings) -> None:
+        """Fit the views' linear maps, slice by slice where the views do not share out evenly among the workers."""
+        store = self.store
+        units = {unit.name: unit for unit in unfinished(stage, store, stage.units)}
+        if len(units) % self._executor.slots:
+            slices = standardize.slices_of(replace(stage, units=tuple(units.values())), store.shape, settings.features)
+            results = self._execute(stage, store, slices, parts=True)
+            units = {unit.name: standardize.with_slices(unit, results) for unit in units.values()}
+        self._execute(stage, store, [units.get(unit.name, unit) for unit in stage.units])
 
     @command
     def query(

@@ -206,7 +206,10 @@ class Runner:
         units: Iterable[Unit] | None = None,
         progress: Progress | None = None,
         executor: Executor | None = None,
+        *,
+        parts: bool = False,
     ) -> dict[str, dict[str, Any]]:
+        """Execute a stage, or some of its units, or `parts` of these; what each returned, by its name."""
         wanted = list(stage.units if units is None else units)
         if not wanted:
             return {}
@@ -215,7 +218,7 @@ class Runner:
         def observe(outcome: Timing | Failure) -> None:
             self._lease.check()  # a driver whose lease is another's must not go on
             if isinstance(outcome, Timing):
-                entry().add_unit(outcome.unit, outcome.seconds, outcome.worker, outcome.peak)
+                entry().add_unit(outcome.unit, outcome.seconds, outcome.worker, outcome.peak, part=parts)
             else:
                 entry().add_failure(outcome.unit, outcome.worker, outcome.error, given_up=outcome.given_up)
 

@@ -21,8 +21,9 @@ REDUCTION = 500
 speed goes with that of arithmetic closely enough: 3.5 µs a token of 1024 channels on one thread of a CPU; the 80 kB
 that it moves would take an H100's memory 24 ns, which is not measured."""
 
-EXECUTE = 0.05
-"""Seconds of the driver for beginning and ending a stage, or a turn of one: marks, memory check, asking workers."""
+EXECUTE = 0.03
+"""Seconds of the driver for beginning and ending a stage, or a turn of one: marks, memory check, asking workers.
+Measured: 0.02 with two workers; each time that 64 workers are asked takes 0.003 more."""
 
 
 @dataclass(frozen=True)

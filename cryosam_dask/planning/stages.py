@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -151,7 +151,10 @@ class Planner:
         chosen = self.settings.features
         features.prepare(self.store, chosen)
         features.finish(self.store, chosen)
-        self._plan(standardize.STAGE, standardize.plan(self.shape, chosen, ""))
+        fitting = standardize.plan(self.shape, chosen, "")
+        self._plan(standardize.STAGE, fitting)
+        if fitting.units and (slices := standardize.slices_of(fitting, self.shape, chosen)):
+            self.bulks[-1] = _cut(self.bulks[-1], len(slices))
         self._plan(features.STAGE, features.plan(self.shape, chosen, ""))
         self._declared("features", "run")
 
@@ -301,6 +304,12 @@ class Planner:
         low = np.maximum(points - self.diameter / 2, 0).astype(np.int64)
         high = np.minimum(points + self.diameter / 2 + 1, self.shape).astype(np.int64)
         return np.concatenate([low, high], axis=1)
+
+
+def _cut(bulk: Bulk, count: int) -> Bulk:
+    """The same work in more units: what the driver does where few would leave workers idle."""
+    share = bulk.count / count
+    return replace(bulk, count=count, work=Cost(*(share * value for value in bulk.work)), longest=share * bulk.longest)
 
 
 def names_of(kinds: int) -> list[str]:

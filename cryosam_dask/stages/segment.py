@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -345,6 +346,8 @@ def turn_cost(bench: Bench, first: int, further: int, planes: int, pooled: int) 
     planes : that it reads; pooled : instances whose features are pooled in its end
     """
     plane = sum(bench.plane_bytes(axis) for axis in AXES) / len(AXES)
+    if bench.settings.propagation.rule == "plain":  # which looks at embeddings alone
+        plane -= sum(math.prod(geometry.plane_shape(bench.store.shape, axis)) for axis in AXES) / len(AXES)
     seconds = bench.predict_seconds(first, further) + planes * TURN
     if is_compressed(segmenter_info(bench.settings.propagation.segmenter)):
         return cost(planes * plane + pooled * bench.pool_bytes, 0, seconds, "embeddings")

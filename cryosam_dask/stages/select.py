@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SIZE_FACTOR = 2.0
 """An instance that is larger or smaller than the prompted ones by more than this factor is left out."""
 
-SECONDS = 5e-3
-"""Seconds of the driver for each instance that it selects among."""
+SECONDS = 1.2e-3
+"""Seconds of the driver for each instance that it selects among: measured with 512, apart and one on the other."""
 
 _NONE = stored.Measured(
     prompt=np.empty(0, np.int64),
@@ -271,7 +271,7 @@ def _touch(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bo
 def _find(store: RunStore, name: str, groups: int, settings: Settings, kinds: int = 1) -> _Segmented:
     """All instances of a query, and which may be kept."""
     where = layout.instances(name)
-    parts = [stored.read_measured(store, layout.group(where, g)) for g in range(groups)] or [_NONE]
+    parts = stored.read_all_measured(store, [layout.group(where, g) for g in range(groups)]) or [_NONE]
     masks = stored.Masks(store, where, stored.KEPT_BYTES // kinds)
     places = [(g, i) for g, part in enumerate(parts) for i in range(len(part.prompt))]
     every = stored.Measured(

@@ -1,16 +1,22 @@
 """Standardize: a linear map per view that the tokens of `stages.features` go through, fitted on a sample of slices.
 
 It belongs to the features and not to an encoder, so that any encoder can be used with it.
+
+A view is a unit. Where that leaves workers idle, each slice of the sample is one (`slices_of`), which returns what the
+view's unit then sums up (`with_slices`): in the order of the slices, so that the map is the same bit for bit.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from cryosam_dask import geometry
-from cryosam_dask.kernels.standardization import Moments, fit_standardization
+from cryosam_dask.kernels.standardization import PORTION_VALUES, Moments, Portion, fit_standardization, portions
 from cryosam_dask.models.catalog import encoder_info
 from cryosam_dask.models.torch_backend import backend_of
 from cryosam_dask.settings import FeatureSettings
@@ -20,11 +26,14 @@ from cryosam_dask.stages.cost import Bench, Cost, cost
 from cryosam_dask.stages.declaration import Arrays, Declaration, Expected, MarkOf, always
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import AXES, Axis, Json, Shape3
+from cryosam_dask.types import AXES, Axis, Json, Shape3, SliceEncoder
 
 NAME = "features-standardization"
 SAMPLES = 12
 """Slices per view that the map is fitted on."""
+
+_RETURNED = 1 << 18
+"""Numbers that a slice's unit may return, at most."""
 
 
 def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
@@ -44,20 +53,58 @@ def plan(shape: Shape3, settings: FeatureSettings, upstream: str) -> Stage:
     return features.stage_of(NAME, work, settings, upstream, units)
 
 
+def slices_of(stage: Stage, shape: Shape3, settings: FeatureSettings) -> list[Unit]:
+    """A unit for each slice of the sample of each view in the stage; none where these would return too much."""
+    info = encoder_info(settings.encoder)
+    out: list[Unit] = []
+    for unit in stage.units:
+        axis: Axis = unit.params["axis"]
+        tokens = math.prod(features.token_grid(shape, axis, settings, info.patch))
+        if _returned(tokens, info.channels, settings) > _RETURNED:
+            return []
+        out += [
+            replace(unit, name=f"{unit.name}, slice {index}", params={"axis": axis, "slice": index}, writes=())
+            for index in sample_of(shape, axis)
+        ]
+    return out
+
+
+def with_slices(unit: Unit, results: Mapping[str, Json]) -> Unit:
+    """The unit of a view with what the units of its slices returned, by their names, if there were any."""
+    begin = f"{unit.name}, slice "
+    own = {int(name.removeprefix(begin)): value for name, value in results.items() if name.startswith(begin)}
+    every = [portion for index in sorted(own) for portion in own[index]["portions"]]
+    return replace(unit, params={**unit.params, "portions": every}) if every else unit
+
+
+def _returned(tokens: int, channels: int, settings: FeatureSettings) -> int:
+    """Numbers that the portions of one slice hold."""
+    per_portion = channels + (channels**2 if settings.standardize == "whiten" else channels)
+    return (tokens * channels // PORTION_VALUES + 1) * per_portion
+
+
+def sample_of(shape: Shape3, axis: Axis) -> list[int]:
+    """The slices of a view that its map is fitted on, evenly spaced."""
+    length = shape[geometry.axis_index(axis)]
+    where = np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1]
+    return [int(index) for index in np.unique(where)]
+
+
 def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
-    """Fit the view's linear map on evenly spaced slices."""
+    """Fit the view's linear map; or, for one slice of its sample, return the portions of its tokens' moments."""
     store, chosen, encoder = features.open_all(context, settings)
-    backend = backend_of(encoder)
     axis: Axis = unit.params["axis"]
-    length = store.shape[geometry.axis_index(axis)]
-    where = np.unique(np.linspace(0, length - 1, min(SAMPLES, length) + 2).round().astype(int)[1:-1])
+    if "slice" in unit.params:
+        own = _portions(store, chosen, encoder, axis, unit.params["slice"])
+        return UnitResult({"portions": [[n, mean.tolist(), sums.tolist()] for n, mean, sums in own]}, done=False)
     moments = Moments(encoder.channels, mixed=chosen.standardize == "whiten")
-    for index in where.tolist():
-        plane = range(index, index + 1)
-        for piece in tiling.pieces(store.shape, axis, encoder.patch, chosen, encoder.channels):
-            sample = features.read_piece(store, axis, plane, chosen.thickness, piece)
-            for tokens in features.encoded(encoder, backend, sample, piece, plane, chosen):
-                moments.add(backend.numpy(tokens))
+    if "portions" in unit.params:
+        for count, mean, sums in unit.params["portions"]:
+            moments.merge(Portion(count, np.array(mean), np.array(sums)))
+    else:
+        for index in sample_of(store.shape, axis):
+            for portion in _portions(store, chosen, encoder, axis, index):
+                moments.merge(portion)
     mean, matrix = fit_standardization(moments, chosen.standardize)
     store.put(
         layout.standardization(axis),
@@ -65,6 +112,17 @@ def work(context: Context, settings: Json, unit: Unit) -> UnitResult | None:
         ("mean_and_rows", "channel"),
     )
     return None
+
+
+def _portions(
+    store: RunStore, settings: FeatureSettings, encoder: SliceEncoder, axis: Axis, index: int
+) -> Iterator[Portion]:
+    """The portions of one slice's tokens."""
+    backend, plane = backend_of(encoder), range(index, index + 1)
+    for piece in tiling.pieces(store.shape, axis, encoder.patch, settings, encoder.channels):
+        sample = features.read_piece(store, axis, plane, settings.thickness, piece)
+        for tokens in features.encoded(encoder, backend, sample, piece, plane, settings):
+            yield from portions(backend.numpy(tokens), settings.standardize == "whiten")
 
 
 def _expected(store: RunStore, query: str, settings: Json, done: list[int]) -> Expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,6 +14,8 @@ from cryosam_dask.kernels.instance import pack, unpack
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool, Float32
+
+_READERS = 8
 
 KEPT_BYTES = 16 << 20
 """Packed masks that `Masks` keeps."""
@@ -159,3 +162,9 @@ def read(store: RunStore, path: str) -> StoredInstances:
 
 def read_measured(store: RunStore, path: str) -> Measured:
     return Measured(**{field.name: store.read(layout.member(path, field.name)) for field in fields(Measured)})
+
+
+def read_all_measured(store: RunStore, paths: Sequence[str]) -> list[Measured]:
+    """`read_measured` of several groups: a few at a time, since each of their small arrays is waited for."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="instances") as pool:
+        return list(pool.map(lambda path: read_measured(store, path), paths))

@@ -62,9 +62,9 @@ class StageEntry:
     def __post_init__(self) -> None:
         self._seen: set[str] = set()
 
-    def add_unit(self, name: str, seconds: float, worker: str, peak: int) -> None:
-        """A unit ran to its end on `worker`, as host:process."""
-        self.units += 1
+    def add_unit(self, name: str, seconds: float, worker: str, peak: int, *, part: bool = False) -> None:
+        """A unit ran to its end on `worker`, as host:process; or a part of one, which is not counted."""
+        self.units += not part
         self.unit_seconds += seconds
         self.peak = max(self.peak, peak)
         if worker not in self._seen:

@@ -1,14 +1,15 @@
 """What a unit costs besides its work: the driver's time with its scheduler, and a worker's.
 
-    python tests/benchmarks/driver.py [--units 2000] [--workers 2] [--threads 1] [--payload 0] [--profile]
+    python tests/benchmarks/driver.py [--units 2000] [--workers 2] [--threads 1] [--payload 0] [--seconds 0] [--profile]
 
 Runs units that only write a file of one byte through `execute` on local workers, and prints one JSON line; times are in
 milliseconds per unit. `driver` is CPU time of the driver's process, in which the scheduler lives too, `driver_thread`
 the part of its main thread; `worker` is CPU time of the workers' processes, `unit` the median wall time of a unit on
 its worker. `keeps_busy`: how many workers a driver serves whose units take one second. With more `--threads` in each
 worker more units are in flight, as with more workers, and messages to the driver come in larger bundles. `--payload N`
-gives each unit a list of N numbers as a parameter. `--profile` prints where time goes: in the driver's main thread, in
-the thread of Dask's loop, and in a worker's unit.
+gives each unit a list of N numbers as a parameter, `--seconds` has it sleep so long, so that units end one by one as
+real ones do. `--profile` prints where time goes: in the driver's main thread, in the thread of Dask's loop, and in a
+worker's unit.
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ from cryosam_dask.types import Json
 
 
 def tick(context: Context, settings: Json, unit: Unit) -> UnitResult:
-    """Write one byte."""
+    """Write one byte, after a while."""
+    time.sleep(settings["seconds"])
     path = Path(settings["folder"], str(unit.params["index"]))
     path.write_bytes(b"1")
     return UnitResult({"path": str(path)})
 
 
-def plan(name: str, folder: Path, units: int, payload: int) -> Stage:
+def plan(name: str, folder: Path, units: int, payload: int, seconds: float = 0.0) -> Stage:
     # workers load the function by name, which this file has only where it is imported
     work = importlib.import_module(Path(__file__).stem).tick
     numbers = list(range(payload))
     made = tuple(Unit(f"unit {i}", (i,), {"index": i, "numbers": numbers}) for i in range(units))
-    return Stage(name, work, {"folder": str(folder)}, "", made, units)
+    return Stage(name, work, {"folder": str(folder), "seconds": seconds}, "", made, units)
 
 
 @contextlib.contextmanager
@@ -95,7 +97,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     main, loop = cProfile.Profile(), cProfile.Profile()
     with started(options.workers, options.threads) as executor:
         execute(plan("warm-up", folder, 20 * options.workers, options.payload), store, executor)
-        stage = plan("measured", folder, options.units, options.payload)
+        stage = plan("measured", folder, options.units, options.payload, options.seconds)
         if options.profile:
             profile_loop(executor, loop, True)
             main.enable()
@@ -116,6 +118,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "workers": options.workers,
         "threads": options.threads,
         "payload": options.payload,
+        "seconds": options.seconds,
         "units_per_second": round(options.units / wall, 1),
         "driver": round(1e3 * process / options.units, 2),
         "driver_thread": round(1e3 * thread / options.units, 2),
@@ -131,6 +134,7 @@ def main() -> None:
     parser.add_argument("--workers", default=2, type=int)
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--payload", default=0, type=int)
+    parser.add_argument("--seconds", default=0.0, type=float)
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

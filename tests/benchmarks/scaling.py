@@ -1,8 +1,9 @@
 """What more workers bring: two against one, measured here, and 1 to 256, simulated from measured units.
 
-    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--driver-ms 2] [--planes 4] [--repeats 2]
+    python tests/benchmarks/scaling.py [--measure] [--simulate] [--many] [--scale] [--driver-ms 2] [--planes 4]
+        [--repeats 2]
 
-Prints one JSON line; without `--measure`, `--simulate` and `--many` it does the first two.
+Prints one JSON line; without `--measure`, `--simulate`, `--many` and `--scale` it does the first two.
 
 `measured`: seconds of the feature and the embedding stage on one and on two local workers of one thread each, run in
 turn (the best of each counts), and their ratio, with the built-in models and with random weights of DINOv2 ViT-S and of
@@ -18,6 +19,9 @@ its own planes are embedded.
 
 `many`: 100 such tomograms on 1, 2, 4 … 256 workers, storage without limit, one after the other and as many at once as
 `planning.at_once` says: seconds, busy shares of workers and driver, and what `cryosam plan` gives for the same.
+
+`scale`: one tomogram and 500 on 1, 2, 4 … 256 GPUs (`h100`), storage of 1, 10 and 100 GB/s: seconds, busy shares of
+workers, driver and storage, and what limits. Each row goes to stderr as well, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,14 +41,14 @@ from typing import Any
 
 import mrcfile
 import numpy as np
-from simulation import Job, limit, simulate
+from simulation import Job, limit, limits, simulate
 
 from cryosam_dask import demo
 from cryosam_dask.executors import DaskExecutor, Executor, SerialExecutor, UserClient, execute
 from cryosam_dask.io.source import open_tomogram
 from cryosam_dask.models import get_encoder, get_segmenter
 from cryosam_dask.pipeline import Driver, settings_for
-from cryosam_dask.planning import Cluster, Options, estimate_many, machine, plan_run
+from cryosam_dask.planning import Cluster, Options, at_once, estimate_many, machine, plan_run
 from cryosam_dask.planning.plan import plan_stages
 from cryosam_dask.planning.stages import Planner, Round
 from cryosam_dask.planning.waves import Wave
@@ -61,6 +66,9 @@ BANDWIDTHS = (200.0, 1000.0, 5000.0, math.inf)
 TARGET: Shape3 = (200, 928, 960)
 DIAMETER = 250.0
 RUNS = 100
+MANY = 500
+SHARED = (1.0, 10.0, 100.0)
+"""GB/s of storage that all workers share, for `--scale`."""
 
 
 @dataclass(frozen=True)
@@ -379,6 +387,42 @@ def many(driver_seconds: float, turn: float) -> dict[str, Any]:
     return out
 
 
+def scale(driver_seconds: float, turn: float) -> list[dict[str, Any]]:
+    """A row for each preset, storage, number of workers, and for one tomogram and `MANY` of them."""
+    rows: list[dict[str, Any]] = []
+    for models in ("builtin", "paper"):
+        jobs = Jobs(models, "h100", {}, turn)
+        for bandwidth in SHARED:
+            for workers in WORKERS:
+                cluster = Cluster(workers, driver_seconds, 1e9 * bandwidth)
+                together = at_once(jobs.planner.bulks, cluster)
+                for runs, count in ((1, 1), (MANY, together)):
+                    row = {"models": models, "storage": f"{bandwidth:g} GB/s", "workers": workers}
+                    rows.append(row | {"tomograms": runs, "at_once": count} | _share(jobs, cluster, runs, count))
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def _share(jobs: Jobs, cluster: Cluster, runs: int, count: int) -> dict[str, Any]:
+    """Seconds of so many runs, `count` at once, shares of them that workers, driver and storage are busy, and what
+    limits. A worker that waits for its share of the storage is not busy. Of many runs the first and the last few are
+    simulated; those in between go on alike."""
+    tasks = jobs.job(Rules(spread=True), cluster.workers, min(runs, 4 * count), count).tasks
+    outcome = simulate(tasks, cluster)
+    seconds, part = outcome.makespan, 1.0
+    if runs > 4 * count:
+        fewer = simulate(jobs.job(Rules(spread=True), cluster.workers, 2 * count, count).tasks, cluster)
+        seconds += (runs - 4 * count) * (outcome.makespan - fewer.makespan) / (2 * count)
+        part = runs / (4 * count)
+    least = limits(tasks, cluster)
+    shares = {"busy": least["workers"] / outcome.makespan, "driver": outcome.driver, "storage_busy": outcome.storage}
+    return {
+        "seconds": round(seconds, 1),
+        **{name: round(share * outcome.makespan * part / seconds, 3) for name, share in shares.items()},
+        "limit": limit(tasks, cluster),
+    }
+
+
 def table(jobs: Jobs, rules: Rules, driver_seconds: float, bandwidth: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for workers in WORKERS:
@@ -403,13 +447,14 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--many", action="store_true")
+    parser.add_argument("--scale", action="store_true")
     parser.add_argument("--driver-ms", default=2.0, type=float)
-    parser.add_argument("--turn-ms", default=50.0, type=float, help="where it is not measured")
+    parser.add_argument("--turn-ms", default=30.0, type=float, help="where it is not measured")
     parser.add_argument("--planes", default=4, type=int)
     parser.add_argument("--repeats", default=3, type=int)
     options = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    both = options.measure == options.simulate and not options.many
+    both = options.measure == options.simulate and not options.many and not options.scale
     row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -422,6 +467,8 @@ def main() -> None:
             row["simulated"] = simulated(factors, options.driver_ms / 1000, turn)
         if options.many:
             row["many"] = many(options.driver_ms / 1000, options.turn_ms / 1000)
+        if options.scale:
+            row["scale"] = scale(options.driver_ms / 1000, options.turn_ms / 1000)
     print(json.dumps(row))
 
 
