@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cryosam_dask.pipeline import settings_for
 from cryosam_dask.settings import Settings
 from cryosam_dask.store.clicks import Kind
-from cryosam_dask.view.state import KindState
-
-FEW = 12
-"""Places that a command names one by one, at most."""
+from cryosam_dask.store.reviews import Decision
+from cryosam_dask.types import Point
+from cryosam_dask.view import tables
+from cryosam_dask.view.state import KindState, listed
 
 
 def command(*words: object) -> str:
@@ -54,21 +55,55 @@ def find(url: str, kind: Kind, state: KindState, settings: Settings) -> list[str
     return lines
 
 
-def review(url: str, name: str, verdicts: dict[str, list[int]], added: list[Sequence[float]]) -> list[str]:
-    """The decisions about picks, by the numbers that the picks have now; and learning from them.
+def decisions(url: str, name: str, state: KindState, decided: Sequence[Decision]) -> list[str]:
+    """The decisions about a kind, with learning from them where that was done.
 
-    verdicts : "accepted" and "rejected" → instances
+    Picks have other numbers once decisions were learned from, so what was learned from is told by its places.
+
+    decided : current decisions, oldest first
     """
-    words: list[str] = []
-    for option, verdict in (("--accept", "accepted"), ("--reject", "rejected")):
-        if numbers := verdicts.get(verdict):
-            words += [option, ranges(numbers)]
-    words += [word for point in added[:FEW] for word in ("--add", place(point))]
-    return [command("review", url, "--name", name, *words)] if words else []
+    if not state.refined:
+        return review(url, name, decided, state.numbers)
+    before, after = list[Decision](), list[Decision]()
+    for each in decided:
+        known = state.learned.get(each.position) == (each.verdict != "rejected")
+        (before if known else after).append(each)
+    changed = sorted(state.learned.keys() - {each.position for each in before})
+    before += [Decision(0, where, "accepted" if state.learned[where] else "rejected") for where in changed]
+    taken_back = [where for where in changed if not _is_near(where, after, tables.radius_of(state))]
+    after += [Decision(0, where, "undecided") for where in taken_back]
+    learning = command("refine", url, "--name", name)
+    return [*review(url, name, before, {}), learning, *review(url, name, after, state.numbers)]
 
 
-def refine(url: str, name: str) -> str:
-    return command("refine", url, "--name", name)
+def _is_near(where: Point, decided: Iterable[Decision], radius: float) -> bool:
+    return any(math.dist(where, each.position) <= radius for each in decided)
+
+
+def review(url: str, name: str, decided: Sequence[Decision], numbers: Mapping[Point, int]) -> list[str]:
+    """Decisions, those of each person in a line: about picks by their numbers, about other places by these.
+
+    numbers : of picks, by their positions as they are listed
+    """
+    lines = []
+    for by in dict.fromkeys(each.by for each in decided):
+        words = _verdicts([each for each in decided if each.by == by], numbers)
+        lines.append(command("review", url, "--name", name, *words, *(["--by", by] if by else [])))
+    return lines
+
+
+def _verdicts(decided: Iterable[Decision], numbers: Mapping[Point, int]) -> list[str]:
+    """Options of `cryosam review`."""
+    numbered: dict[str, list[int]] = {"accepted": [], "rejected": []}
+    places: list[str] = []
+    for each in decided:
+        number = numbers.get(listed(each.position))
+        if number is not None and each.verdict in numbered:
+            numbered[each.verdict].append(number)
+        else:
+            places += ["--decide", f"{each.verdict}={place(each.position)}"]
+    options = (("--accept", numbered["accepted"]), ("--reject", numbered["rejected"]))
+    return [*(word for option, own in options if own for word in (option, ranges(own))), *places]
 
 
 def export(url: str, path: str, name: str, format: str, reviewed: bool) -> str:
