@@ -22,8 +22,8 @@ from cryosam_dask.stages import propose, segment
 from cryosam_dask.store import layout, marks, picks, reviews
 from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.view.jobs import BusyError, Job, JobCancelled, JobProgress, Jobs
-from cryosam_dask.view.session import Session
+from cryosam_dask.viewer.jobs import BusyError, Job, JobCancelled, JobProgress, Jobs
+from cryosam_dask.viewer.session import Session
 
 WALKER = "texture+random-walker"
 SETTINGS = {"match.structure": "particle"}

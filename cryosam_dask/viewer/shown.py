@@ -8,9 +8,9 @@ from cryosam_dask.storage.address import public
 from cryosam_dask.store.clicks import Click, Kind
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json
-from cryosam_dask.view import actions, commands, tables
-from cryosam_dask.view.desk import Desk
-from cryosam_dask.view.state import KindState, same_clicks
+from cryosam_dask.viewer import actions, commands, tables
+from cryosam_dask.viewer.desk import Desk
+from cryosam_dask.viewer.state import KindState, same_clicks
 
 NOTHING_HERE = "nothing could be segmented here; click nearer to the middle of a clearly visible particle"
 

@@ -12,8 +12,8 @@ from cryosam_dask.settings import Settings
 from cryosam_dask.store.clicks import Kind
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.types import Point
-from cryosam_dask.view import tables
-from cryosam_dask.view.state import KindState, listed
+from cryosam_dask.viewer import tables
+from cryosam_dask.viewer.state import KindState, listed
 
 
 def command(*words: object) -> str:
