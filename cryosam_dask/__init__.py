@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cryosam_dask.settings import Settings
     from cryosam_dask.store.feature_volume import FeatureVolume
     from cryosam_dask.store.views import open_run
-    from cryosam_dask.view.notebook import view
+    from cryosam_dask.viewer.notebook import view
 
 _WHERE = {
     "CryosamError": "errors",
@@ -45,7 +45,7 @@ _WHERE = {
     "review": "pipeline",
     "run": "pipeline",
     "settings_for": "pipeline",
-    "view": "view.notebook",
+    "view": "viewer.notebook",
 }
 
 __all__ = [

@@ -23,8 +23,8 @@ from view_page_support import WEBGL, Page
 
 from cryosam_dask.demo import write_simulation
 from cryosam_dask.executors.serial import SerialExecutor
-from cryosam_dask.view.serve import Server
-from cryosam_dask.view.session import Session
+from cryosam_dask.viewer.serve import Server
+from cryosam_dask.viewer.session import Session
 
 SMALL, LARGE = (1280, 800), (1920, 1080)
 ANIMATED = (800, 500)

@@ -22,7 +22,7 @@ LAYERS = [
     {"executors"},
     {"pipeline", "planning"},
     {"outputs", "analysis", "demo", "picture", "published", "report", "accessors"},
-    {"view"},
+    {"viewer"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -46,7 +46,7 @@ OWNERS = {
     "pyarrow": {"io"},
     "starfile": {"io"},
     "tifffile": {"io"},
-    "tornado": {"view"},
+    "tornado": {"viewer"},
     "trimesh": {"io"},
     "matplotlib": {"picture", "published"},
     "typer": {"cli"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from small_sams import image_encoder, sam_of
 
 import cryosam_dask as cs
 from cryosam_dask import geometry, pipeline
@@ -250,27 +250,12 @@ def test_two_workers_give_the_same_labels(
 
 def tiny_sam() -> Any:
     """A Sam with embeddings and logits of the published shapes, few pixels, next to no width, random weights."""
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything import modeling
 
     torch.manual_seed(0)
-    model = Sam(
-        image_encoder=ImageEncoderViT(
-            depth=1, embed_dim=16, img_size=256, mlp_ratio=1, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            num_heads=1, patch_size=4, qkv_bias=True, use_rel_pos=True, global_attn_indexes=(), window_size=8,
-            out_chans=256,
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(64, 64), input_image_size=(256, 256), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=16, num_heads=2),
-            transformer_dim=256,
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    )  # fmt: skip
-    return model.eval()
+    sizes = {"depth": 1, "embed_dim": 16, "mlp_ratio": 1, "num_heads": 1, "patch_size": 4, "out_chans": 256}
+    encoder = image_encoder(img_size=256, global_attn_indexes=(), window_size=8, **sizes)
+    return sam_of(modeling, encoder, 256, 64, 256, depth=1, mlp_dim=16, num_heads=2).eval()
 
 
 SHAPE = (7, 12, 14)

@@ -34,7 +34,7 @@ from cryosam_dask.storage.address import check_address, check_store, public, scr
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.reviews import Decision, ReviewLog
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.view import session
+from cryosam_dask.viewer import session
 
 SECRET, KEY, TOKEN = "s3cr3t/that+nobody0may1read", "AKIAKNOWNTOTHESETEST", "session-token-4711-of-the-test"
 CLICK = [11.0, 11.0, 11.0]

@@ -71,6 +71,19 @@ def test_an_added_particle_that_has_a_pick_is_accepted(store: RunStore) -> None:
     assert reviews.without_pick(store, "a") == []
 
 
+def test_a_place_is_decided_on_whether_or_not_a_pick_is_there(store: RunStore, cryosam: Run) -> None:
+    near = ",".join(f"{v + 0.5:g}" for v in PLACES[1])
+    options = ["--decide", f"rejected={near}", "--decide", "rejected=12,3,3", "--decide", "added=15,15,2"]
+    assert cryosam("review", store.url, *options)[0] == 0
+    assert verdicts(store) == ["undecided", "rejected", "undecided"]
+    standing = [(d.verdict, d.position, d.instance) for d in reviews.standing(store, "a")]
+    expected = [("rejected", tuple(PLACES[1] + 0.5), 0), ("rejected", (12, 3, 3), 0), ("added", (15, 15, 2), 0)]
+    assert standing == expected
+    cs.review(store.url, "a", decide=[("undecided", (12, 3, 3)), ("accepted", PLACES[[1]] + 0.5)])
+    assert verdicts(store) == ["undecided", "accepted", "undecided"]
+    assert [d.verdict for d in reviews.standing(store, "a")] == ["added", "accepted"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -82,6 +95,10 @@ def test_an_added_particle_that_has_a_pick_is_accepted(store: RunStore) -> None:
         (["--reject", "{far}"], "none of 1 points that are rejected is at a pick"),
         (["--add", "1,2"], "--add 1,2: expected three numbers Z,Y,X, got 2"),
         (["--add", "1,2,99"], "point 1,2,99 is outside the tomogram"),
+        (["--decide", "1,2,3"], "--decide 1,2,3: expected VERDICT=Z,Y,X, as rejected=92,410,388"),
+        (["--decide", "wrong=1,2,3"], "verdict 'wrong': expected one of undecided, accepted, rejected, added"),
+        (["--decide", "added=1,2"], "--decide added 1,2: expected three numbers Z,Y,X, got 2"),
+        (["--accept", "1", "--decide", "rejected=1,2,99"], "point 1,2,99 is outside the tomogram"),
         (["--name", "b"], "no results called 'b'; there are: a"),
     ],
 )

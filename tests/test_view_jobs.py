@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from cryosam_dask.stages import propose, segment
 from cryosam_dask.store import layout, marks, picks, reviews
 from cryosam_dask.store.lease import Lease
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.view.jobs import BusyError, Job, JobCancelled, JobProgress, Jobs
-from cryosam_dask.view.session import Session
+from cryosam_dask.viewer.jobs import BusyError, Job, JobCancelled, JobProgress, Jobs
+from cryosam_dask.viewer.session import Session
 
 WALKER = "texture+random-walker"
 SETTINGS = {"match.structure": "particle"}
@@ -116,17 +118,21 @@ def test_progress_is_told_and_a_cancelled_job_goes_on_where_it_was(session: Sess
     assert verify(session.desk.url).sound
 
 
-def test_picks_appear_while_they_are_segmented(session: Session) -> None:
-    session.act("find", {"kind": "ball", "count": 4})
-    complete = idle(session)["kinds"][0]["picks"]
+def begin_segmenting(session: Session) -> None:
+    """Have the run as it is in the midst of the segmentation: no picks yet, and one of the groups not done."""
     store = RunStore.open(session.desk.url, "r+")
-    expected = session.picks("ball")
-    # as it is in the midst of the segmentation: no picks yet, and one of the groups not done
     store.delete(layout.picks("ball"))
     stage = segment.PROPOSALS.stage_name("ball")
     last = int(np.flatnonzero(marks.done(store, stage))[-1])
     store.delete(f"{layout.marks(stage)}/c/{last}")
     session._look()
+
+
+def test_picks_appear_while_they_are_segmented(session: Session) -> None:
+    session.act("find", {"kind": "ball", "count": 4})
+    complete = idle(session)["kinds"][0]["picks"]
+    expected = session.picks("ball")
+    begin_segmenting(session)
     shown = session.snapshot()["kinds"][0]["picks"]
     assert not shown["complete"]
     assert 0 < shown["count"] < complete["count"]
@@ -189,6 +195,61 @@ def test_what_was_decided_is_learned_from(session: Session) -> None:
     assert verdicts.count("accepted") == 1
     assert "rejected" not in verdicts
     assert len(reviews.read(RunStore.open(session.desk.url), "ball")) == 2
+
+
+def test_decisions_are_made_again_by_the_commands(
+    session: Session, featured: Path, tmp_path: Path, cryosam: Callable[..., tuple[int, str, str]]
+) -> None:
+    def replayed(commands: list[str], run: str) -> RunStore:
+        for line in commands:
+            _, *words = shlex.split(line.replace(session.desk.url, run))
+            code, _, error = cryosam(*words, *([] if words[0] == "review" else ["--workers", "0"]))
+            assert code == 0, (line, error)
+        return RunStore.open(run)
+
+    session.act("find", {"kind": "ball", "count": 4})
+    idle(session)
+    begin_segmenting(session)
+    early = session.picks("ball")
+    decide(session, {"position": early["positions"][1], "verdict": "rejected"})  # has no number yet
+    session.act("find", {"kind": "ball", "count": 4})
+    idle(session)
+    table = session.picks("ball")
+    accepted, other = (i for i, verdict in enumerate(table["verdicts"]) if i and verdict == "undecided")
+    decide(session, decision(table, accepted, "accepted"))
+    decide(session, {"position": [5, 6.25, 70], "verdict": "rejected"}, {"position": [6, 60, 8], "verdict": "added"})
+    undecided = str(shutil.copytree(session.desk.url, tmp_path / "undecided.zarr"))
+    RunStore.open(undecided, "r+").delete(layout.REVIEWS)
+    *others, review = session.snapshot()["commands"]
+    assert not any("review" in line for line in others)
+    assert f"--accept {table['instances'][accepted]} --reject " in review
+    assert told(replayed([review], undecided)) == told(RunStore.open(session.desk.url))
+    session.act("learn", {"kind": "ball"})
+    idle(session)
+    decide(session, decision(table, accepted, "undecided"), {"position": [6, 60, 8], "verdict": "rejected"})
+    again = session.picks("ball")
+    distances = [math.dist(position, table["positions"][other]) for position in again["positions"]]
+    where = int(np.argmin(distances))
+    assert again["instances"][where] != table["instances"][other]
+    decide(session, decision(again, where, "accepted"))
+    expected = RunStore.open(session.desk.url)
+    fresh = replayed(session.snapshot()["commands"], str(shutil.copytree(featured, tmp_path / "fresh.zarr")))
+    assert told(fresh) == told(expected)
+    assert picks.read(fresh, "ball").equals(picks.read(expected, "ball"))
+
+
+def decision(table: dict[str, Any], row: int, verdict: str) -> dict[str, Any]:
+    return {"instance": table["instances"][row], "position": table["positions"][row], "verdict": verdict}
+
+
+def decide(session: Session, *decisions: dict[str, Any]) -> None:
+    session.act("review", {"kind": "ball", "decisions": list(decisions)})
+
+
+def told(store: RunStore) -> list[tuple[Any, ...]]:
+    """What stands about picks and places, and by whom."""
+    standing = reviews.standing(store, "ball")
+    return sorted((tuple(np.round(each.position, 2)), each.verdict, each.by) for each in standing)
 
 
 def test_the_same_clicks_keep_their_query_and_others_replace_it(session: Session, gate: Gate) -> None:

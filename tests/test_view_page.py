@@ -22,8 +22,8 @@ from cryosam_dask.store import picks, reviews
 from cryosam_dask.store.clicks import ClickLog
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Shape3
-from cryosam_dask.view.serve import Server
-from cryosam_dask.view.session import Session
+from cryosam_dask.viewer.serve import Server
+from cryosam_dask.viewer.session import Session
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -14,8 +14,8 @@ import pytest
 from view_server_support import StandInSession, add_picks, ask, ingested
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.view.guard import Guard, make_guard, make_token
-from cryosam_dask.view.serve import Server, browser, notes, public_base
+from cryosam_dask.viewer.guard import Guard, make_guard, make_token
+from cryosam_dask.viewer.serve import Server, browser, notes, public_base
 
 EVERYTHING = [
     "",
@@ -80,7 +80,7 @@ def test_without_the_token_nothing_is_done(server: Server, session: StandInSessi
 
 
 def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cryosam_dask.view import guard
+    from cryosam_dask.viewer import guard
 
     compared = []
     monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
@@ -217,8 +217,8 @@ def test_no_path_leads_out(server: Server, name: str) -> None:
 
 
 def test_a_link_among_the_files_of_the_page_is_not_followed(tmp_path: Path) -> None:
-    from cryosam_dask.view.status import NotThereError
-    from cryosam_dask.view.viewer_client import read_file
+    from cryosam_dask.viewer.client import read_file
+    from cryosam_dask.viewer.status import NotThereError
 
     (tmp_path / "secret.txt").write_text("secret")
     place = tmp_path / "static"

@@ -23,9 +23,9 @@ import cryosam_dask as cs
 from cryosam_dask.errors import InputError
 from cryosam_dask.store import layout
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.view import viewer_client
-from cryosam_dask.view.handler import pack
-from cryosam_dask.view.serve import Server, check
+from cryosam_dask.viewer import client
+from cryosam_dask.viewer.handler import pack
+from cryosam_dask.viewer.serve import Server, check
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_the_viewer_comes_from_here_and_asks_nobody(server: Server) -> None:
     assert text.index("quiet.js") < text.index("main.")
     for name in (
         "quiet.js",
-        *(p.name for p in viewer_client.folder().iterdir() if p.suffix in (".js", ".css", ".wasm")),
+        *(p.name for p in client.folder().iterdir() if p.suffix in (".js", ".css", ".wasm")),
     ):
         answer = ask(server.url, f"v/x/{name}", Accept_Encoding="gzip")
         assert answer.status == 200, name
@@ -110,11 +110,11 @@ def test_the_viewer_comes_from_here_and_asks_nobody(server: Server) -> None:
 
 
 def test_without_the_viewer_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    viewer_client.folder.cache_clear()
+    client.folder.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install neuroglancer"):
         check("127.0.0.1", 0)
-    viewer_client.folder.cache_clear()
+    client.folder.cache_clear()
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_browsers_that_go_away_leave_nothing_behind(
 def test_streams_ping_and_are_forgotten_when_the_browser_goes(
     session: StandInSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryosam_dask.view.pages.PING_SECONDS", 0.05)
+    monkeypatch.setattr("cryosam_dask.viewer.pages.PING_SECONDS", 0.05)
     with Server(session) as server:
         before = session.listeners
         streams = [Stream(server.url) for _ in range(3)]
@@ -309,8 +309,8 @@ def test_slow_reads_do_not_keep_actions_waiting(
 
 def test_too_many_reads_are_told_to_come_again(session: StandInSession, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("cryosam_dask.view.app.WAITING", 2)
-    monkeypatch.setattr("cryosam_dask.view.app.READERS", 1)
+    monkeypatch.setattr("cryosam_dask.viewer.app.WAITING", 2)
+    monkeypatch.setattr("cryosam_dask.viewer.app.READERS", 1)
     monkeypatch.setattr(session, "picks", lambda name: {"done": release.wait(20)})
     with Server(session) as server:
         statuses: list[int] = []
@@ -331,7 +331,7 @@ def test_too_many_reads_are_told_to_come_again(session: StandInSession, monkeypa
 def test_a_file_that_was_exported_is_sent_in_parts(
     server: Server, session: StandInSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryosam_dask.view.pages.PART", 1000)
+    monkeypatch.setattr("cryosam_dask.viewer.pages.PART", 1000)
     path = tmp_path / "ball.star"
     path.write_bytes(bytes(range(250)) * 17)
     session.files["ball.star"] = path

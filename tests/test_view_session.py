@@ -26,8 +26,8 @@ from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, picks
 from cryosam_dask.store.arrays import RunArray
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.view import tables
-from cryosam_dask.view.session import Session, place_of
+from cryosam_dask.viewer import tables
+from cryosam_dask.viewer.session import Session, place_of
 
 BALLS = ((20, 20, 20), (18, 44, 24), (22, 22, 66), (14, 46, 70))
 WALKER = "texture+random-walker"
@@ -259,7 +259,7 @@ DECIDES = """
 import sys
 from cryosam_dask.executors.serial import SerialExecutor
 from cryosam_dask.pipeline import settings_for
-from cryosam_dask.view.session import Session
+from cryosam_dask.viewer.session import Session
 session = Session(sys.argv[1], settings=settings_for("texture+random-walker"), make_executor=SerialExecutor)
 for i in range(1000):
     session.act("review", {"kind": "ball", "decisions": [

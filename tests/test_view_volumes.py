@@ -19,10 +19,10 @@ from cryosam_dask.errors import InputError, StoreError
 from cryosam_dask.kernels.instance import Instance
 from cryosam_dask.store import layout, marks
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.view import meshes, volumes
-from cryosam_dask.view.blocks import Blocks, Kept, slab_half, slab_mean
-from cryosam_dask.view.library import Library
-from cryosam_dask.view.status import GoneError, NotThereError, NotYetError
+from cryosam_dask.viewer import meshes, volumes
+from cryosam_dask.viewer.blocks import Blocks, Kept, slab_half, slab_mean
+from cryosam_dask.viewer.library import Library
+from cryosam_dask.viewer.status import GoneError, NotThereError, NotYetError
 
 SHAPE = (37, 62, 290)
 VOXEL = (12.0, 10.0, 8.0)
@@ -393,7 +393,7 @@ def test_close_views_show_the_density_and_the_outline(library: Library, values: 
 
 
 def test_a_close_view_at_the_border_is_black_beyond_it(library: Library, session: StandInSession) -> None:
-    from cryosam_dask.view import gallery
+    from cryosam_dask.viewer import gallery
 
     mask = np.ones((5, 40, 40), bool)
     blocks = library._blocks()

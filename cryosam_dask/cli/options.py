@@ -254,6 +254,14 @@ def numbers(text: str, option: str) -> list[float]:
         raise InputError(f"{option} {text}: expected numbers separated by commas") from None
 
 
+def position(text: str, option: str) -> list[float]:
+    """Parse a position Z,Y,X; `InputError` names the option."""
+    values = numbers(text, option)
+    if len(values) != 3:
+        raise InputError(f"{option} {text}: expected three numbers Z,Y,X, got {len(values)}")
+    return values
+
+
 def whole_numbers(text: str, option: str) -> list[int]:
     """Parse whole numbers separated by commas; `InputError` names the option."""
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cryosam_dask.cli.options import numbers, say
+from cryosam_dask.cli.options import position, say
 from cryosam_dask.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Prompts:
 
     def negatives(self) -> list[list[float]] | None:
         """Negative points, (z, y, x) voxels; None if none are given."""
-        return [_position(text, "--not") for text in self.unlike] if self.unlike else None
+        return [position(text, "--not") for text in self.unlike] if self.unlike else None
 
     def by_kind(self, tomogram: Callable[[], dict[str, Any]] | None = None) -> dict[str, list[list[float]]]:
         """Points by kind, (z, y, x) voxels, in the order of the options; may be empty. `tomogram` is as in `read`."""
@@ -79,7 +79,7 @@ class Prompts:
             name, equals, place = text.partition("=")
             if not equals or not name:
                 raise InputError(f"--kind {text}: expected NAME=Z,Y,X, as ribosome=92,410,388")
-            points.setdefault(name, []).append(_position(place, f"--kind {name}="))
+            points.setdefault(name, []).append(position(place, f"--kind {name}="))
         if self.kinds is not None:
             from cryosam_dask.io.points.files import ALL
 
@@ -100,7 +100,7 @@ class Prompts:
         tomogram : called where a file of points is given; returns the keywords `voxel_size`, `shape` and
             `tomogram_name` of `read_points`
         """
-        points = [_position(text, "--point") for text in self.point or []]
+        points = [position(text, "--point") for text in self.point or []]
         if self.points is not None:
             points += self._table(self.points, tomogram, self.points_kind)[["z", "y", "x"]].to_numpy().tolist()
         return points
@@ -133,11 +133,3 @@ def described(tomogram: TomogramSource | RunStore, path: str) -> dict[str, Any]:
     from cryosam_dask.io.listing import run_names
 
     return {"voxel_size": tomogram.voxel_size, "shape": tomogram.shape, "tomogram_name": run_names([path])[0]}
-
-
-def _position(text: str, option: str) -> list[float]:
-    """A voxel Z,Y,X."""
-    values = numbers(text, option)
-    if len(values) != 3:
-        raise InputError(f"{option} {text}: expected three numbers Z,Y,X, got {len(values)}")
-    return values

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cryosam_dask.cli.app import RESULTS, RUNS, app, examples
-from cryosam_dask.cli.options import JsonOption, RunArgument, Where, WhichOption, driver, numbers, say, with_options
+from cryosam_dask.cli.options import JsonOption, RunArgument, Where, WhichOption, driver, position, say, with_options
 from cryosam_dask.cli.prompts import Prompts, described
 from cryosam_dask.errors import InputError
 
@@ -55,6 +55,7 @@ class Files:
     epilog=examples(
         "cryosam review run.zarr --accept 1-20 --reject 21,25-31",
         "cryosam review run.zarr --reject wrong.star --add 92,410,388 --by ada",
+        "cryosam review run.zarr --decide rejected=92,410,388",
         "cryosam review run.zarr",
     ),
 )
@@ -72,6 +73,12 @@ def review(
         list[str] | None, typer.Option(metavar="Z,Y,X|FILE", help="Particles that have no pick; voxels from 0.")
     ] = None,
     undecide: Annotated[list[str] | None, typer.Option(metavar=_WHICH, help="Take decisions back.")] = None,
+    decide: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VERDICT=Z,Y,X", help="accepted, rejected, added or undecided: this very place, pick or not."
+        ),
+    ] = None,
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; else the user's name.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,6 +96,8 @@ def review(
     wanted: dict[str, Any] = {o: _which(texts, f"--{o}", files, store) for o, texts in given.items() if texts}
     if add:
         wanted["add"] = [point for text in add for point in _added(text, files, store)]
+    if decide:
+        wanted["decide"] = [_decided(text) for text in decide]
     if wanted:
         say(pipeline.review(run, chosen, **wanted, by=by).notes)
     figures = outputs.review_figures(run, name=chosen)
@@ -149,7 +158,12 @@ def _added(text: str, files: Files, store: RunStore) -> list[list[float]]:
     """A position Z,Y,X, or the points of a file."""
     if not re.fullmatch(r"[-+.\d\s,e]+", text):
         return files.read(text, store)
-    position = numbers(text, "--add")
-    if len(position) != 3:
-        raise InputError(f"--add {text}: expected three numbers Z,Y,X, got {len(position)}")
-    return [position]
+    return [position(text, "--add")]
+
+
+def _decided(text: str) -> tuple[str, list[float]]:
+    """The verdict and the place of "rejected=92,410,388"."""
+    verdict, equals, place = text.partition("=")
+    if not equals:
+        raise InputError(f"--decide {text}: expected VERDICT=Z,Y,X, as rejected=92,410,388")
+    return verdict, position(place, f"--decide {verdict}")

@@ -75,8 +75,8 @@ def view(
     """
     from cryosam_dask.executors.choice import make_executor
     from cryosam_dask.pipeline import settings_for, uses_torch_of
-    from cryosam_dask.view import serve
-    from cryosam_dask.view.session import Session
+    from cryosam_dask.viewer import serve
+    from cryosam_dask.viewer.session import Session
 
     serve.check(host, port, allow_host or ())
     settings = choice.settings(like=settings_for(serve.models_for(source)))

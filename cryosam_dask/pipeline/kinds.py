@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cryosam_dask.errors import InputError
 from cryosam_dask.io.points.plausible import check_corner, check_points, doubts
-from cryosam_dask.pipeline.driver import lent
+from cryosam_dask.pipeline.querying import lent
 from cryosam_dask.stages import borrow, query_file
 from cryosam_dask.stages.borrow import Loan
 from cryosam_dask.store import layout

@@ -14,7 +14,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.pipeline import checks
 from cryosam_dask.store import picks, reviews
-from cryosam_dask.store.reviews import Decision, ReviewLog, Verdict
+from cryosam_dask.store.reviews import VERDICTS, Decision, ReviewLog, Verdict
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Point
 
@@ -45,6 +45,7 @@ def review(
     reject: ArrayLike = (),
     undecide: ArrayLike = (),
     add: ArrayLike = (),
+    decide: Sequence[tuple[Verdict, ArrayLike]] = (),
     by: str | None = None,
 ) -> Reviewed:
     """Write decisions about the picks of a query into the run. A later decision about a particle replaces earlier ones.
@@ -55,6 +56,7 @@ def review(
         the nearest pick within a particle's radius. `undecide` takes a decision back, also one about what is no pick
         any more
     add : (n, 3) voxels on particles that have no pick; one that has is accepted
+    decide : verdicts, each with (n, 3) voxels; they are about the very places, whether a pick is there or not
     by : the person's name; None: the user's
 
     Raises InputError for an instance that there is not, for one with two verdicts, and where none of several points is
@@ -66,6 +68,8 @@ def review(
     for verdict, given in zip(_NUMBERED, (accept, reject, undecide), strict=True):
         out.decisions += among.decided(np.asarray(given, float), verdict, out.notes)
     out.decisions += among.added(np.asarray(add, float))
+    for verdict, given in decide:
+        out.decisions += _about_places(store, verdict, given)
     _check_once(store, out.decisions)
     out.decisions = ReviewLog(store, name, by).write(out.decisions)
     return out
@@ -146,6 +150,14 @@ class _Picks:
             there = f"1 to {self.instances.max()}" if len(self.instances) else "none"
             raise InputError(f"{self.store.url}: no instance {number:g} among the picks; there are {there}")
         return Decision(int(number), _point(self.positions[index[0]]), verdict)
+
+
+def _about_places(store: RunStore, verdict: Verdict, given: ArrayLike) -> list[Decision]:
+    """The verdict about places, (n, 3) or one of them, that lie in the tomogram."""
+    if verdict not in VERDICTS:
+        raise InputError(f"verdict {str(verdict)[:20]!r}: expected one of {', '.join(VERDICTS)}")
+    places = check_points(_points(np.atleast_2d(np.asarray(given, float))), store.shape, f"{verdict} places")
+    return [Decision(0, _point(place), verdict) for place in places]
 
 
 def _check_once(store: RunStore, decided: Sequence[Decision]) -> None:

@@ -236,8 +236,7 @@ def _agreed(
     threshold = decisions.agreed(chosen.threshold, np.concatenate(known), told)
     if threshold == chosen.threshold:
         return chosen
-    kept = int((scores >= threshold).sum())
-    return peaks.Cut(threshold, kept, f"{kept} of {len(scores)} places are left as people decided", True)
+    return _moved(threshold, scores, "are left as people decided", clear=True)
 
 
 def _likely(chosen: peaks.Cut, scores: Float64, decided: int) -> peaks.Cut:
@@ -245,9 +244,14 @@ def _likely(chosen: peaks.Cut, scores: Float64, decided: int) -> peaks.Cut:
     least = decisions.least_likely(decided)
     if chosen.threshold >= least:
         return chosen
-    kept = int((scores >= least).sum())
-    reason = f"{kept} of {len(scores)} places are of the kind with a probability of {least:.2f} or more"
-    return peaks.Cut(least, kept, f"{reason}, after {decided} decisions", chosen.clear)
+    words = f"are of the kind with a probability of {least:.2f} or more, after {decided} decisions"
+    return _moved(least, scores, words, clear=chosen.clear)
+
+
+def _moved(threshold: float, scores: Float64, words: str, *, clear: bool) -> peaks.Cut:
+    """A cut at a threshold that decisions ask for; words : what is said of the places that it keeps."""
+    kept = int((scores >= threshold).sum())
+    return peaks.Cut(threshold, kept, f"{kept} of {len(scores)} places {words}", clear)
 
 
 def _keep_candidates(store: RunStore, name: str, points: Float64, scores: Float64) -> None:

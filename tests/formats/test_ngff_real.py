@@ -8,7 +8,7 @@ from cryosam_dask import outputs
 
 # what works together: not pydantic-zarr with pydantic 2.14; ome-zarr after 0.12 wants more packages
 MODELS = ["ome-zarr-models==1.7", "pydantic-zarr==0.9.2", "pydantic==2.12.5", "pydantic-core==2.41.5"]
-PACKAGES = [*MODELS, "ome-zarr==0.12.2", "deprecated"]
+PACKAGES = [*MODELS, "typing-inspection", "ome-zarr==0.12.2", "deprecated"]
 
 VALIDATE = """
 import json, sys

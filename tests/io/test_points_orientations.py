@@ -28,7 +28,7 @@ HOLD = ["csv", "parquet", "star", "relion5", "warp", "copick", "ndjson", "dynamo
 def oriented(count: int = 9, seed: int = 0) -> pd.DataFrame:
     """Picks that lie anyhow; the first ones at the poles, where angles are not unique."""
     r = np.random.default_rng(seed)
-    angles = Rotation.random(count, rng=seed).as_euler("ZYZ", degrees=True)
+    angles = Rotation.random(count, np.random.default_rng(seed)).as_euler("ZYZ", degrees=True)
     angles[:4] = [[0, 0, 0], [30, 0, 40], [30, 180, -50], [-170, 90, 180]]
     table = pd.DataFrame(r.integers(0, 119, (count, 3)).astype(float), columns=["z", "y", "x"])
     return table.assign(score=0.5, instance=range(1, count + 1)).assign(**dict(zip(ANGLES, angles.T, strict=True)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_sams import sam_of
 
 from cryosam_dask import models
 from cryosam_dask.errors import ModelError
@@ -28,24 +29,12 @@ def published() -> Any:
     """The package's own model with random weights everywhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports timm by former names
-        from mobile_sam.modeling import MaskDecoder, PromptEncoder, Sam, TinyViT, TwoWayTransformer
+        from mobile_sam import modeling
 
     torch.manual_seed(0)
-    model = Sam(
-        image_encoder=TinyViT(
-            img_size=1024, embed_dims=WIDTHS, depths=DEPTHS, num_heads=HEADS, window_sizes=[7, 7, 14, 7]
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    )
+    sizes = {"embed_dims": WIDTHS, "depths": DEPTHS, "num_heads": HEADS, "window_sizes": [7, 7, 14, 7]}
+    encoder = modeling.TinyViT(img_size=1024, **sizes)
+    model = sam_of(modeling, encoder, 1024, 64, 256, depth=2, mlp_dim=2048, num_heads=8)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_sams import image_encoder, sam_of
 
 from cryosam_dask.errors import ModelError
 from cryosam_dask.kernels.propagation import Propagation
@@ -24,36 +24,12 @@ PLANES = [(48, 80), (80, 48), (64, 64), (97, 31), (300, 200)]
 
 def tiny_sam(size: int = 128) -> Any:
     """A Sam of 128 × 128 pixels with random weights everywhere (some start at zero)."""
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything import modeling
 
     torch.manual_seed(0)
-    grid = size // 16
-    model = Sam(
-        image_encoder=ImageEncoderViT(
-            depth=2,
-            embed_dim=32,
-            img_size=size,
-            mlp_ratio=2,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            num_heads=2,
-            patch_size=16,
-            qkv_bias=True,
-            use_rel_pos=True,
-            global_attn_indexes=(1,),
-            window_size=3,
-            out_chans=32,
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=32, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=2),
-            transformer_dim=32,
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    )
+    sizes = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 16, "out_chans": 32}
+    encoder = image_encoder(img_size=size, global_attn_indexes=(1,), window_size=3, **sizes)
+    model = sam_of(modeling, encoder, size, size // 16, 32, depth=2, mlp_dim=64, num_heads=2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1) * 0.3)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cryosam_dask.errors import CryosamError
 from cryosam_dask.kernels import images
@@ -24,10 +25,10 @@ from cryosam_dask.stages import cut as cuts
 from cryosam_dask.stages.click import Mask
 from cryosam_dask.storage.address import is_local
 from cryosam_dask.store import instances as stored
-from cryosam_dask.store import layout, marks
+from cryosam_dask.store import layout, marks, picks
 from cryosam_dask.store.clicks import Kind
 from cryosam_dask.store.run_store import RunStore
-from cryosam_dask.types import Json
+from cryosam_dask.types import AXES, Json, Point
 
 T = TypeVar("T")
 
@@ -54,8 +55,10 @@ class KindState:
     borrowed : whether it was made in another tomogram
     settings : that it is searched for with; None before it is made
     count : of candidates, where that was chosen
-    refined : whether decisions were learned from; size : voxels of a typical mask, 0 where it is not known
+    refined : whether decisions were learned from; learned : those places, and whether they were accepted
+    size : voxels of a typical mask, 0 where it is not known
     similarity, candidates, picks : as of the snapshot, None where there are none
+    numbers : of picks, by their positions as they are listed
     """
 
     made: bool = False
@@ -66,10 +69,12 @@ class KindState:
     settings: Settings | None = None
     count: int | None = None
     refined: bool = False
+    learned: dict[Point, bool] = field(default_factory=dict)
     size: float = 0.0
     similarity: Json | None = None
     candidates: Json | None = None
     picks: Json | None = None
+    numbers: dict[Point, int] = field(default_factory=dict)
 
 
 class RunState:
@@ -194,8 +199,16 @@ def read_kind(store: RunStore, name: str) -> KindState:
 
 def _read_size(store: RunStore, name: str, out: KindState) -> None:
     out.refined = learned.is_there(store, name)
+    for accepted, places in zip((True, False), learned.decided(store, name), strict=True):
+        out.learned |= dict.fromkeys(map(tuple, places.tolist()), accepted)
     sizes = layout.query_array(name, "sizes")
     out.size = float(np.median(store.read(sizes))) if sizes in store else 0.0
+
+
+def listed(position: ArrayLike) -> Point:
+    """A pick's position, as the page lists it: decisions have it from there."""
+    z, y, x = np.round(np.asarray(position, float), 2).tolist()
+    return z, y, x
 
 
 def _read_similarity(store: RunStore, name: str, out: KindState) -> None:
@@ -242,6 +255,9 @@ def _read_picks(store: RunStore, name: str, out: KindState) -> None:
         count = int(str(attributes["kept"])) if "kept" in attributes else 0
         version = str((marks.found_stage(store, painted) or {})["fingerprint"])[:12]
         out.picks = {"version": version, "count": count, "complete": True}
+        rows = picks.read(store, name)
+        positions = rows[list(AXES)].to_numpy(float)
+        out.numbers = dict(zip(map(listed, positions), rows["instance"].astype(int).tolist(), strict=True))
         return
     if (record := marks.found_stage(store, stage)) is None:
         return

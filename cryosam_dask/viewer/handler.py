@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from tornado.web import HTTPError, RequestHandler
 
 from cryosam_dask.errors import CryosamError
-from cryosam_dask.view.guard import HEADERS, POLICY
-from cryosam_dask.view.status import NotThereError, status_of
-from cryosam_dask.view.threads import Threads
+from cryosam_dask.viewer.guard import HEADERS, POLICY
+from cryosam_dask.viewer.status import NotThereError, status_of
+from cryosam_dask.viewer.threads import Threads
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from cryosam_dask.store import layout, picks, reviews
 from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import AXES, Json, Point
-from cryosam_dask.view.state import KindState, done_groups
+from cryosam_dask.viewer.state import KindState, done_groups
 
 Float64 = NDArray[np.float64]
 

@@ -16,12 +16,12 @@ from cryosam_dask.store.pages import no_space
 from cryosam_dask.store.reviews import VERDICTS, Decision
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.types import Json
-from cryosam_dask.view import bodies, click_actions, commands
-from cryosam_dask.view.click_actions import AUTOMATIC, adopting
-from cryosam_dask.view.desk import Desk
-from cryosam_dask.view.jobs import BusyError
-from cryosam_dask.view.state import same_clicks
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer import bodies, click_actions, commands
+from cryosam_dask.viewer.click_actions import AUTOMATIC, adopting
+from cryosam_dask.viewer.desk import Desk
+from cryosam_dask.viewer.jobs import BusyError
+from cryosam_dask.viewer.state import same_clicks
+from cryosam_dask.viewer.status import NotThereError
 
 MOST_DECISIONS = 10_000
 """In one request."""

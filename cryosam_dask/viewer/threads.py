@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from cryosam_dask.view.status import BusyError
+from cryosam_dask.viewer.status import BusyError
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cryosam_dask.view.serve import Server, check, models_for, public_base
+from cryosam_dask.viewer.serve import Server, check, models_for, public_base
 
 if TYPE_CHECKING:
     from cryosam_dask.executors.base import Executor
-    from cryosam_dask.view.session import Session
+    from cryosam_dask.viewer.session import Session
 
 NOTEBOOKS = (
     "http://localhost:*",
@@ -96,7 +96,7 @@ def view(
     """
     from cryosam_dask.executors.choice import make_executor
     from cryosam_dask.pipeline import settings_for, uses_torch_of
-    from cryosam_dask.view.session import Session
+    from cryosam_dask.viewer.session import Session
 
     base = public_base() if base_url is None else base_url
     allow_hosts = list(allow_hosts)

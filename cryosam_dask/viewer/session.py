@@ -25,9 +25,9 @@ from cryosam_dask.settings import Settings
 from cryosam_dask.storage.address import is_local, local_path
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json
-from cryosam_dask.view import actions, shown, tables
-from cryosam_dask.view.desk import Desk
-from cryosam_dask.view.jobs import BusyError
+from cryosam_dask.viewer import actions, shown, tables
+from cryosam_dask.viewer.desk import Desk
+from cryosam_dask.viewer.jobs import BusyError
 
 logger = logging.getLogger(__name__)
 

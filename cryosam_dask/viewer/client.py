@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer.status import NotThereError
 
 TYPES = {
     ".css": "text/css; charset=utf-8",

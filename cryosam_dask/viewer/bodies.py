@@ -12,8 +12,8 @@ from cryosam_dask.io.points.plausible import check_points
 from cryosam_dask.store.clicks import Kind
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json, Point
-from cryosam_dask.view.desk import Desk
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer.desk import Desk
+from cryosam_dask.viewer.status import NotThereError
 
 
 def kind_of(desk: Desk, body: Json, key: str = "kind") -> tuple[RunStore, Kind]:

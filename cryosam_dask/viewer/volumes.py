@@ -16,11 +16,11 @@ from cryosam_dask.store import layout
 from cryosam_dask.store.arrays import MissingChunkError
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool, Float32, Point, Shape3
-from cryosam_dask.view import precomputed
-from cryosam_dask.view.blocks import Blocks, slab_mean
-from cryosam_dask.view.precomputed import Encoding, Scale
-from cryosam_dask.view.segments import Segments
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer import precomputed
+from cryosam_dask.viewer.blocks import Blocks, slab_mean
+from cryosam_dask.viewer.precomputed import Encoding, Scale
+from cryosam_dask.viewer.segments import Segments
+from cryosam_dask.viewer.status import NotThereError
 
 CHUNKS: tuple[Shape3, ...] = ((8, 128, 128), (128, 8, 128), (128, 128, 8))
 """Chunks z, y, x that the viewer may ask for, 128 KiB of bytes: flat ones, since it shows planes, and a plane of flat

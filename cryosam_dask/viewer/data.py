@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.view import precomputed
-from cryosam_dask.view.handler import FOREVER, Handler
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer import precomputed
+from cryosam_dask.viewer.handler import FOREVER, Handler
+from cryosam_dask.viewer.status import NotThereError
 
 BINARY, JSON = "application/octet-stream", "application/json"
 DEFAULT_SIZE = 96

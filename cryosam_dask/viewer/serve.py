@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.view.guard import is_loopback, make_guard
+from cryosam_dask.viewer.guard import is_loopback, make_guard
 
 if TYPE_CHECKING:
-    from cryosam_dask.view.app import Acting
+    from cryosam_dask.viewer.app import Acting
 
 BASE_URL = "CRYOSAM_VIEW_BASE_URL"
 """Environment variable: where a proxy shows what listens at a port here, `{port}` standing for it."""
@@ -106,7 +106,7 @@ class Server:
     async def _serve(self) -> None:
         from tornado.httpserver import HTTPServer
 
-        from cryosam_dask.view.app import Application
+        from cryosam_dask.viewer.app import Application
 
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         application = Application(self._session, self.guard)
@@ -141,7 +141,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 def check(host: str, port: int, allowed: Iterable[str] = ()) -> None:
     """InputError where a page could not be served; to be called before anything is begun."""
-    from cryosam_dask.view.viewer_client import folder
+    from cryosam_dask.viewer.client import folder
 
     folder()
     make_guard(host, allowed)
@@ -152,7 +152,7 @@ def check(host: str, port: int, allowed: Iterable[str] = ()) -> None:
 def models_for(source: str) -> str:
     """The models that a page uses unless others are named: those of the run's features, else the built-in ones."""
     from cryosam_dask.store.run_store import RunStore
-    from cryosam_dask.view.session import usual_models
+    from cryosam_dask.viewer.session import usual_models
 
     return usual_models(RunStore.open(source) if RunStore.exists(source) else None)
 

@@ -22,10 +22,10 @@ from cryosam_dask.store.clicks import COLORS, Click, ClickLog, Clicks, Kind
 from cryosam_dask.store.reviews import Decision, ReviewLog, ReviewReader
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json
-from cryosam_dask.view import tables
-from cryosam_dask.view.jobs import BusyError, Job, JobCancelled, Jobs
-from cryosam_dask.view.preview import Previews
-from cryosam_dask.view.state import KindState, RunState
+from cryosam_dask.viewer import tables
+from cryosam_dask.viewer.jobs import BusyError, Job, JobCancelled, Jobs
+from cryosam_dask.viewer.preview import Previews
+from cryosam_dask.viewer.state import KindState, RunState
 
 MESSAGES = 20
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from cryosam_dask.storage.address import public
 from cryosam_dask.store.clicks import Click, Kind
-from cryosam_dask.store.reviews import Decision
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Json
-from cryosam_dask.view import actions, commands, tables
-from cryosam_dask.view.desk import Desk
-from cryosam_dask.view.state import KindState, same_clicks
+from cryosam_dask.viewer import actions, commands, tables
+from cryosam_dask.viewer.desk import Desk
+from cryosam_dask.viewer.state import KindState, same_clicks
 
 NOTHING_HERE = "nothing could be segmented here; click nearer to the middle of a clearly visible particle"
 
@@ -106,20 +105,7 @@ def _kind(desk: Desk, store: RunStore, kind: Kind, state: KindState, ingested: b
     }
     url = public(desk.url)
     lines = commands.find(url, kind, state, desk.settings)
-    if decided:
-        lines += _review_commands(desk, store, kind.name, state, decided)
-    return shown, lines
-
-
-def _review_commands(desk: Desk, store: RunStore, name: str, state: KindState, decided: list[Decision]) -> list[str]:
-    told: dict[str, list[int]] = {}
-    for decision in decided:
-        if decision.instance:
-            told.setdefault(decision.verdict, []).append(decision.instance)
-    # what was accepted before it was a pick has no number: `--add` accepts the pick that is at a place
-    added = [decision.position for decision in decided if decision.verdict != "rejected" and not decision.instance]
-    lines = commands.review(public(desk.url), name, told, list(added))
-    return [*lines, commands.refine(public(desk.url), name)] if state.refined else lines
+    return shown, [*lines, *commands.decisions(url, kind.name, state, decided)]
 
 
 def _click(desk: Desk, store: RunStore, name: str, click: Click, state: KindState, ingested: bool) -> Json:

@@ -14,7 +14,7 @@ from cryosam_dask.store import instances as stored
 from cryosam_dask.store import layout, marks, picks
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Array, Bool
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer.status import NotThereError
 
 Ints = NDArray[np.int64]
 _PLACES = ("prompt", "box")

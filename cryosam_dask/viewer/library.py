@@ -17,11 +17,11 @@ from cryosam_dask.store.arrays import MissingChunkError
 from cryosam_dask.store.instances import as_box
 from cryosam_dask.store.run_store import RunStore
 from cryosam_dask.types import Bool, Json, Point
-from cryosam_dask.view import gallery, meshes
-from cryosam_dask.view.blocks import Blocks, Kept
-from cryosam_dask.view.segments import Known, Segments, picked, so_far
-from cryosam_dask.view.status import DamagedError, GoneError, NotThereError, NotYetError
-from cryosam_dask.view.volumes import Labels, Preview, Similarity, Tomogram, Unfinished, Volume
+from cryosam_dask.viewer import gallery, meshes
+from cryosam_dask.viewer.blocks import Blocks, Kept
+from cryosam_dask.viewer.segments import Known, Segments, picked, so_far
+from cryosam_dask.viewer.status import DamagedError, GoneError, NotThereError, NotYetError
+from cryosam_dask.viewer.volumes import Labels, Preview, Similarity, Tomogram, Unfinished, Volume
 
 T = TypeVar("T")
 

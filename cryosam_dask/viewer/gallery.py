@@ -11,7 +11,7 @@ from cryosam_dask.errors import InputError
 from cryosam_dask.geometry import Box
 from cryosam_dask.store import layout
 from cryosam_dask.types import Bool
-from cryosam_dask.view.blocks import Blocks
+from cryosam_dask.viewer.blocks import Blocks
 
 SMALLEST, LARGEST = 32, 512
 """Pixels of a plane's side that may be asked for."""

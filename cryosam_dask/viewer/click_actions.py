@@ -9,9 +9,9 @@ from cryosam_dask.store import layout
 from cryosam_dask.store.clicks import Click, Kind, check_color, new_id, next_color
 from cryosam_dask.store.run_store import RunStore, check_name
 from cryosam_dask.types import Json
-from cryosam_dask.view import bodies
-from cryosam_dask.view.desk import Desk
-from cryosam_dask.view.status import NotThereError
+from cryosam_dask.viewer import bodies
+from cryosam_dask.viewer.desk import Desk
+from cryosam_dask.viewer.status import NotThereError
 
 MOST_CLICKS = 1000
 """Of one kind."""

@@ -9,7 +9,7 @@ import numpy as np
 from cryosam_dask.geometry import Box
 from cryosam_dask.io.mesh import surface_of
 from cryosam_dask.types import Bool, Point
-from cryosam_dask.view import precomputed
+from cryosam_dask.viewer import precomputed
 
 MOST_VOXELS = 1 << 22
 """Voxels of a box from which a surface is drawn; a larger mask is taken in coarser voxels."""

@@ -17,10 +17,10 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 
 from cryosam_dask.errors import InputError
-from cryosam_dask.view.guard import DOCUMENT_POLICY, VIEWER_POLICY
-from cryosam_dask.view.handler import FOREVER, Handler
-from cryosam_dask.view.status import NotThereError
-from cryosam_dask.view.viewer_client import client_file, read_file
+from cryosam_dask.viewer.client import client_file, read_file
+from cryosam_dask.viewer.guard import DOCUMENT_POLICY, VIEWER_POLICY
+from cryosam_dask.viewer.handler import FOREVER, Handler
+from cryosam_dask.viewer.status import NotThereError
 
 STATIC = Path(__file__).parent / "static"
 PING_SECONDS = 15.0

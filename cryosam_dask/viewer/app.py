@@ -14,11 +14,11 @@ from tornado.web import Application as Web
 from tornado.web import url
 
 from cryosam_dask.types import Json
-from cryosam_dask.view import data, pages
-from cryosam_dask.view.guard import Guard
-from cryosam_dask.view.handler import Refused
-from cryosam_dask.view.library import CLICK_VERSION, NAME, VERSION, Library, Readable
-from cryosam_dask.view.threads import Threads
+from cryosam_dask.viewer import data, pages
+from cryosam_dask.viewer.guard import Guard
+from cryosam_dask.viewer.handler import Refused
+from cryosam_dask.viewer.library import CLICK_VERSION, NAME, VERSION, Library, Readable
+from cryosam_dask.viewer.threads import Threads
 
 READERS = 6
 ACTORS = 4
