@@ -297,8 +297,9 @@ def test_the_same_array_goes_on_and_another_one_is_refused(
     assert {p: p.stat().st_mtime_ns for p in out.rglob("c/**/*") if p.is_file()} == before
     with pytest.raises(StoreError, match=r"ingest was made with other settings \(other input.content\); .*--overwrite"):
         ingest(KINDS[again](voxels + 1), out)
+    moved = KINDS[again](voxels)
     with pytest.raises(StoreError, match=r"origin: .*--overwrite"):
-        ingest(KINDS[again](voxels).assign_coords(z=KINDS[again](voxels).z + 5), out)
+        ingest(moved.assign_coords(z=("z", moved.z.values + 5, moved.z.attrs)), out)
     assert (RunStore.open(out).read(layout.tomogram()) == voxels).all()
     assert (ingest(KINDS[again](voxels + 1), out, overwrite=True).read(layout.tomogram()) == voxels + 1).all()
 
