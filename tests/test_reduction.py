@@ -127,6 +127,39 @@ def test_slices_that_are_resized_on_the_device_become_the_same(
             assert np.array_equal(there.read(name), expected.read(name))
 
 
+class Turns(TorchBackend):
+    """Notes each time that the device is taken by a thread and given back, and what is asked for meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__("stand-in", "cpu")
+        self.depth, self.log = 0, list[str]()
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        self.log += ["taken"] * (self.depth == 0)
+        self.depth += 1
+        with super().at_work():
+            yield
+        self.depth -= 1
+        self.log += ["left"] * (self.depth == 0)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_slab_is_asked_for_as_a_whole_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, chosen = Turns(), FeatureSettings(encoder="texture", batch=4, dense_ratios=())
+
+    class Noting(Tensors):
+        def encode_tensor(self, slices: Any) -> Any:
+            turns.log.append("batch")
+            return super().encode_tensor(slices)
+
+    monkeypatch.setattr(features, "backend_of", lambda _: turns)
+    encoded(tmp_path / "run.zarr", Noting(), chosen)
+    text = " ".join(turns.log)
+    assert "taken batch batch batch batch left" in text
+    assert "left batch" not in text
+
+
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_device_resamples_as_the_host_bit_for_bit(data: st.DataObject) -> None:

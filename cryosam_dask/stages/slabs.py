@@ -61,12 +61,14 @@ class Slab:
         weights = np.outer(self._weights[0][rows], self._weights[1][columns])
         count, size, finest = len(self.slices), (piece[0].size, piece[1].size), min(self._ratios, default=None)
         reduction = Reduction(self._backend, count, size, len(self._sums), finest, weights)
-        for tokens in batches:
-            reduction.add(tokens)
-            del tokens  # before the next ones are made
-        # all is asked for before anything is waited for
-        reduced = {1: reduction.native} | {ratio: reduction.coarse(ratio) for ratio in self._ratios}
-        landed = reduction.sums()
+        # all is asked for before anything is waited for, and of one thread: did threads take turns at each batch, a GPU
+        # would be done with all of theirs at once, and be left idle while all of them write and read
+        with self._backend.at_work():
+            for tokens in batches:
+                reduction.add(tokens)
+                del tokens  # before the next ones are made
+            reduced = {1: reduction.native} | {ratio: reduction.coarse(ratio) for ratio in self._ratios}
+            landed = reduction.sums()
         del reduction
         sums = landed.array()[0]
         if not np.isfinite(sums).all():
