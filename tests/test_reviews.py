@@ -256,13 +256,13 @@ def test_what_was_decided_stays_decided_and_the_rest_is_ranked_anew(
     anew = shutil.copytree(out, tmp_path / "anew.zarr")
     driver.segment("r")
     proposed = {tuple(point) for point in driver.store.read(layout.proposal_array("r", "points")).tolist()}
-    # only what was not proposed before is segmented, and that is as if all were; or groups of which not all were
+    # only what was not proposed before is segmented, and that is as if all were; or what was not recognized, either
     by_looks = layout.query_array("r", "descriptors") in driver.store
-    assert set(segmented) == (proposed if by_looks else proposed - before_places)
+    assert set(segmented) < proposed if by_looks else set(segmented) == proposed - before_places
     assert len(proposed & before_places) >= 3
     shutil.rmtree(anew / layout.FORMER)
     Driver(anew, SerialExecutor()).segment("r")
-    assert set(segmented) == proposed
+    assert set(segmented) < proposed if by_looks else set(segmented) == proposed
     assert _chunks(out) == _chunks(anew)
     after = picks.read(driver.store, "r")
     places = after[["z", "y", "x"]].to_numpy()
