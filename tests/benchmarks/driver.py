@@ -4,12 +4,12 @@
 
 Runs units that only write a file of one byte through `execute` on local workers, and prints one JSON line; times are in
 milliseconds per unit. `driver` is CPU time of the driver's process, in which the scheduler lives too, `driver_thread`
-the part of its main thread; `worker` is CPU time of the workers' processes, `unit` the median wall time of a unit on
-its worker. `keeps_busy`: how many workers a driver serves whose units take one second. With more `--threads` in each
-worker more units are in flight, as with more workers, and messages to the driver come in larger bundles. `--payload N`
-gives each unit a list of N numbers as a parameter, `--seconds` has it sleep so long, so that units end one by one as
-real ones do. `--profile` prints where time goes: in the driver's main thread, in the thread of Dask's loop, and in a
-worker's unit.
+the part of its main thread, `dask` what as many tasks that only sleep take there without anything of ours; `worker` is
+CPU time of the workers' processes, `unit` the median wall time of a unit on its worker. `keeps_busy`: how many workers
+a driver serves whose units take one second. With more `--threads` in each worker more units are in flight, as with more
+workers, and messages to the driver come in larger bundles. `--payload N` gives each unit a list of N numbers as a
+parameter, `--seconds` has it sleep so long, so that units end one by one as real ones do. `--profile` prints where time
+goes: in the driver's main thread, in the thread of Dask's loop, and in a worker's unit.
 """
 
 from __future__ import annotations
@@ -83,6 +83,13 @@ def worker_time(executor: DaskExecutor) -> float:
     return float(sum(executor.client.run(time.process_time).values()))
 
 
+def dask_alone(executor: DaskExecutor, units: int, seconds: float) -> float:
+    """CPU seconds of this process for as many tasks that only sleep, all submitted at once by Dask's own client."""
+    before = time.process_time()
+    executor.client.gather(executor.client.map(time.sleep, [seconds] * units, pure=False))
+    return time.process_time() - before
+
+
 def profile_loop(executor: DaskExecutor, profiler: cProfile.Profile, on: bool) -> None:
     """Begin or end profiling of the thread that client and scheduler share."""
 
@@ -108,6 +115,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if options.profile:
             profile_loop(executor, loop, False)
         workers = worker_time(executor) - before[0]
+        alone = dask_alone(executor, options.units, options.seconds)
     wall, process, thread = (b - a for a, b in zip(before[1:], after, strict=True))
     if options.profile:
         unit = profile_unit(plan("profiled", folder, options.units, options.payload), store, 500)
@@ -121,6 +129,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": options.seconds,
         "units_per_second": round(options.units / wall, 1),
         "driver": round(1e3 * process / options.units, 2),
+        "dask": round(1e3 * alone / options.units, 2),
         "driver_thread": round(1e3 * thread / options.units, 2),
         "worker": round(1e3 * workers / options.units, 2),
         "unit": round(1e3 * statistics.median(timing.seconds for timing in done.timings), 2),
