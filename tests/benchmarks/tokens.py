@@ -255,7 +255,8 @@ def device(store: RunStore, stage: Stage, chosen: FeatureSettings, options: argp
     """What part of the stage's time the stand-in is busy."""
     encoder = Device(options.channels, options.microseconds / 1e6)
     units = [unit for unit in stage.units if unit.params["axis"] == "z"]
-    together = threading.Barrier(options.threads)
+    threads = min(options.threads, len(units))
+    together = threading.Barrier(threads)
 
     def run(unit: Unit) -> None:
         features.work(Context(store.url), stage.settings, unit)
@@ -264,8 +265,8 @@ def device(store: RunStore, stage: Stage, chosen: FeatureSettings, options: argp
         run(unit)  # each thread's own memory is there before the clock starts
         together.wait()
 
-    with using(encoder), ThreadPoolExecutor(options.threads) as pool:
-        list(pool.map(ready, units[: options.threads]))
+    with using(encoder), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(ready, units[:threads]))
         features.prepare(store, chosen)
         encoder.start()
         start, used = time.perf_counter(), time.process_time()
@@ -274,7 +275,7 @@ def device(store: RunStore, stage: Stage, chosen: FeatureSettings, options: argp
     count = sum(tokens_of(store, unit, chosen) for unit in units)
     return {
         "microseconds_a_token": options.microseconds,
-        "threads": options.threads,
+        "threads": threads,
         "cores": os.cpu_count(),
         "busy": round(encoder.busy / wall, 3),
         "first_batch_after_seconds": round(encoder.first - start, 3),
