@@ -105,9 +105,8 @@ def prompted(
     for i, point in enumerate(points):
         tried = looked_at.seen(store, settings, device, point)
         if tried is None:
-            tried = every_hypothesis(
-                *model_of(settings.segmenter, device, settings.precision), store, np.asarray(point)
-            )
+            model, info = model_of(settings.segmenter, device, settings.precision)
+            tried = every_hypothesis(model, info, store, np.asarray(point, float))
         chosen, doubts = best(tried)
         instances.append(of_click(store, chosen, i))
         doubted.append(doubts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,8 +79,8 @@ def tiles(shape: Shape3, multiple: int) -> Iterator[Box]:
 def tile_of(shape: Shape3, multiple: int, point: NDArray[np.float64]) -> Box:
     """The tile of a level that a point lies in."""
     place = np.clip(np.round(point), 0, np.array(shape) - 1)
-    inside = (all(a <= p < b for p, (a, b) in zip(place, tile, strict=True)) for tile in tiles(shape, multiple))
-    return next(itertools.compress(tiles(shape, multiple), inside))
+    every = tiles(shape, multiple)
+    return next(tile for tile in every if all(a <= p < b for p, (a, b) in zip(place, tile, strict=True)))
 
 
 def query_of(store: RunStore, descriptors: str) -> tuple[Float32, Float32]:
