@@ -40,18 +40,12 @@ def alone(settings: Json) -> bool:
 
 def masks(store: RunStore, name: str, unit: Unit) -> dict[int, Instance | None]:
     """The masks of a unit's prompts that are known, None where nothing was segmented; none if any can't be read."""
-    groups: dict[int, stored.StoredInstances] = {}
-    out: dict[int, Instance | None] = {}
+    rows = unit.params.get(KNOWN, ())
+    out: dict[int, Instance | None] = {prompt: None for prompt, _, index in rows if index < 0}
     try:
-        for prompt, number, index in unit.params.get(KNOWN, ()):
-            if index < 0:
-                out[prompt] = None
-                continue
-            if number not in groups:
-                groups[number] = stored.read(store, layout.group(layout.former(name), number))
-            z0, y0, x0, z1, y1, x1 = (int(v) for v in groups[number].box[index])
-            mask, quality = groups[number].mask(index), float(groups[number].quality[index])
-            out[prompt] = Instance(prompt, (z0, y0, x0, z1, y1, x1), mask, quality, {})
+        for prompt, group, index in stored.read_rows(store, layout.former(name), [row for row in rows if row[2] >= 0]):
+            z0, y0, x0, z1, y1, x1 = (int(v) for v in group.box[index])
+            out[prompt] = Instance(prompt, (z0, y0, x0, z1, y1, x1), group.mask(index), float(group.quality[index]), {})
     except StoreError:
         return {}
     return out

@@ -90,13 +90,9 @@ def masks(store: RunStore, name: str, settings: Json, unit: Unit) -> dict[int, I
         return {}
     sight = Sight(**settings["sight"])
     boxes, where = Boxes(store, sight.level, sight.bright), layout.seen_masks(name)
-    groups: dict[int, stored.StoredInstances] = {}
     out: dict[int, Instance | None] = {}
     try:
-        for prompt, index, row in seen:
-            if index not in groups:
-                groups[index] = stored.read(store, layout.group(where, index))
-            group = groups[index]
+        for prompt, group, row in stored.read_rows(store, where, seen):
             low: NDArray[np.int64] = np.array([a for a, _ in stored.as_box(group.box[row])])
             out[prompt] = instance_of(boxes, prompt, low, group.mask(row), float(group.quality[row]))
     except StoreError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
@@ -158,6 +158,17 @@ def write(store: RunStore, path: str, instances: StoredInstances) -> None:
 
 def read(store: RunStore, path: str) -> StoredInstances:
     return StoredInstances(**{name: store.read(layout.member(path, name)) for name in _DIMS})
+
+
+def read_rows(
+    store: RunStore, where: str, rows: Iterable[tuple[int, int, int]]
+) -> Iterator[tuple[int, StoredInstances, int]]:
+    """The group of each of some instances under a place of the store, read once; rows : prompt, group, index in it."""
+    groups: dict[int, StoredInstances] = {}
+    for prompt, number, index in rows:
+        if number not in groups:
+            groups[number] = read(store, layout.group(where, number))
+        yield prompt, groups[number], index
 
 
 def read_measured(store: RunStore, path: str) -> Measured:
